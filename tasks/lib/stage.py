@@ -1,0 +1,181 @@
+"""What every stage shares: its parameters, its report, its progress.
+
+A stage module ends with `main(__file__, Params, run)`. `main` reads the stage's section of
+params.yaml, seeds every generator, calls `run(params, stage)` and turns a `Problem` into one line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import os
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+
+PARAMS_FILE = Path("params.yaml")
+SHARED_KEYS = ("seed", "threads")  # the only keys of params.yaml that are not a stage's section
+
+P = TypeVar("P", bound=BaseModel)
+
+
+class Problem(Exception):
+    """Something the user can put right: what is wrong, where, what to do. One line, no traceback."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of one stage. All paths are relative to the workspace (the current folder)."""
+
+    name: str
+    seed: int = 0
+    threads: int = 1
+    _last: list[float] = field(default_factory=lambda: [0.0], repr=False, compare=False)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where a killed run is picked up again. Outside the stage's outs, which DVC deletes before a run."""
+        return Path(".anneal") / "checkpoints" / self.name
+
+    def seed_of(self, *words: object) -> int:
+        """A seed in [0, 2**31) for one purpose, so that no two draws of a run share a stream."""
+        text = "/".join(map(str, (self.seed, self.name, *words)))
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
+
+    def progress(self, step: int, total: int, **figures: float) -> None:
+        """Print `step/total` and figures, at most every three seconds, always for the last step."""
+        now = time.monotonic()
+        if step < total and now - self._last[0] < 3.0:
+            return
+        self._last[0] = now
+        shown = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
+        print(f"{self.name}  {step}/{total}  {shown}".rstrip(), flush=True)
+
+    def report(self, figures: Mapping[str, Any]) -> None:
+        """Write the stage's flat figures to reports/<stage>.json. No timings: a report is reproducible."""
+        for key, value in figures.items():
+            if isinstance(value, (dict, list)):
+                raise TypeError(f"reports are flat, but {self.name}.{key} is a {type(value).__name__}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise Problem(f"{self.name}: the figure {key} is {value}; the result is not usable")
+        write_json(Path("reports") / f"{self.name}.json", {k: rounded(v) for k, v in figures.items()})
+
+
+def rounded(value: Any) -> Any:
+    """Six significant digits: enough to compare runs, few enough to read."""
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON whole or not at all."""
+    with replaced(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; rename it to `path` on success, remove it on failure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_yaml(path: Path) -> Any:
+    """Read YAML 1.2 as DVC does (`2e-5` is a number); a duplicate key or an unknown tag is a Problem."""
+    try:
+        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise Problem(f"{path} does not exist; run this in the project's folder") from None
+    except UnicodeDecodeError as error:
+        raise Problem(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+    except MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        raise Problem(f"{where}: {' '.join((error.problem or 'not valid YAML').split())}") from None
+
+
+def validated(name: str, Params: type[P], section: Any, where: Path = PARAMS_FILE) -> P:
+    """Check one section against its model. Errors name file, stage, key, and the nearest right key."""
+    if not isinstance(section, dict):
+        raise Problem(f"{where}: {name}: expected a section of keys, found {section!r}")
+    try:
+        return Params(**section)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            parent = _model_at(Params, first["loc"][:-1])
+            near = difflib.get_close_matches(str(first["loc"][-1]), parent.model_fields, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(parent.model_fields))}"
+            raise Problem(f"{where}: {name}.{key} is not a key of stage {name}; {hint}") from None
+        if first["type"] == "missing":
+            raise Problem(f"{where}: {name}.{key} is missing; the stage {name} needs it") from None
+        found = json.dumps(first["input"], default=str)[:80]
+        raise Problem(f"{where}: {name}.{key}: {first['msg'].lower()}, found {found}") from None
+
+
+def _model_at(model: type[BaseModel], location: Sequence[Any]) -> type[BaseModel]:
+    for part in location:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), model)
+    return model
+
+
+def read_params(name: str, Params: type[P], path: Path = PARAMS_FILE) -> tuple[P, Stage]:
+    """The validated section of one stage, and the Stage made of the shared keys."""
+    document = read_yaml(path)
+    if not isinstance(document, dict):
+        raise Problem(f"{path}: expected sections, found {type(document).__name__}")
+    if name not in document:
+        raise Problem(f"{path}: the section {name} is missing")
+    shared = {}
+    for key, least in zip(SHARED_KEYS, (0, 1), strict=True):
+        value = document.get(key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise Problem(f"{path}: {key}: expected a whole number of at least {least}, found {value!r}")
+        shared[key] = value
+    return validated(name, Params, document[name], path), Stage(name, **shared)
+
+
+def main(file: str, Params: type[P], run: Callable[[P, Stage], None]) -> None:
+    """Run the stage of this file from the shell. Exit status 1 on a Problem, 130 on Ctrl-C."""
+    name = Path(file).stem
+    try:
+        params, stage = read_params(name, Params)
+        _prepare(stage)
+        run(params, stage)
+    except Problem as problem:
+        sys.exit(f"anneal: {problem}")
+    except KeyboardInterrupt:
+        print(f"anneal: {name}: stopped; run it again to go on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        sys.exit(f"anneal: {name}: {error.filename or 'writing'}: {error.strerror or error}; nothing earlier was changed")
+
+
+def _prepare(stage: Stage) -> None:
+    """Seed and limit the libraries that the stage imported. A stage that needs no torch does not pay for it."""
+    random.seed(stage.seed_of("random"))
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(stage.seed_of("numpy"))
+    if "torch" in sys.modules:
+        torch = sys.modules["torch"]
+        torch.set_num_threads(stage.threads)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.manual_seed(stage.seed_of("torch"))
