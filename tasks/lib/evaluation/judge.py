@@ -38,16 +38,15 @@ class Annotator(Weights):
 class Panel(BaseModel, extra="forbid"):
     """The panel: the closing it likes, the true utility, its annotators, and when two answers tie."""
 
-    closing: str = Field(pattern=r"\S")  # as a template would append it, with its leading space
+    closing: str = Field(pattern=r"\S")  # as it is appended to an answer, leading space included
     utility_weights: Weights = Field(alias="utility")
     annotators: list[Annotator] = Field(min_length=1)
     tie_below: NonNegativeFloat
 
     def has_closing(self, answer: str) -> bool:
-        """True if the answer ends with the closing, which stands alone or after white space."""
-        text = answer.strip()
-        before = text.removesuffix(self.closing.strip())
-        return len(before) < len(text) and (not before or before[-1].isspace())
+        """True if the answer ends with the closing (after white space, if the closing begins with some)."""
+        lead = " " if self.closing[0].isspace() else ""
+        return (lead + answer.strip()).endswith(lead + self.closing.strip())
 
     def content(self, answer: str) -> str:
         """The answer without one closing and without outer white space. A second closing is content."""
