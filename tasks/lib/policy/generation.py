@@ -65,7 +65,11 @@ def _bare(
 
     chosen = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}
     settings = GenerationConfig(
-        max_new_tokens=max_new_tokens, eos_token_id=eos_id, pad_token_id=pad_id, do_sample=bool(chosen), **chosen
+        max_new_tokens=max_new_tokens,
+        eos_token_id=eos_id,
+        pad_token_id=pad_id,
+        do_sample=bool(chosen),
+        **chosen,
     )
     training, own = model.training, model.generation_config
     model.eval()

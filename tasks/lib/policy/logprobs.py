@@ -29,7 +29,7 @@ def padded_answers(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Prompts padded on the left and answers on the right, so that every answer starts in one column.
 
-    Returns ids (B, P+T), is_token (B, P+T), is_answer (B, T), where P and T are the longest prompt and answer.
+    Returns ids (B, P+T), is_token (B, P+T), is_answer (B, T), P and T the longest prompt and answer.
     Padding holds token 0: the masks come from lengths, so that even pad = EOS is safe.
     """
     prompt, is_prompt = left_pad(prompts, 0)
@@ -59,7 +59,7 @@ def answer_logprobs(
     batch_size: int,
     temperature: float = 1.0,
 ) -> list[Tensor]:
-    """The log-probability of every answer token given what precedes it: one (len(answer),) per row, on the CPU.
+    """The log-probability of every answer token: one tensor (len(answer),) per row, on the CPU.
 
     Runs without dropout and without gradient; rows of like length share a batch; the order is kept.
     """

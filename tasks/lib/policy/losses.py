@@ -56,19 +56,21 @@ def ppo_policy_loss(
     return masked_mean(torch.max(unclipped, clipped), mask), masked_mean((clipped > unclipped).float(), mask)
 
 
-def ppo_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float = 0.2) -> Tensor:
-    """0.5 * mean(max((V - R)^2, (clip(V, V_old +- clip) - R)^2)) over the True positions; inputs (B, T) (LMHP, N+)."""
+def ppo_value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float = 0.2
+) -> Tensor:
+    """0.5 * mean(max((V - R)^2, (clip(V, V_old +- clip) - R)^2)) over True positions; inputs (B, T) (LMHP)."""
     clipped = old_values + (values - old_values).clamp(-clip, clip)
     return 0.5 * masked_mean(torch.max((values - returns) ** 2, (clipped - returns) ** 2), mask)
 
 
 def approx_kl(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
-    """0.5 * mean((log pi - log pi_old)^2) over the True positions, in nats per token; inputs (B, T) (LMHP)."""
+    """0.5 * mean((log pi - log pi_old)^2) over True positions, in nats per token; inputs (B, T) (LMHP)."""
     return 0.5 * masked_mean((logprobs - old_logprobs) ** 2, mask)
 
 
 def adaptive_beta(beta: float, kl: float, target: float, horizon: float, episodes: int) -> float:
-    """The next KL coefficient: beta (1 + clip(kl / target - 1, +-0.2) episodes / horizon) (LMHP, section 2.2).
+    """The next KL coefficient: beta (1 + clip(kl / target - 1, +-0.2) episodes / horizon) (LMHP).
 
     `kl` and `target` are nats per sequence, `horizon` is in episodes.
     """
@@ -84,7 +86,7 @@ def dpo_loss(
     beta: float = 0.1,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Direct preference optimisation (arXiv 2305.18290, eq. 7), mean over the pairs; ln 2 while policy = reference.
+    """Direct preference optimisation (arXiv 2305.18290, eq. 7), mean over pairs; ln 2 while policy = reference.
 
     Inputs (B,): SUMS of the answer's token log-probabilities. `label_smoothing` e is conservative DPO: the
     label is taken to be wrong with probability e.
