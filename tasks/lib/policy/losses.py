@@ -59,7 +59,7 @@ def ppo_policy_loss(
 def ppo_value_loss(
     values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float = 0.2
 ) -> Tensor:
-    """0.5 * mean(max((V - R)^2, (clip(V, V_old +- clip) - R)^2)) over True positions; inputs (B, T) (LMHP)."""
+    """0.5 * mean(max((V - R)^2, (clip(V, V_old +- clip) - R)^2)) over True positions; inputs (B, T)."""
     clipped = old_values + (values - old_values).clamp(-clip, clip)
     return 0.5 * masked_mean(torch.max((values - returns) ** 2, (clipped - returns) ** 2), mask)
 
@@ -86,7 +86,7 @@ def dpo_loss(
     beta: float = 0.1,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Direct preference optimisation (arXiv 2305.18290, eq. 7), mean over pairs; ln 2 while policy = reference.
+    """Direct preference optimisation (arXiv 2305.18290, eq. 7), mean over pairs; ln 2 if policy = reference.
 
     Inputs (B,): SUMS of the answer's token log-probabilities. `label_smoothing` e is conservative DPO: the
     label is taken to be wrong with probability e.
