@@ -1,0 +1,238 @@
+"""A tokenizer as GGUF describes it, and what llama.cpp makes of that description.
+
+llama.cpp's own converter knows a tokenizer by a hash and so refuses every self-trained one. Here the
+vocabulary is read from tokenizer.json, what is not known is refused, and `encode` tokenises from the
+description alone, by llama.cpp's rules (src/llama-vocab.cpp), so that parity can compare the ids.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerBase
+
+from tasks.lib.stage import Problem
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # gguf.TokenType
+
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+# llama.cpp's name of a pre-tokenizer -> the steps of tokenizer.json it stands for, the splits it makes
+PRE_TOKENIZERS: dict[str, tuple[list[str], list[str]]] = {
+    "gpt-2": (["bytes of words"], [GPT2]),
+    "smollm": (["digits", "bytes of words"], [r"\p{N}", GPT2]),
+    "llama-bpe": (["split " + LLAMA3, "bytes"], [LLAMA3]),
+    "qwen2": (["split " + QWEN2, "bytes"], [QWEN2]),
+}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokenizer keys of a GGUF file. `tokens[i]` is token i; `types[i]` is its gguf.TokenType."""
+
+    model: str  # "gpt2" (byte-level BPE) or "llama" (SentencePiece BPE with byte fallback)
+    pre: str  # name of the pre-tokenizer; "default" for model llama
+    tokens: list[str]
+    types: list[int]
+    merges: list[str]  # "left right", best first; empty for model llama
+    scores: list[float]  # higher merges first; empty for model gpt2
+    bos: int | None
+    eos: int | None
+    pad: int | None
+    unk: int | None
+    adds_bos: bool
+    adds_space: bool  # model llama only: the engine ignores it for gpt2
+    chat_template: str | None
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        return {token: index for index, token in enumerate(self.tokens)}
+
+    @cached_property
+    def _specials(self) -> re.Pattern[str] | None:
+        kinds = (CONTROL, USER_DEFINED, UNKNOWN)
+        texts = [token for token, kind in zip(self.tokens, self.types, strict=True) if kind in kinds]
+        longest_first = sorted(texts, key=len, reverse=True)
+        return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if texts else None
+
+    @cached_property
+    def _byte_bpe(self) -> Tokenizer:
+        merges = [tuple(merge.split(" ", 1)) for merge in self.merges]
+        ordinary = {token: index for token, index in self.ids.items() if self.types[index] == NORMAL}
+        bpe = models.BPE(vocab=ordinary, merges=merges, ignore_merges=self.pre == "llama-bpe")
+        engine = Tokenizer(bpe)
+        splits: list[Any] = [
+            pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PRE_TOKENIZERS[self.pre][1]
+        ]
+        engine.pre_tokenizer = pre_tokenizers.Sequence(
+            [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        )
+        engine.decoder = decoders.ByteLevel()
+        return engine
+
+    def encode(self, text: str, add_special: bool = True) -> list[int]:
+        """The ids that llama.cpp gives the text, special tokens in it parsed (llama_vocab::tokenize)."""
+        ids = [self.bos] if add_special and self.adds_bos and self.bos is not None else []
+        for piece in self._specials.split(text) if self._specials else [text]:
+            if not piece:
+                continue
+            if self._specials and self._specials.fullmatch(piece):
+                ids.append(self.ids[piece])
+            elif self.model == "gpt2":
+                ids.extend(self._byte_bpe.encode(piece).ids)
+            else:
+                ids.extend(self._sentencepiece(piece))
+        return ids
+
+    def _sentencepiece(self, text: str) -> list[int]:
+        """llm_tokenizer_spm: merge the neighbours whose union has the highest score, leftmost first."""
+        symbols = list((" " * self.adds_space + text).replace(" ", "\u2581"))
+        following = [*range(1, len(symbols)), -1]
+        preceding = list(range(-1, len(symbols) - 1))
+        queue: list[tuple[float, int, int, str]] = []
+
+        def offer(left: int, right: int) -> None:
+            if left >= 0 and right >= 0 and (index := self.ids.get(union := symbols[left] + symbols[right])):
+                heapq.heappush(queue, (-self.scores[index], left, right, union))
+
+        for left, right in enumerate(following):
+            offer(left, right)
+        while queue:
+            _, left, right, union = heapq.heappop(queue)
+            if following[left] != right or symbols[left] + symbols[right] != union:
+                continue  # one of the two was merged meanwhile
+            symbols[left], symbols[right] = union, ""
+            following[left], preceding[right] = following[right], -1
+            if following[left] >= 0:
+                preceding[following[left]] = left
+            following[right] = -1
+            offer(preceding[left], left)
+            offer(left, following[left])
+        ids = []
+        for symbol in filter(None, symbols):
+            known = self.ids.get(symbol)
+            ids.extend([known] if known is not None else [self.ids[f"<0x{b:02X}>"] for b in symbol.encode()])
+        return ids
+
+
+def describe(tokenizer: PreTrainedTokenizerBase, size: int) -> Vocabulary:
+    """The GGUF description of a fast tokenizer for a model with `size` embedding rows.
+
+    Raises Problem when llama.cpp has no rule for what tokenizer.json asks for.
+    """
+    layout = json.loads(tokenizer.backend_tokenizer.to_str())
+    if layout["model"]["type"] != "BPE":
+        raise _unknown(f"a {layout['model']['type']} model")
+    is_byte_level = not layout["model"].get("byte_fallback")
+    pre = _pre_tokenizer(layout) if is_byte_level else _sentencepiece_layout(layout)
+    tokens, types = _tokens(layout, size, is_byte_level)
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in layout["model"]["merges"]]
+    plain = tokenizer("a").input_ids
+    if plain[-1] == tokenizer.eos_token_id:
+        raise _unknown("an end token after every text")
+    return Vocabulary(
+        model="gpt2" if is_byte_level else "llama",
+        pre=pre,
+        tokens=tokens,
+        types=types,
+        merges=merges if is_byte_level else [],
+        scores=[] if is_byte_level else _scores(tokens, merges),
+        bos=tokenizer.bos_token_id,
+        eos=tokenizer.eos_token_id,
+        pad=tokenizer.pad_token_id,
+        unk=tokenizer.unk_token_id,
+        adds_bos=bool(plain) and plain[0] == tokenizer.bos_token_id,
+        adds_space=not is_byte_level,
+        chat_template=_without_generation_tags(tokenizer.chat_template),
+    )
+
+
+def adds_prefix_space(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """True if the byte-level tokenizer puts a space before a text. llama.cpp never does: the text must."""
+    return '"add_prefix_space":true' in tokenizer.backend_tokenizer.to_str().replace(" ", "")
+
+
+def _pre_tokenizer(layout: dict[str, Any]) -> str:
+    """llama.cpp's name for the pre-tokenizer of a byte-level BPE."""
+    if layout["normalizer"] is not None:
+        raise _unknown(f"the normalizer {layout['normalizer']['type']}")
+    first = layout["pre_tokenizer"] or {"type": "no pre-tokenizer"}
+    steps = []
+    for step in first.get("pretokenizers", [first]):
+        if step["type"] == "ByteLevel":
+            steps.append("bytes of words" if step.get("use_regex", True) else "bytes")
+        elif step["type"] == "Digits" and step["individual_digits"]:
+            steps.append("digits")
+        elif step["type"] == "Split" and step["behavior"] == "Isolated" and not step["invert"]:
+            steps.append("split " + step["pattern"].get("Regex", ""))
+        else:
+            steps.append(step["type"])
+    for name, (known, _) in PRE_TOKENIZERS.items():
+        ignores_merges = layout["model"].get("ignore_merges", False)
+        if steps == known and (name == "llama-bpe" or not ignores_merges):
+            return name
+    raise _unknown(f"the pre-tokenizer {' + '.join(steps)}")
+
+
+def _sentencepiece_layout(layout: dict[str, Any]) -> str:
+    """Check that a BPE with byte fallback replaces spaces as SentencePiece's Llama models do."""
+    normalizer, pre = layout["normalizer"], layout["pre_tokenizer"]
+    steps = [
+        (step["type"], step.get("prepend") or step.get("content"))
+        for step in (normalizer or {}).get("normalizers", [])
+    ]
+    replaces = steps == [("Prepend", "\u2581"), ("Replace", "\u2581")] and pre is None
+    metaspace = normalizer is None and pre is not None and pre["type"] == "Metaspace" and not pre["split"]
+    if not replaces and not (metaspace and pre["prepend_scheme"] != "never"):
+        raise _unknown("a SentencePiece layout other than Llama's")
+    if missing := [b for b in range(256) if f"<0x{b:02X}>" not in layout["model"]["vocab"]]:
+        raise _unknown(f"byte fallback without a token for byte {missing[0]}")
+    return "default"
+
+
+def _tokens(layout: dict[str, Any], size: int, is_byte_level: bool) -> tuple[list[str], list[int]]:
+    """Token texts and types for ids 0..size-1; rows of the embedding without a token become UNUSED."""
+    tokens = [f"[unused {index}]" for index in range(size)]
+    types = [UNUSED] * size
+    for token, index in layout["model"]["vocab"].items():
+        tokens[index] = token
+        is_byte = not is_byte_level and re.fullmatch(r"<0x[0-9A-F]{2}>", token)
+        types[index] = BYTE if is_byte else NORMAL
+    for added in layout["added_tokens"]:
+        if flags := [flag for flag in ("lstrip", "rstrip", "single_word") if added[flag]]:
+            raise _unknown(f"the added token {added['content']!r} with {flags[0]}")
+        tokens[added["id"]] = added["content"]
+        types[added["id"]] = CONTROL if added["special"] else USER_DEFINED
+    if not is_byte_level and (unknown := layout["model"].get("unk_token")):
+        types[tokens.index(unknown)] = UNKNOWN
+    return tokens, types
+
+
+def _scores(tokens: list[str], merges: list[str]) -> list[float]:
+    """A merged token's score falls with its first merge's rank; what is never merged comes last."""
+    rank = {merge.replace(" ", ""): -float(i) for i, merge in reversed(list(enumerate(merges)))}
+    return [rank.get(token, -float(len(merges))) for token in tokens]
+
+
+def _without_generation_tags(template: str | None) -> str | None:
+    """`{% generation %}` is transformers' own tag; `{% if true %}` has the same effect on white space."""
+    if template is None:
+        return None
+    opened = re.sub(r"(\{%[-+]?\s*)generation(\s*[-+]?%\})", r"\1if true\2", template)
+    return re.sub(r"(\{%[-+]?\s*)endgeneration(\s*[-+]?%\})", r"\1endif\2", opened)
+
+
+def _unknown(what: str) -> Problem:
+    return Problem(
+        f"gguf: llama.cpp has no rule for {what} (tokenizer.json); take the gguf formats out of quantize.formats"
+    )
