@@ -1,0 +1,52 @@
+"""Lists of ids as padded tensors. Masks come from lengths, never from ids: the pad token may be the EOS."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Ids (B, T) and `is_token` (B, T), True where a token stands, padded on the left (for generation)."""
+    width = max((len(row) for row in rows), default=0)
+    ids = [[pad_id] * (width - len(row)) + list(row) for row in rows]
+    is_token = [[False] * (width - len(row)) + [True] * len(row) for row in rows]
+    return torch.tensor(ids, dtype=torch.long), torch.tensor(is_token, dtype=torch.bool)
+
+
+def right_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Ids (B, T) and `is_token` (B, T), True where a token stands, padded on the right (for scoring)."""
+    width = max((len(row) for row in rows), default=0)
+    ids = [list(row) + [pad_id] * (width - len(row)) for row in rows]
+    is_token = [[True] * len(row) + [False] * (width - len(row)) for row in rows]
+    return torch.tensor(ids, dtype=torch.long), torch.tensor(is_token, dtype=torch.bool)
+
+
+def position_ids(is_token: Tensor) -> Tensor:
+    """Positions (B, T): 0 at the first token of a row, wherever the padding stands; 0 on left padding."""
+    return (is_token.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
+def buckets(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Row numbers in batches of about equal length, the longest first (so memory runs out at once or never)."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+def minibatches(lengths: Sequence[int], batch_size: int, seed: int, *, mix: int = 50) -> list[list[int]]:
+    """Every row number once, in shuffled batches of about equal length (drawn from `mix` batches at a time).
+
+    The order is a function of the arguments alone: a resumed run gets the same one.
+    """
+    chance = random.Random(seed)
+    order = list(range(len(lengths)))
+    chance.shuffle(order)
+    batches: list[list[int]] = []
+    for start in range(0, len(order), batch_size * mix):
+        window = sorted(order[start : start + batch_size * mix], key=lambda i: -lengths[i])
+        batches += [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
+    chance.shuffle(batches)
+    return batches

@@ -1,0 +1,158 @@
+"""Checkpoints that survive `kill -9` at any moment and refuse to go on with other parameters.
+
+A checkpoint of our own loops is one safetensors file, renamed into place: it is whole or it is not there.
+Checkpoints of the Hugging Face Trainer are folders of many files: a marker written last says that one is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+MARKER = "complete.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The latest state of one run. `fingerprint` holds what must be equal for going on: parameters, input hashes."""
+
+    folder: Path
+    fingerprint: dict[str, Any]
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "checkpoint.safetensors"
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], state: Any) -> None:
+        """Replace the checkpoint by this one. A kill in the middle leaves the earlier one."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = {"fingerprint": self.fingerprint, "step": step, "state": state}
+        temporary = self.file.with_suffix(".partial")
+        owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        save_file(owned, temporary, metadata={"content": json.dumps(content)})
+        _sync(temporary)
+        temporary.replace(self.file)
+
+    def load(self) -> tuple[int, dict[str, Tensor], Any] | None:
+        """(step, tensors, state) of the checkpoint; None when there is none of this fingerprint."""
+        if not self.file.is_file():
+            return None
+        try:
+            with safe_open(self.file, "pt") as file:
+                content = json.loads(file.metadata()["content"])
+                changed = changed_key(content["fingerprint"], self.fingerprint)
+                if changed is None:
+                    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+                    return content["step"], tensors, content["state"]
+        except (SafetensorError, ValueError, KeyError, TypeError):
+            changed = f"{self.file.name} cannot be read"
+        _discard(self.folder, changed)
+        return None
+
+    def clear(self) -> None:
+        """Remove the checkpoint: the run is done."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def changed_key(old: Any, new: Any, where: str = "") -> str | None:
+    """`key: old -> new` for the first difference of two fingerprints, None when they are equal."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        pairs = ((key, old.get(key), new.get(key)) for key in sorted({*old, *new}))
+        return next((found for key, a, b in pairs if (found := changed_key(a, b, f"{where}.{key}" if where else key))), None)
+    # through JSON, because that is what a stored fingerprint went through: tuples and lists are the same
+    if json.dumps(old, sort_keys=True, default=str) == json.dumps(new, sort_keys=True, default=str):
+        return None
+    return f"{where} changed from {_short(old)} to {_short(new)}"
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str = "optimizer.") -> dict[str, Tensor]:
+    """The state of a torch optimiser (AdamW, Muon, ...) as named tensors; numbers become 0-d float64 tensors.
+
+    Learning rates are not part of it: a loop sets them from its step.
+    """
+    flat = {}
+    for index, entries in optimizer.state_dict()["state"].items():
+        for name, value in entries.items():
+            if value is not None:
+                flat[f"{prefix}{index}.{name}"] = value if isinstance(value, Tensor) else torch.tensor(float(value)).double()
+    return flat
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str = "optimizer.") -> None:
+    """Put back what `optimizer_tensors` gave, into an optimiser over the same parameters in the same order."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith(prefix):
+            index, name = key.removeprefix(prefix).split(".", 1)
+            state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def random_tensors() -> dict[str, Tensor]:
+    """The state of torch's generators (CPU, and CUDA if there is one)."""
+    states = {"random.cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["random.cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def restore_random(tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `random_tensors` gave."""
+    torch.set_rng_state(tensors["random.cpu"])
+    if "random.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["random.cuda"])
+
+
+def mark_complete(folder: Path, fingerprint: dict[str, Any]) -> None:
+    """Say that a Trainer's checkpoint folder is whole. Called after its last file was written."""
+    for file in folder.iterdir():
+        if file.is_file():
+            _sync(file)
+    temporary = folder / f".{MARKER}"
+    temporary.write_text(json.dumps(fingerprint, default=str))
+    _sync(temporary)
+    temporary.replace(folder / MARKER)
+
+
+def hf_checkpoint(folder: Path, fingerprint: dict[str, Any]) -> Path | None:
+    """The last complete `checkpoint-N` of the Trainer under `folder`, to resume from.
+
+    Incomplete ones are removed. Those of another fingerprint are discarded with a line that names the changed key.
+    """
+    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(re.sub(r"\D", "", p.name) or 0), reverse=True)
+    complete = [path for path in found if (path / MARKER).is_file()]
+    for path in set(found) - set(complete):
+        shutil.rmtree(path, ignore_errors=True)
+    if not complete:
+        return None
+    changed = changed_key(json.loads((complete[0] / MARKER).read_text()), fingerprint)
+    if changed is None:
+        return complete[0]
+    _discard(folder, changed)
+    return None
+
+
+def _discard(folder: Path, reason: str) -> None:
+    print(f"{folder.name}: the checkpoint is discarded and the run starts anew: {reason}", flush=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())

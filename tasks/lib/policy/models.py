@@ -1,0 +1,227 @@
+"""Model folders: loading, saving, hashing, and taking in a model from elsewhere.
+
+A model of the line is a folder with config.json, *.safetensors and the tokenizer's files. Nothing that
+could run code is read: no pickles, no `auto_map` modules.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import logging as transformers_logging
+
+from tasks.lib.policy.chat import default_template, turn_end
+from tasks.lib.stage import Problem
+
+FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
+TEMPLATE_LIMIT = 200_000  # characters: of a chat template, and of what it makes of a short conversation
+
+transformers_logging.disable_progress_bar()
+
+
+def device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_tokenizer(path: str | Path) -> Any:
+    """The tokenizer of a model folder. Problem when it is missing, broken, or without EOS or pad token."""
+    folder = _folder(path)
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
+        raise Problem(f"{folder}: no tokenizer files; put the model's tokenizer.json there")
+    _refuse_code(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        raise Problem(f"{folder}: the tokenizer cannot be read: {_first_line(error)}") from None
+    if tokenizer.eos_token_id is None:
+        raise Problem(f"{folder}: the tokenizer has no EOS token; answers could not end")
+    return tokenizer
+
+
+def load_policy(path: str | Path, *, dtype: torch.dtype = torch.float32) -> Any:
+    """The causal language model of a folder, in eval mode on `device()`, without dropout.
+
+    Problem when the folder holds no safetensors, an adapter only, code, another kind of model, tensors that are
+    missing (transformers would fill them with random numbers without a word) or are not finite.
+    """
+    folder = _folder(path)
+    check_weight_files(folder)
+    _refuse_code(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            raise Problem(f"{folder}: {config.model_type} is not a causal language model of transformers")
+        for key, value in config.to_dict().items():
+            if isinstance(value, float) and re.search(r"dropout|pdrop", key):
+                setattr(config, key, 0.0)  # post-training compares log-probs of two passes: dropout would be noise
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True,
+            output_loading_info=True,
+        )
+    except Problem:
+        raise
+    except Exception as error:  # safetensors, OS, configuration and shape errors have no common class
+        raise Problem(f"{folder}: the model cannot be read: {_first_line(error)}") from None
+    for what in ("missing_keys", "mismatched_keys"):
+        if info[what]:
+            first = sorted(map(str, info[what]))[0]
+            raise Problem(f"{folder}: {len(info[what])} {what.replace('_keys', '')} tensors, first {first}; "
+                          "they would be random: restore the folder")
+    for name, tensor in model.state_dict().items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise Problem(f"{folder}: the tensor {name} holds NaN or infinity; restore the folder or train it again")
+    return model.eval().to(device())
+
+
+def check_weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder in name order, each one the index names present. Problem otherwise."""
+    files = sorted(folder.glob("*.safetensors"))
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            named = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError):
+            raise Problem(f"{index}: not an index of safetensors files; restore the folder") from None
+        for name in named:
+            if not (folder / Path(name).name).is_file():
+                raise Problem(f"{folder}: {name} is missing, but the index names it; restore the folder")
+    if (folder / "adapter_config.json").is_file():
+        raise Problem(f"{folder} holds an adapter, not a model; merge it into its base model first")
+    if not (folder / "config.json").is_file():
+        raise Problem(f"{folder}: config.json is missing; this is not a transformers model folder")
+    if not files:
+        others = sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt", ".gguf"})
+        found = f"only {others[0]}, which is not loaded: convert it to safetensors" if others else "restore the folder"
+        raise Problem(f"{folder}: no *.safetensors; {found}")
+    if len(files) > 1 and not index.is_file():
+        raise Problem(f"{folder}: {len(files)} safetensors files but no model.safetensors.index.json")
+    return files
+
+
+def weights_hash(path: str | Path) -> str:
+    """sha256 over the folder's safetensors files in name order (64 hex digits)."""
+    digest = hashlib.sha256()
+    for file in check_weight_files(_folder(path)):
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def save_model(model: Any, tokenizer: Any, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
+    """Write a model folder whole or not at all; the same weights give the same bytes."""
+    for name, tensor in model.state_dict().items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise Problem(f"{path}: not written, because the tensor {name} holds NaN or infinity; lower the learning rate")
+    if tokenizer.eos_token_id is not None:
+        model.config.eos_token_id = tokenizer.eos_token_id
+        model.config.pad_token_id = tokenizer.pad_token_id
+        model.generation_config = _generation_config(model, tokenizer)
+    with replaced_folder(Path(path)) as folder:
+        model.to(dtype).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def replaced_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside `path` that takes its place on success and vanishes on failure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh, stale = (path.with_name(f".{path.name}.{os.getpid()}.{word}") for word in ("partial", "stale"))
+    try:
+        fresh.mkdir()
+        yield fresh
+        if path.exists():
+            path.replace(stale)
+        fresh.replace(path)
+    finally:
+        for folder in (fresh, stale):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def materialise(name_or_path: str, revision: str | None, into: str | Path) -> dict[str, Any]:
+    """Make a Hub model at a pinned revision, or a local folder, a model of the line at `into`.
+
+    Adds what post-training needs and the model may lack: a pad token (unk, else EOS), a chat template with
+    `{% generation %}`, and as EOS the token that ends a turn of that template. Returns flat facts for a report.
+    """
+    source, commit = _fetched(name_or_path, revision)
+    model, tokenizer = load_policy(source), load_tokenizer(source)
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        raise Problem(f"{name_or_path}: the tokenizer has {len(tokenizer)} tokens, the model "
+                      f"{model.get_input_embeddings().weight.shape[0]} embeddings; they do not belong together")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    given = tokenizer.chat_template
+    if given is not None and (not isinstance(given, str) or len(given) > TEMPLATE_LIMIT):
+        raise Problem(f"{name_or_path}: expected one chat template of at most {TEMPLATE_LIMIT} characters")
+    tokenizer.chat_template = default_template(tokenizer)
+    tokenizer.eos_token = turn_end(tokenizer, TEMPLATE_LIMIT)
+    save_model(model, tokenizer, into)
+    return {
+        "source": Path(name_or_path).name if commit is None else name_or_path,  # no absolute paths in reports
+        "revision": commit, "parameters": sum(p.numel() for p in model.parameters()),
+        "template": "given" if tokenizer.chat_template == given else "patched" if given else "added",
+        "weights": weights_hash(into),
+    }
+
+
+def _fetched(name: str, revision: str | None) -> tuple[Path, str | None]:
+    local = Path(name)
+    if local.exists():
+        return _folder(local), None
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) or local.suffix in {".gguf", ".bin", ".pt", ".safetensors"}:
+        raise Problem(f"{name}: no such folder, and not the id of a model on the Hub")
+    if revision is None or revision in {"main", "master"}:
+        raise Problem(f"{name}: a Hub model needs a revision that does not move: a commit (40 hex digits) or a tag")
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
+    except Exception as error:  # offline, absent, gated: each its own class
+        raise Problem(f"{name}@{revision}: cannot be downloaded: {_first_line(error)}") from None
+    return _folder(folder), folder.name
+
+
+def _folder(path: str | Path) -> Path:
+    folder = Path(path)
+    if not folder.exists():
+        raise Problem(f"{folder} does not exist; run the stage that makes it, or correct the path")
+    if not folder.is_dir():
+        raise Problem(f"{folder} is a file; a folder with config.json and *.safetensors is needed")
+    return folder
+
+
+def _refuse_code(folder: Path) -> None:
+    for file in (folder / "config.json", folder / "tokenizer_config.json"):
+        try:
+            content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        except (ValueError, RecursionError):
+            raise Problem(f"{file}: not valid JSON; restore the folder") from None
+        if isinstance(content, dict) and "auto_map" in content:
+            raise Problem(f"{file}: auto_map asks to run code that came with the model; only transformers' own models load")
+
+
+def _generation_config(model: Any, tokenizer: Any) -> GenerationConfig:
+    """Greedy by default. Ends that the model came with stay: stories260K also stops at its BOS."""
+    earlier = getattr(model.generation_config, "eos_token_id", None)
+    ends = {*(earlier if isinstance(earlier, list) else [earlier] if earlier is not None else []), tokenizer.eos_token_id}
+    return GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=sorted(ends) if len(ends) > 1 else tokenizer.eos_token_id,
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
