@@ -1,0 +1,209 @@
+"""Label Studio: the tasks that annotators get, and the full JSON export that comes back.
+
+Three labelling configurations are understood: Pairwise (with an optional choice `tie` or a degree), Ranker,
+and Ranker with buckets (answers in one bucket are equal). Checked with exports of Label Studio 1.23.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import quoteattr
+
+from tasks.lib.preferences.rankings import Dropped, Judgement, Messages
+from tasks.lib.stage import Problem
+
+Row = dict[str, Any]
+UNASSIGNED = "_"  # the column of a bucket ranker where the answers start
+# how clear a preference is, as Llama 2 (arXiv 2307.09288, section 3.2.2) spaces its margins
+STRENGTHS = {"significantly": 1.0, "much": 1.0, "clearly": 2 / 3, "slightly": 1 / 3, "negligibly": 0.0}
+_GOOD, _BAD = {"best", "good", "top", "first"}, {"bad", "worst", "poor", "last"}
+
+
+# --- out: tasks ---
+
+
+def bucket_names(answers: int) -> list[str]:
+    """One bucket per possible rank, best first. The order survives Label Studio's JSON columns on Postgres."""
+    return [f"rank {place}" for place in range(1, answers + 1)]
+
+
+def labelling_config(answers: int) -> str:
+    """The labelling configuration for `task`: a bucket ranker, because a plain ranker cannot say "equal"."""
+    buckets = "".join(f"<Bucket name={quoteattr(n)} title={quoteattr(n)}/>" for n in bucket_names(answers))
+    return (
+        '<View>\n  <Text name="prompt" value="$prompt"/>\n'
+        '  <List name="responses" value="$responses" title="Answers"/>\n'
+        f'  <Ranker name="rank" toName="responses">{buckets}</Ranker>\n</View>\n'
+    )
+
+
+def task(candidate: Mapping[str, Any], seed: int) -> Row:
+    """The `data` of one task. Answers are shown in an order shuffled by task, so that position says nothing.
+
+    The list records the shown order; the number in an answer's id is its place in the candidate.
+    """
+    shown = list(range(len(candidate["answers"])))
+    random.Random(f"{seed}/{candidate['id']}").shuffle(shown)
+    responses = [
+        {"id": f"{candidate['id']}-{place}", "title": f"Answer {number}", "body": candidate["answers"][place]}
+        for number, place in enumerate(shown, 1)
+    ]
+    return {
+        "prompt": _as_text(candidate["prompt"]),
+        "prompt_id": candidate["id"],
+        "messages": candidate["prompt"],
+        "responses": responses,
+    }
+
+
+def _as_text(messages: Messages) -> str:
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
+
+
+# --- in: exports ---
+
+
+def read(
+    path: Path, rows: Iterator[tuple[int, Row]], *, buckets: Sequence[str], untouched_seconds: float
+) -> Iterator[Judgement | Dropped]:
+    """The judgements of a full JSON export, and what is none: cancelled, abstained, untouched, unannotated.
+
+    `buckets`: the names of a bucket ranker's buckets, best first; empty takes the order of the export.
+    """
+    for number, row in rows:
+        if not row["annotations"]:
+            yield Dropped(f"{path}:{number}", "unannotated", "a task without annotations")
+        for annotation in row["annotations"]:
+            where = f"{path}:{number}:annotation {annotation.get('id')}"
+            if "was_cancelled" not in annotation or not isinstance(annotation.get("result"), list):
+                raise Problem(f"{where}: expected was_cancelled and result; export as JSON, not as JSON-MIN or CSV")
+            if annotation["was_cancelled"]:
+                yield Dropped(where, "cancelled", "the annotator skipped the task")
+                continue
+            verdict = _verdict(where, row["data"], annotation, buckets, untouched_seconds)
+            if isinstance(verdict, Dropped):
+                yield verdict
+                continue
+            answers, ranks, strength = verdict
+            yield Judgement(
+                where=where,
+                prompt=prompt_of(where, row["data"]),
+                answers=answers,
+                ranks=ranks,
+                annotator=_annotator(where, annotation),
+                source=str(row["data"].get("source") or path.stem),
+                license=row["data"].get("license"),
+                strength=strength,
+                order=(str(annotation.get("updated_at", "")), int(annotation.get("id") or 0)),
+            )
+
+
+def prompt_of(where: str, data: Row) -> Messages:
+    """The prompt of a row as messages: its `messages`, or its `prompt` (text or messages)."""
+    prompt = data.get("messages", data.get("prompt"))
+    if isinstance(prompt, str) and prompt.strip():
+        return [{"role": "user", "content": prompt}]
+    if not isinstance(prompt, list) or not prompt:
+        raise Problem(f"{where}:prompt: expected text or messages, found {str(prompt)[:60]!r}; name the field `prompt`")
+    for message in prompt:
+        fields = message if isinstance(message, dict) else {}
+        if fields.get("role") not in ("system", "user", "assistant") or not isinstance(fields.get("content"), str):
+            raise Problem(f"{where}:prompt: expected messages of role and content, found {str(message)[:60]!r}")
+    return [{"role": message["role"], "content": message["content"]} for message in prompt]
+
+
+def _annotator(where: str, annotation: Row) -> str:
+    who = annotation.get("completed_by")
+    if isinstance(who, dict):  # older exports; the e-mail address stays out of data sets and reports
+        who = who.get("id")
+    if not isinstance(who, (int, str)) or isinstance(who, bool):
+        raise Problem(f"{where}:completed_by: expected the annotator's number, found {str(who)[:60]!r}")
+    return str(who)
+
+
+def _verdict(
+    where: str, data: Row, annotation: Row, buckets: Sequence[str], untouched_seconds: float
+) -> tuple[list[str], list[int], float | None] | Dropped:
+    """(answers, ranks, strength) of one annotation, or why it is no ranking."""
+    results = {result.get("type"): result.get("value", {}) for result in annotation["result"]}
+    words = [str(word).lower() for word in results.get("choices", {}).get("choices", [])]
+    if "pairwise" in results or "tie" in words:
+        answers = _two_answers(where, data)
+        side = results.get("pairwise", {}).get("selected")
+        if "tie" in words:
+            return answers, [0, 0], 0.0
+        if side not in ("left", "right"):
+            raise Problem(f"{where}:selected: expected left or right, found {str(side)[:60]!r}")
+        strength = next((STRENGTHS[word] for word in words if word in STRENGTHS), None)
+        return answers, [0, 1] if side == "left" else [1, 0], strength
+    if "ranker" in results:
+        return _ranking(where, data, results["ranker"]["ranker"], annotation.get("lead_time"), buckets, untouched_seconds)
+    if "rating" in results:
+        raise Problem(f"{where}: holds a rating of one answer; rankings need answers that were compared")
+    return Dropped(where, "abstained", "submitted without a verdict")
+
+
+def _two_answers(where: str, data: Row) -> list[str]:
+    """The left and the right text: the two fields whose names differ only in a/b, 1/2 or left/right."""
+    found = []
+    for name in data:
+        match = re.fullmatch(r"(.*?)(a|1|left)", name, re.IGNORECASE)
+        if match:
+            other = {"a": "b", "1": "2", "left": "right"}[match[2].lower()]
+            partner = match[1] + (other.upper() if match[2].isupper() else other)
+            if isinstance(data[name], str) and isinstance(data.get(partner), str):
+                found.append([data[name], data[partner]])
+    if len(found) != 1:
+        raise Problem(f"{where}:data: expected two answers such as response_a and response_b, found {', '.join(data)}")
+    return found[0]
+
+
+def _ranking(
+    where: str, data: Row, ranker: dict[str, list], lead_time: float | None, buckets: Sequence[str], untouched_seconds: float
+) -> tuple[list[str], list[int], None] | Dropped:
+    shown = _listed_answers(where, data)
+    ids = [str(one) for column in ranker.values() for one in column]
+    if unknown := [one for one in ids if one not in shown]:
+        raise Problem(f"{where}: ranks the answer {unknown[0]}, which the task does not list")
+    if len(set(ids)) < len(ids):
+        raise Problem(f"{where}: ranks an answer twice")
+    if len(ranker) == 1:  # a plain ranker: its only column is the ranking, whatever its name
+        if ids == list(shown) and lead_time is not None and lead_time < untouched_seconds:
+            return Dropped(where, "untouched", f"the shown order, submitted after {lead_time:g} s")
+        return [shown[one] for one in ids], list(range(len(ids))), None
+    if len(ids) > 1 and len(ranker.get(UNASSIGNED, [])) == len(ids):
+        return Dropped(where, "untouched", "no answer was put into a bucket")
+    order = _bucket_order(where, [name for name in ranker if name != UNASSIGNED], buckets)
+    rank = {str(one): place for place, name in enumerate(order) for one in ranker[name]}
+    kept = [one for one in shown if one in rank]  # what stayed unassigned was not judged
+    return [shown[one] for one in kept], [rank[one] for one in kept], None
+
+
+def _listed_answers(where: str, data: Row) -> dict[str, str]:
+    """id -> text of the answers, in the order in which they were shown."""
+    lists = [v for v in data.values() if isinstance(v, list) and v and all(isinstance(i, dict) and "id" in i for i in v)]
+    if len(lists) != 1:
+        raise Problem(f"{where}:data: expected one list of answers with ids, found {len(lists)}")
+    texts = {str(item["id"]): item.get("body", item.get("html", item.get("title"))) for item in lists[0]}
+    if len(texts) < len(lists[0]) or not all(isinstance(text, str) for text in texts.values()):
+        raise Problem(f"{where}:data: expected answers with an id of their own and a body of text")
+    return texts
+
+
+def _bucket_order(where: str, found: list[str], stated: Sequence[str]) -> list[str]:
+    """Best first. Label Studio on Postgres may reorder keys, so an order that looks turned round is refused."""
+    if stated:
+        if set(found) != set(stated):
+            raise Problem(f"{where}: has the buckets {', '.join(found)}; preferences.buckets says {', '.join(stated)}")
+        return list(stated)
+    good = [i for i, name in enumerate(found) if name.lower() in _GOOD]
+    bad = [i for i, name in enumerate(found) if name.lower() in _BAD]
+    if good and bad and min(bad) < max(good):
+        raise Problem(f"{where}: lists the buckets {', '.join(found)}; name them best first in preferences.buckets")
+    return found
