@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -102,7 +102,10 @@ class Vocabulary:
         queue: list[tuple[float, int, int, str]] = []
 
         def offer(left: int, right: int) -> None:
-            if left >= 0 and right >= 0 and (index := self.ids.get(union := symbols[left] + symbols[right])):
+            if left < 0 or right < 0:
+                return
+            union = symbols[left] + symbols[right]
+            if (index := self.ids.get(union)) is not None:
                 heapq.heappush(queue, (-self.scores[index], left, right, union))
 
         for left, right in enumerate(following):
@@ -140,7 +143,7 @@ def describe(tokenizer: PreTrainedTokenizerBase, size: int) -> Vocabulary:
     plain = tokenizer("a").input_ids
     if plain[-1] == tokenizer.eos_token_id:
         raise _unknown("an end token after every text")
-    return Vocabulary(
+    vocabulary = Vocabulary(
         model="gpt2" if is_byte_level else "llama",
         pre=pre,
         tokens=tokens,
@@ -153,8 +156,9 @@ def describe(tokenizer: PreTrainedTokenizerBase, size: int) -> Vocabulary:
         unk=tokenizer.unk_token_id,
         adds_bos=bool(plain) and plain[0] == tokenizer.bos_token_id,
         adds_space=not is_byte_level,
-        chat_template=_without_generation_tags(tokenizer.chat_template),
+        chat_template=None,
     )
+    return replace(vocabulary, chat_template=_chat_template(tokenizer, vocabulary))
 
 
 def adds_prefix_space(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -224,12 +228,28 @@ def _scores(tokens: list[str], merges: list[str]) -> list[float]:
     return [rank.get(token, -float(len(merges))) for token in tokens]
 
 
-def _without_generation_tags(template: str | None) -> str | None:
-    """`{% generation %}` is transformers' own tag; `{% if true %}` has the same effect on white space."""
-    if template is None:
+def _chat_template(tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary) -> str | None:
+    """The chat template with which the engine gets the ids that the model was trained on.
+
+    `{% generation %}` is transformers' own tag; `{% if true %}` treats white space alike. Where transformers
+    puts a space before each text (`add_prefix_space`), the engine needs it in the template.
+    """
+    given = tokenizer.chat_template
+    if given is None:
         return None
-    opened = re.sub(r"(\{%[-+]?\s*)generation(\s*[-+]?%\})", r"\1if true\2", template)
-    return re.sub(r"(\{%[-+]?\s*)endgeneration(\s*[-+]?%\})", r"\1endif\2", opened)
+    plain = re.sub(r"(\{%[-+]?\s*)generation(\s*[-+]?%\})", r"\1if true\2", given)
+    plain = re.sub(r"(\{%[-+]?\s*)endgeneration(\s*[-+]?%\})", r"\1endif\2", plain)
+    spaced = re.sub(r"\bmessage(\.content|\[['\"]content['\"]\])", r"(' ' + message\1)", plain)
+    turns = [{"role": "user", "content": "One two?"}, {"role": "assistant", "content": "Three."}]
+    talk = [*turns, {"role": "user", "content": "4 five!"}]
+    trained = tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_dict=True)["input_ids"]
+    for template in (plain, spaced):
+        text = tokenizer.apply_chat_template(
+            talk, chat_template=template, add_generation_prompt=True, tokenize=False
+        )
+        if vocabulary.encode(text, add_special=False) == list(trained):
+            return template
+    raise _unknown("this chat template: it would see other tokens than the model was trained on")
 
 
 def _unknown(what: str) -> Problem:

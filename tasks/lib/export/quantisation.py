@@ -1,0 +1,127 @@
+"""Smaller weights: LLM.int8() and NF4 through bitsandbytes, and the arithmetic of integer grids.
+
+int8: vector-wise absmax, activation columns with a value >= threshold stay 16-bit (arXiv 2208.07339).
+nf4: 4-bit normal floats in blocks of 64, the scales themselves in 8 bits (arXiv 2305.14314): 4.127 bits a weight.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tasks.lib.policy.models import load_policy, load_tokenizer
+
+Kind = Literal["int8", "nf4"]
+
+
+def quiet() -> None:
+    """Silence two lines per layer that bitsandbytes prints for every CPU model, whatever one does."""
+    for name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def write_bitsandbytes(source: Path, folder: Path, kind: Kind, threshold: float, keep: list[str]) -> None:
+    """Quantise the linear layers of the model folder `source`, except modules named in `keep`.
+
+    `folder` is then a model folder that `from_pretrained` loads as it is. Always from full precision.
+    """
+    quiet()
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    how: dict[str, Any] = {"llm_int8_skip_modules": keep}
+    if kind == "int8":
+        how |= {"load_in_8bit": True, "llm_int8_threshold": threshold}
+    else:
+        how |= {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": True,
+            "bnb_4bit_compute_dtype": torch.float32,
+        }
+    model = AutoModelForCausalLM.from_pretrained(
+        source,
+        quantization_config=BitsAndBytesConfig(**how),
+        dtype=torch.float32,
+        device_map={"": "cpu"},
+        local_files_only=True,
+    )
+    model.save_pretrained(folder)
+    load_tokenizer(source).save_pretrained(folder)
+
+
+def read_model(folder: Path) -> PreTrainedModel:
+    """Load an exported model folder, quantised or not, on the CPU as its users will (fp32 arithmetic)."""
+    quiet()
+    return load_policy(folder)
+
+
+def dequantised(folder: Path) -> dict[str, Tensor]:
+    """The weights of an exported model folder in float32, named as in the model it was made from."""
+    quiet()
+    stored = load_file(folder / "model.safetensors")
+    weights = {}
+    for name, tensor in stored.items():
+        if not name.endswith(".weight"):
+            continue
+        if f"{name}.absmax" in stored:
+            weights[name] = _from_nf4(name, stored)
+        elif f"{name.removesuffix('.weight')}.SCB" in stored:
+            weights[name] = tensor.float() * stored[f"{name.removesuffix('.weight')}.SCB"][:, None] / 127
+        else:
+            weights[name] = tensor.float()
+    return weights
+
+
+def _from_nf4(name: str, stored: dict[str, Tensor]) -> Tensor:
+    from bitsandbytes.functional import QuantState, dequantize_4bit
+
+    parts = {key: value for key, value in stored.items() if key.startswith(f"{name}.")}
+    state = QuantState.from_dict(parts, device=torch.device("cpu"))
+    return dequantize_4bit(stored[name], state).float()
+
+
+def quantised_bits(folder: Path) -> float:
+    """Bits per weight of the quantised matrices alone, scales included, constant tables not."""
+    bits = count = 0
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        if name.endswith(".SCB") or name.endswith("absmax"):
+            bits += tensor.numel() * tensor.element_size() * 8
+        elif name.endswith(".weight") and not tensor.is_floating_point():
+            bits += tensor.numel() * tensor.element_size() * 8
+            count += tensor.numel() * (2 if tensor.dtype == torch.uint8 else 1)  # nf4: two weights to a byte
+    return bits / count if count else 0.0
+
+
+def weight_error(reference: dict[str, Tensor], weights: dict[str, Tensor]) -> tuple[float, float]:
+    """(max, mean) absolute difference over all weights that the two models share."""
+    most, total, count = 0.0, 0.0, 0
+    for name, tensor in weights.items():
+        if name in reference:
+            difference = (tensor.float() - reference[name].float()).abs()
+            most = max(most, difference.max().item())
+            total, count = total + difference.sum().item(), count + difference.numel()
+    return most, total / max(count, 1)
+
+
+def on_grid(weight: Tensor, bits: int, *, symmetric: bool = True, per_row: bool = True) -> Tensor:
+    """A matrix (O, I) rounded to a grid of `bits` and put back into floats ("fake quantisation").
+
+    Symmetric is absmax: scale = max|w| / (2^(bits-1) - 1). Otherwise zero-point: scale = (max - min) / (2^bits - 1)
+    and an offset. One scale per row, or one for the whole matrix.
+    """
+    kept = weight.float() if per_row else weight.float().reshape(1, -1)
+    if symmetric:
+        steps = 2 ** (bits - 1) - 1
+        scale = kept.abs().amax(1, keepdim=True).clamp(min=1e-12) / steps
+        grid = (kept / scale).round().clamp(-steps, steps) * scale
+    else:
+        low = kept.amin(1, keepdim=True)
+        scale = (kept.amax(1, keepdim=True) - low).clamp(min=1e-12) / (2**bits - 1)
+        grid = ((kept - low) / scale).round() * scale + low
+    return grid.reshape(weight.shape).to(weight.dtype)
