@@ -31,7 +31,7 @@ def position_ids(is_token: Tensor) -> Tensor:
 
 
 def buckets(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Row numbers in batches of about equal length, the longest first (so memory runs out at once or never)."""
+    """Row numbers in batches of about equal length, the longest first: memory runs out at once or never."""
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
@@ -39,7 +39,7 @@ def buckets(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
 def minibatches(lengths: Sequence[int], batch_size: int, seed: int, *, mix: int = 50) -> list[list[int]]:
     """Every row number once, in shuffled batches of about equal length (drawn from `mix` batches at a time).
 
-    The order is a function of the arguments alone: a resumed run gets the same one.
+    The short batch, if any, is the last. The order depends on the arguments alone: a resumed run gets the same.
     """
     chance = random.Random(seed)
     order = list(range(len(lengths)))
@@ -48,5 +48,7 @@ def minibatches(lengths: Sequence[int], batch_size: int, seed: int, *, mix: int 
     for start in range(0, len(order), batch_size * mix):
         window = sorted(order[start : start + batch_size * mix], key=lambda i: -lengths[i])
         batches += [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
-    chance.shuffle(batches)
-    return batches
+    rest = [batch for batch in batches if len(batch) < batch_size]
+    whole = [batch for batch in batches if len(batch) == batch_size]
+    chance.shuffle(whole)
+    return whole + rest

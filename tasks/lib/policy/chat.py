@@ -1,53 +1,65 @@
 """Conversations as token ids: the one place where prompts and answers become tokens.
 
-Prompt and answer are encoded apart and joined as ids. So training, sampling and scoring see the same ids for the
-same text, whatever a tokenizer would merge across the border (sentencepiece adds a blank at the start of a text,
-BPE without pre-tokenizer may join ":" and the answer).
+Prompt and answer are encoded apart and joined as ids. So training, sampling and scoring see the same ids for
+the same text, whatever a tokenizer would merge across the border (sentencepiece adds a blank at the start of
+a text, BPE without pre-tokenizer may join ":" and the answer).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from tasks.lib.stage import Problem
 
 Messages = Sequence[dict[str, str]]
+MARKER = "Forty-two"  # an answer to find again in what a template writes
 
-# Templates that mark the trained part. `{% generation %}` is for readers such as TRL: here the border is known.
+# `{% generation %}` marks the trained part for other readers, such as TRL: here the border is known.
 _MARKED = """{%% for message in messages %%}{%% if message.role == 'assistant' %%}%(open)s{%% generation %%}\
 {{ message.content }}%(close)s{%% endgeneration %%}%(after)s{%% else %%}%(other)s{%% endif %%}{%% endfor %%}\
 {%% if add_generation_prompt %%}%(open)s{%% endif %%}"""
-TURN_TOKENS = _MARKED % {
-    "open": "<|assistant|>", "close": "<|end|>", "after": "",
-    "other": "{{ '<|' + message.role + '|>' + message.content + '<|end|>' }}",
-}
 CHATML = _MARKED % {
-    "open": "{{ '<|im_start|>assistant\\n' }}", "close": "<|im_end|>", "after": "{{ '\\n' }}",
+    "open": "{{ '<|im_start|>assistant\\n' }}",
+    "close": "<|im_end|>",
+    "after": "{{ '\\n' }}",
     "other": "{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}",
 }
-PLAIN = _MARKED % {  # the answer has its own line: "Assistant:" + "yes" would be one unseen word for GPT-2's BPE
-    "open": "{{ 'Assistant:\\n' }}", "close": "{{ eos_token }}", "after": "{{ '\\n' }}",
-    "other": "{{ message.role | capitalize + ': ' + message.content + '\\n' }}",
-}
+PLAIN = (
+    _MARKED
+    % {  # the answer has its own line: after "Assistant:" GPT-2's BPE would want a blank, Llama's none
+        "open": "{{ 'Assistant:\\n' }}",
+        "close": "{{ eos_token }}",
+        "after": "{{ '\\n' }}",
+        "other": "{{ message.role | capitalize + ': ' + message.content + '\\n' }}",
+    }
+)
 
 
 def prompt_ids(tokenizer: Any, messages: Messages) -> list[int]:
-    """Ids of a conversation up to the place where the assistant answers. Special tokens inside the text are text."""
+    """Ids of a conversation up to where the assistant answers. Special tokens in a text are plain text."""
     added = tokenizer.get_added_vocab()
     try:
-        return list(tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, return_dict=True,
-            # twice the time, so only where a text needs it: a user must not be able to write "<|assistant|>"
-            sanitize_control_tokens=any(token in message["content"] for message in messages for token in added),
-        )["input_ids"])
+        return list(
+            tokenizer.apply_chat_template(
+                list(messages),
+                add_generation_prompt=True,
+                return_dict=True,
+                # a user must not be able to write "<|assistant|>"; it takes twice the time, so only if needed
+                sanitize_control_tokens=any(
+                    token in message["content"] for message in messages for token in added
+                ),
+            )["input_ids"]
+        )
     except Exception as error:  # templates raise their own errors, such as "roles must alternate"
         raise Problem(f"the chat template cannot show this conversation: {str(error)[:200]}") from None
 
 
 def answer_ids(tokenizer: Any, answer: str) -> list[int]:
     """Ids of an answer and the EOS. The blanks around an answer are not learned."""
-    ids = tokenizer.encode(answer.strip(), add_special_tokens=False, split_special_tokens=True)
+    text = _lead(tokenizer, tokenizer.chat_template) + answer.strip()
+    ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
     return [*ids, tokenizer.eos_token_id]
 
 
@@ -80,7 +92,7 @@ def preview(tokenizer: Any, ids: Sequence[int], is_trained: Sequence[bool]) -> s
 
 
 def default_template(tokenizer: Any) -> str:
-    """The tokenizer's own template, with `{% generation %}` where TRL knows how; else one that suits its tokens."""
+    """The tokenizer's template, with `{% generation %}` where TRL knows how; else one that suits its tokens."""
     given = tokenizer.chat_template
     if isinstance(given, str) and "{% generation" in given.replace("{%-", "{%"):
         return given
@@ -92,10 +104,7 @@ def default_template(tokenizer: Any) -> str:
             return str(get_training_chat_template(tokenizer) or given)
         except ValueError:  # not a template that TRL knows: the model was trained with it, so it stays
             return str(given)
-    if {"<|user|>", "<|assistant|>", "<|end|>"} <= added.keys():
-        body = TURN_TOKENS
-    else:
-        body = CHATML if {"<|im_start|>", "<|im_end|>"} <= added.keys() else PLAIN
+    body = CHATML if {"<|im_start|>", "<|im_end|>"} <= added.keys() else PLAIN
     begins = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
     return ("{{ bos_token }}" if begins else "") + body
 
@@ -106,14 +115,26 @@ def turn_end(tokenizer: Any, limit: int) -> str:
     Gemma ends a turn with <end_of_turn>, not with its EOS: a model trained on the wrong one would not stop.
     Problem when the template fails or writes more than `limit` characters.
     """
-    marker = "Forty-two"
-    turns = [{"role": "user", "content": "A question"}, {"role": "assistant", "content": marker}]
-    try:
-        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    except Exception as error:
-        raise Problem(f"the chat template does not work: {str(error)[:200]}") from None
-    if len(text) > limit or marker not in text:
-        raise Problem(f"the chat template makes {len(text)} characters of a short conversation, or hides the answer")
-    ids = tokenizer.encode(text.rpartition(marker)[2], add_special_tokens=False)
+    text = _rendered(tokenizer)
+    if len(text) > limit or MARKER not in text:
+        raise Problem(f"the chat template makes {len(text)} characters of a short conversation, or no answer")
+    ids = tokenizer.encode(text.rpartition(MARKER)[2], add_special_tokens=False)
     added = {i: token for token, i in tokenizer.get_added_vocab().items()}
     return next((added[i] for i in ids if i in added), tokenizer.eos_token)
+
+
+@lru_cache(maxsize=8)
+def _lead(tokenizer: Any, template: str) -> str:
+    """The blanks that the template writes before an answer: " " where " yes" is one token."""
+    question = [{"role": "user", "content": "A question"}]
+    before = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+    lead, found, _ = _rendered(tokenizer).removeprefix(before).partition(MARKER)
+    return lead if found and lead.isspace() else ""
+
+
+def _rendered(tokenizer: Any) -> str:
+    turns = [{"role": "user", "content": "A question"}, {"role": "assistant", "content": MARKER}]
+    try:
+        return str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except Exception as error:  # templates raise their own errors
+        raise Problem(f"the chat template does not work: {str(error)[:200]}") from None

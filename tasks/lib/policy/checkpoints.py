@@ -1,7 +1,7 @@
 """Checkpoints that survive `kill -9` at any moment and refuse to go on with other parameters.
 
 A checkpoint of our own loops is one safetensors file, renamed into place: it is whole or it is not there.
-Checkpoints of the Hugging Face Trainer are folders of many files: a marker written last says that one is complete.
+Checkpoints of the Hugging Face Trainer are folders of many files: a marker, written last, says it is whole.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MARKER = "complete.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The latest state of one run. `fingerprint` holds what must be equal for going on: parameters, input hashes."""
+    """The latest state of one run. `fingerprint` (parameters, input hashes) must be equal for going on."""
 
     folder: Path
     fingerprint: dict[str, Any]
@@ -69,7 +69,10 @@ def changed_key(old: Any, new: Any, where: str = "") -> str | None:
     """`key: old -> new` for the first difference of two fingerprints, None when they are equal."""
     if isinstance(old, dict) and isinstance(new, dict):
         pairs = ((key, old.get(key), new.get(key)) for key in sorted({*old, *new}))
-        return next((found for key, a, b in pairs if (found := changed_key(a, b, f"{where}.{key}" if where else key))), None)
+        for key, a, b in pairs:
+            if found := changed_key(a, b, f"{where}.{key}" if where else key):
+                return found
+        return None
     # through JSON, because that is what a stored fingerprint went through: tuples and lists are the same
     if json.dumps(old, sort_keys=True, default=str) == json.dumps(new, sort_keys=True, default=str):
         return None
@@ -85,12 +88,17 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str = "optimizer
     for index, entries in optimizer.state_dict()["state"].items():
         for name, value in entries.items():
             if value is not None:
-                flat[f"{prefix}{index}.{name}"] = value if isinstance(value, Tensor) else torch.tensor(float(value)).double()
+                is_number = not isinstance(value, Tensor)
+                flat[f"{prefix}{index}.{name}"] = (
+                    torch.tensor(value, dtype=torch.double) if is_number else value
+                )
     return flat
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str = "optimizer.") -> None:
-    """Put back what `optimizer_tensors` gave, into an optimiser over the same parameters in the same order."""
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str = "optimizer."
+) -> None:
+    """Put back what `optimizer_tensors` gave, into an optimiser over the same parameters in their order."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith(prefix):
@@ -128,9 +136,11 @@ def mark_complete(folder: Path, fingerprint: dict[str, Any]) -> None:
 def hf_checkpoint(folder: Path, fingerprint: dict[str, Any]) -> Path | None:
     """The last complete `checkpoint-N` of the Trainer under `folder`, to resume from.
 
-    Incomplete ones are removed. Those of another fingerprint are discarded with a line that names the changed key.
+    Incomplete ones are removed. Those of another fingerprint are discarded; a line names the changed key.
     """
-    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(re.sub(r"\D", "", p.name) or 0), reverse=True)
+    found = sorted(
+        folder.glob("checkpoint-*"), key=lambda p: int(re.sub(r"\D", "", p.name) or 0), reverse=True
+    )
     complete = [path for path in found if (path / MARKER).is_file()]
     for path in set(found) - set(complete):
         shutil.rmtree(path, ignore_errors=True)

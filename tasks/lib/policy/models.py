@@ -24,7 +24,16 @@ from transformers.utils import logging as transformers_logging
 from tasks.lib.policy.chat import default_template, turn_end
 from tasks.lib.stage import Problem
 
-FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
+FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
+OTHER_WEIGHTS = {
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".gguf",
+    ".h5",
+    ".msgpack",
+}  # pickles, or no model of transformers
 TEMPLATE_LIMIT = 200_000  # characters: of a chat template, and of what it makes of a short conversation
 
 transformers_logging.disable_progress_bar()
@@ -36,9 +45,10 @@ def device() -> torch.device:
 
 
 def load_tokenizer(path: str | Path) -> Any:
-    """The tokenizer of a model folder. Problem when it is missing, broken, or without EOS or pad token."""
+    """The tokenizer of a model folder. Problem when it is missing, broken, or without EOS."""
     folder = _folder(path)
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
+    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+    if not any((folder / name).is_file() for name in names):
         raise Problem(f"{folder}: no tokenizer files; put the model's tokenizer.json there")
     _refuse_code(folder)
     try:
@@ -53,8 +63,8 @@ def load_tokenizer(path: str | Path) -> Any:
 def load_policy(path: str | Path, *, dtype: torch.dtype = torch.float32) -> Any:
     """The causal language model of a folder, in eval mode on `device()`, without dropout.
 
-    Problem when the folder holds no safetensors, an adapter only, code, another kind of model, tensors that are
-    missing (transformers would fill them with random numbers without a word) or are not finite.
+    Problem when the folder holds no safetensors, an adapter only, code, another kind of model, tensors that
+    are missing (transformers would fill them with random numbers without a word) or are not finite.
     """
     folder = _folder(path)
     check_weight_files(folder)
@@ -65,9 +75,14 @@ def load_policy(path: str | Path, *, dtype: torch.dtype = torch.float32) -> Any:
             raise Problem(f"{folder}: {config.model_type} is not a causal language model of transformers")
         for key, value in config.to_dict().items():
             if isinstance(value, float) and re.search(r"dropout|pdrop", key):
-                setattr(config, key, 0.0)  # post-training compares log-probs of two passes: dropout would be noise
+                setattr(config, key, 0.0)  # log-probs of two passes are compared: dropout would be noise
         model, info = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True,
+            folder,
+            config=config,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
             output_loading_info=True,
         )
     except Problem:
@@ -77,16 +92,17 @@ def load_policy(path: str | Path, *, dtype: torch.dtype = torch.float32) -> Any:
     for what in ("missing_keys", "mismatched_keys"):
         if info[what]:
             first = sorted(map(str, info[what]))[0]
-            raise Problem(f"{folder}: {len(info[what])} {what.replace('_keys', '')} tensors, first {first}; "
-                          "they would be random: restore the folder")
-    for name, tensor in model.state_dict().items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise Problem(f"{folder}: the tensor {name} holds NaN or infinity; restore the folder or train it again")
+            raise Problem(
+                f"{folder}: {len(info[what])} {what.replace('_keys', '')} tensors, first {first}; "
+                "they would be random: restore the folder"
+            )
+    if (name := _not_finite(model)) is not None:
+        raise Problem(f"{folder}: the tensor {name} holds NaN or infinity; restore the folder")
     return model.eval().to(device())
 
 
 def check_weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder in name order, each one the index names present. Problem otherwise."""
+    """The safetensors files of a folder in name order; a Problem when they are not all there."""
     files = sorted(folder.glob("*.safetensors"))
     index = folder / "model.safetensors.index.json"
     if index.is_file():
@@ -102,9 +118,9 @@ def check_weight_files(folder: Path) -> list[Path]:
     if not (folder / "config.json").is_file():
         raise Problem(f"{folder}: config.json is missing; this is not a transformers model folder")
     if not files:
-        others = sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt", ".gguf"})
-        found = f"only {others[0]}, which is not loaded: convert it to safetensors" if others else "restore the folder"
-        raise Problem(f"{folder}: no *.safetensors; {found}")
+        others = sorted(p.name for p in folder.iterdir() if p.suffix in OTHER_WEIGHTS)
+        advice = f"{others[0]} is not loaded: convert it to safetensors" if others else "restore the folder"
+        raise Problem(f"{folder}: no *.safetensors; {advice}")
     if len(files) > 1 and not index.is_file():
         raise Problem(f"{folder}: {len(files)} safetensors files but no model.safetensors.index.json")
     return files
@@ -122,9 +138,10 @@ def weights_hash(path: str | Path) -> str:
 
 def save_model(model: Any, tokenizer: Any, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
     """Write a model folder whole or not at all; the same weights give the same bytes."""
-    for name, tensor in model.state_dict().items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise Problem(f"{path}: not written, because the tensor {name} holds NaN or infinity; lower the learning rate")
+    if (name := _not_finite(model)) is not None:
+        raise Problem(
+            f"{path}: not written: the tensor {name} holds NaN or infinity; lower the learning rate"
+        )
     if tokenizer.eos_token_id is not None:
         model.config.eos_token_id = tokenizer.eos_token_id
         model.config.pad_token_id = tokenizer.pad_token_id
@@ -154,13 +171,15 @@ def materialise(name_or_path: str, revision: str | None, into: str | Path) -> di
     """Make a Hub model at a pinned revision, or a local folder, a model of the line at `into`.
 
     Adds what post-training needs and the model may lack: a pad token (unk, else EOS), a chat template with
-    `{% generation %}`, and as EOS the token that ends a turn of that template. Returns flat facts for a report.
+    `{% generation %}`, and as EOS the token that ends a turn of that template. Returns facts for a report.
     """
     source, commit = _fetched(name_or_path, revision)
     model, tokenizer = load_policy(source), load_tokenizer(source)
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
-        raise Problem(f"{name_or_path}: the tokenizer has {len(tokenizer)} tokens, the model "
-                      f"{model.get_input_embeddings().weight.shape[0]} embeddings; they do not belong together")
+    embeddings = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > embeddings:
+        raise Problem(
+            f"{name_or_path}: {len(tokenizer)} tokens, but {embeddings} embeddings; not of one model"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     given = tokenizer.chat_template
@@ -171,7 +190,8 @@ def materialise(name_or_path: str, revision: str | None, into: str | Path) -> di
     save_model(model, tokenizer, into)
     return {
         "source": Path(name_or_path).name if commit is None else name_or_path,  # no absolute paths in reports
-        "revision": commit, "parameters": sum(p.numel() for p in model.parameters()),
+        "revision": commit,
+        "parameters": sum(p.numel() for p in model.parameters()),
         "template": "given" if tokenizer.chat_template == given else "patched" if given else "added",
         "weights": weights_hash(into),
     }
@@ -181,10 +201,10 @@ def _fetched(name: str, revision: str | None) -> tuple[Path, str | None]:
     local = Path(name)
     if local.exists():
         return _folder(local), None
-    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) or local.suffix in {".gguf", ".bin", ".pt", ".safetensors"}:
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) or local.suffix in OTHER_WEIGHTS:
         raise Problem(f"{name}: no such folder, and not the id of a model on the Hub")
     if revision is None or revision in {"main", "master"}:
-        raise Problem(f"{name}: a Hub model needs a revision that does not move: a commit (40 hex digits) or a tag")
+        raise Problem(f"{name}: a Hub model needs a fixed revision: a commit (40 hex digits) or a tag")
     from huggingface_hub import snapshot_download
 
     try:
@@ -210,17 +230,26 @@ def _refuse_code(folder: Path) -> None:
         except (ValueError, RecursionError):
             raise Problem(f"{file}: not valid JSON; restore the folder") from None
         if isinstance(content, dict) and "auto_map" in content:
-            raise Problem(f"{file}: auto_map asks to run code that came with the model; only transformers' own models load")
+            raise Problem(
+                f"{file}: auto_map asks to run the model's own code; only classes of transformers load"
+            )
 
 
 def _generation_config(model: Any, tokenizer: Any) -> GenerationConfig:
     """Greedy by default. Ends that the model came with stay: stories260K also stops at its BOS."""
     earlier = getattr(model.generation_config, "eos_token_id", None)
-    ends = {*(earlier if isinstance(earlier, list) else [earlier] if earlier is not None else []), tokenizer.eos_token_id}
+    ends = sorted({tokenizer.eos_token_id, *(earlier if isinstance(earlier, list) else [earlier])} - {None})
     return GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=sorted(ends) if len(ends) > 1 else tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=ends if len(ends) > 1 else ends[0],
     )
+
+
+def _not_finite(model: Any) -> str | None:
+    """The first tensor with NaN or infinity."""
+    tensors = model.state_dict().items()
+    return next((name for name, tensor in tensors if not bool(torch.isfinite(tensor).all())), None)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,214 @@
+"""The Trainer of TRL as a stage uses it: rows tokenised before, resumed after a kill, nothing sent.
+
+`configured` makes a TRL config from a stage's `trainer:` section, `ours` adapts a TRL trainer class, `train`
+runs it. TRL is imported by the stages, inside `run`: it takes seconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Sampler
+from transformers import PrinterCallback, TrainerCallback
+
+from tasks.lib.policy.batches import minibatches
+from tasks.lib.policy.checkpoints import hf_checkpoint, mark_complete
+from tasks.lib.stage import Problem, Stage
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports every trainer that is made
+OWNED = {
+    "output_dir": "checkpoints lie under .anneal/checkpoints",
+    "seed": "set the shared key seed",
+    "data_seed": "set the shared key seed",
+    "packing": "rows are batched by length instead",
+    "padding_free": "rows are batched by length instead",
+    "remove_unused_columns": "the stage needs its columns",
+    "resume_from_checkpoint": "a killed run is resumed by itself",
+    "save_strategy": "use save_steps",
+    "use_cpu": "the GPU is used when there is one",
+    "model_init_kwargs": "the model is loaded by the stage",
+    "push_to_hub": "a release is a folder",
+    "truncation_mode": "rows that are too long are dropped, never cut",
+}
+
+
+def known_keys(where: str, given: Mapping[str, Any], Config: type) -> dict[str, Any]:
+    """`given`, when every key is a field of the dataclass `Config`; else a Problem naming the nearest key."""
+    fields = [field.name for field in dataclasses.fields(Config) if field.init]
+    for key in given:
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1, cutoff=0.4)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise Problem(f"params.yaml: {where}.{key} is not a key of {Config.__name__}{hint}")
+    return dict(given)
+
+
+def configured(Config: type, stage: Stage, given: Mapping[str, Any], **defaults: Any) -> Any:
+    """A TRL config of `given` over `defaults` over what suits the machine. Problem for a bad key or value."""
+    where = f"{stage.name}.trainer"
+    for key in known_keys(where, given, Config):
+        if key in OWNED:
+            raise Problem(f"params.yaml: {where}.{key} cannot be set here: {OWNED[key]}")
+    settings: dict[str, Any] = {
+        "logging_steps": 1,  # so that a checkpoint at any step holds the whole log
+        "save_steps": 100,
+        "eval_steps": 50,
+        "eval_strategy": "steps",
+        "save_total_limit": 2,  # the newest may be half-written
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_num_workers": 0,
+        "per_device_train_batch_size": 16,
+        "per_device_eval_batch_size": 64,
+        **defaults,
+        **given,
+        "output_dir": str(stage.checkpoints),
+        "seed": stage.seed_of("trainer"),
+        "remove_unused_columns": False,
+    }
+    if not torch.cuda.is_available():
+        settings |= {
+            "use_cpu": True,
+            "bf16": False,
+            "gradient_checkpointing": False,
+            "dataloader_pin_memory": False,
+        }
+    try:
+        return Config(**settings)
+    except (ValueError, TypeError) as error:
+        raise Problem(f"params.yaml: {where}: {str(error).splitlines()[0][:200]}") from None
+
+
+class LengthSampler(Sampler[int]):
+    """Row numbers in shuffled batches of about equal length, another order each epoch, no hidden state."""
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        for batch in minibatches(self.lengths, self.batch_size, self.seed + self.epoch):
+            yield from batch
+
+
+def ours(Base: Any) -> Any:
+    """The trainer class `Base` of TRL for rows that carry `row` (their number) and are tokenised already.
+
+    A loss that is not finite is a Problem before the optimiser's step. The first one is kept in `first_loss`.
+    """
+
+    class Trainer(Base):
+        def __init__(self, *, lengths: Sequence[int], ids: Sequence[str], **settings: Any) -> None:
+            self.lengths, self.ids, self.first_loss = lengths, ids, None
+            super().__init__(**settings)
+            collate = self.data_collator
+            self.data_collator = lambda rows: {
+                **collate(rows),
+                "row": torch.tensor([row["row"] for row in rows]),
+            }
+            self.remove_callback(PrinterCallback)
+
+        def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **settings: Any) -> Any:
+            rows = inputs.pop("row").tolist()
+            result = super().compute_loss(model, inputs, *args, **settings)
+            loss = (result[0] if isinstance(result, tuple) else result).item()
+            if not math.isfinite(loss) and self.model.training:
+                names = ", ".join(self.ids[row] for row in rows[:8])
+                raise Problem(
+                    f"the loss is {loss} at step {self.state.global_step + 1}; rows {names}"
+                    f"{' and more' if len(rows) > 8 else ''}; look at them or lower the learning rate"
+                )
+            if self.model.training and self.first_loss is None and self.state.global_step == 0:
+                self.first_loss = loss
+            return result
+
+        def _prepare_dataset(self, dataset: Any, *args: Any, **settings: Any) -> Any:
+            return dataset
+
+        def _get_train_sampler(self, *args: Any) -> LengthSampler:
+            return LengthSampler(self.lengths, self.args.train_batch_size, self.args.seed)
+
+        def create_model_card(self, *args: Any, **settings: Any) -> None:
+            """TRL writes a card into every checkpoint; ours is written at the release."""
+
+        def _send_telemetry(self) -> None:
+            """Nothing is sent."""
+
+    return Trainer
+
+
+class _Watch(TrainerCallback):
+    """Prints progress, marks checkpoints as complete, and ends after a checkpoint on SIGTERM."""
+
+    def __init__(self, stage: Stage, fingerprint: dict[str, Any], shown: Mapping[str, str]) -> None:
+        self.stage, self.fingerprint, self.shown = stage, fingerprint, shown
+        self.latest: dict[str, float] = {}
+        self.terminated = False
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        self.latest |= {self.shown[key]: value for key, value in (logs or {}).items() if key in self.shown}
+        if self.latest:
+            self.stage.progress(state.global_step, state.max_steps, **self.latest)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.terminated:
+            control.should_save = control.should_training_stop = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.fingerprint)
+
+
+def train(
+    trainer: Any, stage: Stage, fingerprint: dict[str, Any], shown: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Train to the end, from the last complete checkpoint if there is one. Returns the log, a dict per entry.
+
+    `shown` maps names of the log to names on the progress line. SIGTERM saves, then exits with status 143.
+    """
+    watch = _Watch(stage, fingerprint, shown)
+    trainer.add_callback(watch)
+    resume = hf_checkpoint(stage.checkpoints, fingerprint)
+    if resume is not None:
+        print(f"{stage.name}: going on from {resume}", flush=True)
+        trainer.args.eval_on_start = False  # its figures are in the checkpoint's log
+    earlier = _on_sigterm(lambda: setattr(watch, "terminated", True))
+    try:
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+    if watch.terminated:
+        print(
+            f"{stage.name}: stopped after step {trainer.state.global_step}; run it again to go on", flush=True
+        )
+        raise SystemExit(128 + signal.SIGTERM)
+    log: list[dict[str, Any]] = trainer.state.log_history
+    return log
+
+
+def _on_sigterm(action: Callable[[], None]) -> Any:
+    return signal.signal(signal.SIGTERM, lambda *_: action())
+
+
+def curve(log: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> list[dict[str, float]]:
+    """The log as one row per step with `step` and the entries of `names` under their new names."""
+    rows: dict[int, dict[str, float]] = {}
+    for entry in log:
+        found = {new: entry[old] for old, new in names.items() if old in entry}
+        if found:
+            rows.setdefault(entry["step"], {"step": entry["step"]}).update(found)
+    return [rows[step] for step in sorted(rows)]
