@@ -1,10 +1,10 @@
 """Preference data of several tools, told apart by what their rows look like.
 
-    labelstudio    full JSON export: pairwise, ranker, bucket ranker
-    hh             hh-rlhf: {chosen, rejected}, two transcripts with a common beginning
-    pairs          {prompt | messages | conversations, chosen, rejected}
-    openassistant  message trees; the ranked replies to one message are a ranking
-    rankings       {prompt, answers, ranks} and optionally annotator, strength, source, license
+labelstudio    full JSON export: pairwise, ranker, bucket ranker
+hh             hh-rlhf: {chosen, rejected}, two transcripts with a common beginning
+pairs          {prompt | messages | conversations, chosen, rejected}
+openassistant  message trees; the ranked replies to one message are a ranking
+rankings       {prompt, answers, ranks} and optionally annotator, strength, source, license
 """
 
 from __future__ import annotations
@@ -24,21 +24,34 @@ Row = dict[str, Any]
 Rows = Iterator[tuple[int, Row]]
 SUFFIXES = (".json", ".jsonl", ".gz")
 FORMATS = "Label Studio JSON, hh-rlhf, pairs, Open-Assistant trees, rankings"
-ROLES = {"human": "user", "user": "user", "prompter": "user", "gpt": "assistant", "assistant": "assistant",
-         "system": "system"}  # fmt: skip
+ROLES = {
+    "human": "user",
+    "user": "user",
+    "prompter": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+}
 
 
-def read_export(path: Path, *, buckets: Sequence[str] = (), untouched_seconds: float = 5.0) -> Iterator[Judgement | Dropped]:
+def read_export(
+    path: Path, *, buckets: Sequence[str] = (), untouched_seconds: float = 5.0
+) -> Iterator[Judgement | Dropped]:
     """Everything that one export file holds. A file of no known format is a Problem saying what it looks like."""
     rows = read_table(path)
     first = next(rows)
     name = format_of(path, first[1])
     rows = chain([first], rows)
     if name == "labelstudio":
-        return labelstudio.read(path, _shaped(path, name, rows), buckets=buckets, untouched_seconds=untouched_seconds)
+        return labelstudio.read(
+            path, _shaped(path, name, rows), buckets=buckets, untouched_seconds=untouched_seconds
+        )
     readers: dict[str, Callable[[Path, Rows], Iterator[Judgement | Dropped]]] = {
-        "hh": _transcripts, "pairs": _pairs, "openassistant": _trees, "rankings": _rankings
-    }  # fmt: skip
+        "hh": _transcripts,
+        "pairs": _pairs,
+        "openassistant": _trees,
+        "rankings": _rankings,
+    }
     return readers[name](path, _shaped(path, name, rows))
 
 
@@ -72,7 +85,9 @@ def _shaped(path: Path, format: str, rows: Rows) -> Rows:
     """The rows, each of the first row's format: a file of two formats is two files by mistake."""
     for number, row in rows:
         if _format_of(row) != format:
-            raise Problem(f"{path}:{number}: expected a row of {format} like the first, found the fields {', '.join(row)}")
+            raise Problem(
+                f"{path}:{number}: expected a row of {format} like the first, found the fields {', '.join(row)}"
+            )
         yield number, row
 
 
@@ -107,9 +122,12 @@ def _turns(where: str, text: Any) -> Messages:
 def _pairs(path: Path, rows: Rows) -> Iterator[Judgement | Dropped]:
     for number, row in rows:
         where = f"{path}:{number}"
-        prompt = labelstudio.prompt_of(where, {**row, "messages": _messages(row["conversations"])}
-                                       if "conversations" in row else row)  # fmt: skip
-        (before, chosen), (before_too, rejected) = (_answer(where, row, name, prompt) for name in ("chosen", "rejected"))
+        prompt = labelstudio.prompt_of(
+            where, {**row, "messages": _messages(row["conversations"])} if "conversations" in row else row
+        )
+        (before, chosen), (before_too, rejected) = (
+            _answer(where, row, name, prompt) for name in ("chosen", "rejected")
+        )
         if before != before_too:
             yield Dropped(where, "prompts_differ", "chosen and rejected answer different dialogues")
         else:
@@ -120,8 +138,15 @@ def _messages(value: Any) -> Any:
     """{from, value} messages as {role, content}; anything else as it is, for the check that follows."""
     if not isinstance(value, list):
         return value
-    return [{"role": ROLES.get(m.get("from", m.get("role", "")), "?"), "content": m.get("value", m.get("content"))}
-            if isinstance(m, dict) else m for m in value]  # fmt: skip
+    return [
+        {
+            "role": ROLES.get(m.get("from", m.get("role", "")), "?"),
+            "content": m.get("value", m.get("content")),
+        }
+        if isinstance(m, dict)
+        else m
+        for m in value
+    ]
 
 
 def _answer(where: str, row: Row, name: str, prompt: Messages) -> tuple[Messages, str]:
@@ -132,17 +157,26 @@ def _answer(where: str, row: Row, name: str, prompt: Messages) -> tuple[Messages
     turns = _messages([value] if isinstance(value, dict) else value)
     last = turns[-1] if isinstance(turns, list) and turns and isinstance(turns[-1], dict) else {}
     if last.get("role") != "assistant" or not isinstance(last.get("content"), str):
-        raise Problem(f"{where}:{name}: expected an answer as text or as a message, found {str(value)[:60]!r}")
+        raise Problem(
+            f"{where}:{name}: expected an answer as text or as a message, found {str(value)[:60]!r}"
+        )
     before = turns[:-1]
     return (before if before[: len(prompt)] == prompt else prompt + before), last["content"]
 
 
-def _pair(path: Path, where: str, prompt: Messages, chosen: str, rejected: str, row: Row | None = None) -> Judgement:
+def _pair(
+    path: Path, where: str, prompt: Messages, chosen: str, rejected: str, row: Row | None = None
+) -> Judgement:
     said = row or {}
     return Judgement(
-        where, prompt, [chosen, rejected], [0, 1], str(said.get("annotator", path.stem)),
-        str(said.get("source", path.stem)), said.get("license"),
-    )  # fmt: skip
+        where,
+        prompt,
+        [chosen, rejected],
+        [0, 1],
+        str(said.get("annotator", path.stem)),
+        str(said.get("source", path.stem)),
+        said.get("license"),
+    )
 
 
 # --- Open-Assistant ---
@@ -169,7 +203,9 @@ def _ranked_replies(path: Path, where: str, message: Row, before: Messages) -> I
         yield Dropped(f"{where}:{ranked[0].get('message_id')}", "too_few_answers", "a reply without a rival")
     elif ranked:
         answers, ranks = [reply["text"] for reply in ranked], [reply["rank"] for reply in ranked]
-        yield Judgement(f"{where}:{message.get('message_id')}", dialogue, answers, ranks, path.stem, path.stem)
+        yield Judgement(
+            f"{where}:{message.get('message_id')}", dialogue, answers, ranks, path.stem, path.stem
+        )
     for reply in replies:
         yield from _ranked_replies(path, where, reply, dialogue)
 
@@ -183,7 +219,9 @@ def _rankings(path: Path, rows: Rows) -> Iterator[Judgement | Dropped]:
         where = f"{path}:{number}"
         answers, ranks = row["answers"], row["ranks"]
         if extra := row.keys() - known:
-            raise Problem(f"{where}:{min(extra)}: expected only the fields {', '.join(sorted(known))}, found this one")
+            raise Problem(
+                f"{where}:{min(extra)}: expected only the fields {', '.join(sorted(known))}, found this one"
+            )
         if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
             raise Problem(f"{where}:answers: expected a list of texts, found {str(answers)[:60]!r}")
         if not isinstance(ranks, list) or not all(type(rank) is int and rank >= 0 for rank in ranks):
@@ -194,6 +232,12 @@ def _rankings(path: Path, rows: Rows) -> Iterator[Judgement | Dropped]:
         if strength is not None and (not isinstance(strength, (int, float)) or isinstance(strength, bool)):
             raise Problem(f"{where}:strength: expected a number, found {str(strength)[:60]!r}")
         yield Judgement(
-            where, labelstudio.prompt_of(where, row), answers, ranks, str(row.get("annotator") or path.stem),
-            str(row.get("source") or path.stem), row.get("license"), strength,
-        )  # fmt: skip
+            where,
+            labelstudio.prompt_of(where, row),
+            answers,
+            ranks,
+            str(row.get("annotator") or path.stem),
+            str(row.get("source") or path.stem),
+            row.get("license"),
+            strength,
+        )

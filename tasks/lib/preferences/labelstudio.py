@@ -82,7 +82,9 @@ def read(
         for annotation in row["annotations"]:
             where = f"{path}:{number}:annotation {annotation.get('id')}"
             if "was_cancelled" not in annotation or not isinstance(annotation.get("result"), list):
-                raise Problem(f"{where}: expected was_cancelled and result; export as JSON, not as JSON-MIN or CSV")
+                raise Problem(
+                    f"{where}: expected was_cancelled and result; export as JSON, not as JSON-MIN or CSV"
+                )
             if annotation["was_cancelled"]:
                 yield Dropped(where, "cancelled", "the annotator skipped the task")
                 continue
@@ -110,11 +112,17 @@ def prompt_of(where: str, data: Row) -> Messages:
     if isinstance(prompt, str) and prompt.strip():
         return [{"role": "user", "content": prompt}]
     if not isinstance(prompt, list) or not prompt:
-        raise Problem(f"{where}:prompt: expected text or messages, found {str(prompt)[:60]!r}; name the field `prompt`")
+        raise Problem(
+            f"{where}:prompt: expected text or messages, found {str(prompt)[:60]!r}; name the field `prompt`"
+        )
     for message in prompt:
         fields = message if isinstance(message, dict) else {}
-        if fields.get("role") not in ("system", "user", "assistant") or not isinstance(fields.get("content"), str):
-            raise Problem(f"{where}:prompt: expected messages of role and content, found {str(message)[:60]!r}")
+        if fields.get("role") not in ("system", "user", "assistant") or not isinstance(
+            fields.get("content"), str
+        ):
+            raise Problem(
+                f"{where}:prompt: expected messages of role and content, found {str(message)[:60]!r}"
+            )
     return [{"role": message["role"], "content": message["content"]} for message in prompt]
 
 
@@ -143,7 +151,9 @@ def _verdict(
         strength = next((STRENGTHS[word] for word in words if word in STRENGTHS), None)
         return answers, [0, 1] if side == "left" else [1, 0], strength
     if "ranker" in results:
-        return _ranking(where, data, results["ranker"]["ranker"], annotation.get("lead_time"), buckets, untouched_seconds)
+        return _ranking(
+            where, data, results["ranker"]["ranker"], annotation.get("lead_time"), buckets, untouched_seconds
+        )
     if "rating" in results:
         raise Problem(f"{where}: holds a rating of one answer; rankings need answers that were compared")
     return Dropped(where, "abstained", "submitted without a verdict")
@@ -160,12 +170,19 @@ def _two_answers(where: str, data: Row) -> list[str]:
             if isinstance(data[name], str) and isinstance(data.get(partner), str):
                 found.append([data[name], data[partner]])
     if len(found) != 1:
-        raise Problem(f"{where}:data: expected two answers such as response_a and response_b, found {', '.join(data)}")
+        raise Problem(
+            f"{where}:data: expected two answers such as response_a and response_b, found {', '.join(data)}"
+        )
     return found[0]
 
 
 def _ranking(
-    where: str, data: Row, ranker: dict[str, list], lead_time: float | None, buckets: Sequence[str], untouched_seconds: float
+    where: str,
+    data: Row,
+    ranker: dict[str, list],
+    lead_time: float | None,
+    buckets: Sequence[str],
+    untouched_seconds: float,
 ) -> tuple[list[str], list[int], None] | Dropped:
     shown = _listed_answers(where, data)
     ids = [str(one) for column in ranker.values() for one in column]
@@ -187,7 +204,11 @@ def _ranking(
 
 def _listed_answers(where: str, data: Row) -> dict[str, str]:
     """id -> text of the answers, in the order in which they were shown."""
-    lists = [v for v in data.values() if isinstance(v, list) and v and all(isinstance(i, dict) and "id" in i for i in v)]
+    lists = [
+        v
+        for v in data.values()
+        if isinstance(v, list) and v and all(isinstance(i, dict) and "id" in i for i in v)
+    ]
     if len(lists) != 1:
         raise Problem(f"{where}:data: expected one list of answers with ids, found {len(lists)}")
     texts = {str(item["id"]): item.get("body", item.get("html", item.get("title"))) for item in lists[0]}
@@ -200,10 +221,14 @@ def _bucket_order(where: str, found: list[str], stated: Sequence[str]) -> list[s
     """Best first. Label Studio on Postgres may reorder keys, so an order that looks turned round is refused."""
     if stated:
         if set(found) != set(stated):
-            raise Problem(f"{where}: has the buckets {', '.join(found)}; preferences.buckets says {', '.join(stated)}")
+            raise Problem(
+                f"{where}: has the buckets {', '.join(found)}; preferences.buckets says {', '.join(stated)}"
+            )
         return list(stated)
     good = [i for i, name in enumerate(found) if name.lower() in _GOOD]
     bad = [i for i, name in enumerate(found) if name.lower() in _BAD]
     if good and bad and min(bad) < max(good):
-        raise Problem(f"{where}: lists the buckets {', '.join(found)}; name them best first in preferences.buckets")
+        raise Problem(
+            f"{where}: lists the buckets {', '.join(found)}; name them best first in preferences.buckets"
+        )
     return found

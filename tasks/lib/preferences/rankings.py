@@ -58,7 +58,9 @@ def is_heldout(prompt: Messages, share: float) -> bool:
     return int(prompt_id(prompt)[:8], 16) / 2**32 < share
 
 
-def cleaned(found: Iterable[Judgement | Dropped], license: str) -> tuple[list[Row], list[Dropped], Counter[str]]:
+def cleaned(
+    found: Iterable[Judgement | Dropped], license: str
+) -> tuple[list[Row], list[Dropped], Counter[str]]:
     """Rows of the ranking schema (by prompt and annotator), what was dropped, and counts of what was met.
 
     1. Answers that are empty, or equal to a better one up to white space, leave their ranking; a ranking of
@@ -81,7 +83,9 @@ def cleaned(found: Iterable[Judgement | Dropped], license: str) -> tuple[list[Ro
     rows = []
     for (prompt, annotator), judgements in _by_prompt_and_annotator(latest).items():
         if _has_cycle(judgements):
-            dropped += [Dropped(j.where, "cycle", f"{annotator} contradicts himself on {prompt}") for j in judgements]
+            dropped += [
+                Dropped(j.where, "cycle", f"{annotator} contradicts himself on {prompt}") for j in judgements
+            ]
         else:
             rows += [_row(j, license) for j in judgements]
     for row in rows:

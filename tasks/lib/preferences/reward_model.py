@@ -1,0 +1,193 @@
+"""The reward model: the policy's body with a linear head that reads the last token of an answer.
+
+Stored as a transformers AutoModelForSequenceClassification(num_labels=1) folder. config.json also holds
+`reward_mean` and `reward_std`, the raw rewards of reference answers: `score` gives (raw - mean) / std.
+transformers' own forward of such a model looks for the last token by pad id, which is wrong where the pad
+token is the EOS; here lengths say where it stands.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tasks.lib.policy.batches import buckets, right_pad
+from tasks.lib.policy.chat import answer_ids, prompt_ids
+from tasks.lib.policy.models import check_weight_files, device
+from tasks.lib.preferences.rankings import Messages, prompt_id
+from tasks.lib.stage import Problem
+
+
+def from_policy(policy: Any, seed: int) -> Any:
+    """A reward model on the policy's body; head N(0, 1/sqrt(d + 1)) without bias (Stiennon et al. 2009.01325).
+
+    Problem when the architecture has no sequence classification in transformers.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    config = type(policy.config)(**{**policy.config.to_dict(), "num_labels": 1})
+    try:
+        model = AutoModelForSequenceClassification.from_config(config)
+    except ValueError:
+        raise Problem(
+            f"{config.model_type} has no sequence classification in transformers; choose another base"
+        ) from None
+    model.base_model.load_state_dict(policy.base_model.state_dict())
+    weight = _head(model).weight
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        weight.copy_(torch.randn(weight.shape, generator=generator) / math.sqrt(weight.shape[1] + 1))
+    return model.eval().to(policy.device)
+
+
+def _head(model: Any) -> Any:
+    head = getattr(model, "score", None)
+    if not isinstance(head, torch.nn.Linear) or head.bias is not None:
+        raise Problem(
+            f"{type(model).__name__} has no plain linear head named score; choose another base model"
+        )
+    return head
+
+
+def rewards(model: Any, sequences: Sequence[Sequence[int]], pad_id: int) -> Tensor:
+    """Raw rewards (B,) of token sequences (prompt, answer, EOS), each read at its last token by length."""
+    ids, is_token = (x.to(model.device) for x in right_pad(sequences, pad_id))
+    states = model.base_model(
+        input_ids=ids, attention_mask=is_token.long(), use_cache=False
+    ).last_hidden_state
+    last = is_token.sum(1) - 1
+    return _head(model)(states[torch.arange(len(ids), device=ids.device), last]).squeeze(-1).float()
+
+
+@torch.no_grad()
+def raw_scores(model: Any, sequences: Sequence[Sequence[int]], *, batch_size: int) -> list[float]:
+    """Raw rewards in the order of `sequences`, from batches of like length."""
+    pad = model.config.pad_token_id or 0  # any id does: padding stands after the token that is read
+    found = [0.0] * len(sequences)
+    for batch in buckets([len(sequence) for sequence in sequences], batch_size):
+        for i, reward in zip(batch, rewards(model, [sequences[i] for i in batch], pad).tolist(), strict=True):
+            found[i] = reward
+    return found
+
+
+def score(
+    model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], *, batch_size: int
+) -> list[float]:
+    """Normalised rewards of answers (ids with their EOS) to prompts (ids): mean 0, std 1 on the reference answers.
+
+    An answer that was cut before its EOS is scored at its last token: what that is worth, the caller says.
+    """
+    sequences = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+    mean, std = model.config.reward_mean, model.config.reward_std
+    return [(raw - mean) / std for raw in raw_scores(model, sequences, batch_size=batch_size)]
+
+
+def normalise(model: Any, reference: Sequence[float]) -> None:
+    """Keep mean and (population) std of the raw rewards of reference answers. Problem when they are constant."""
+    raw = torch.tensor(reference, dtype=torch.float64)
+    std = float(raw.std(correction=0))
+    if not math.isfinite(std) or std < 1e-6:
+        raise Problem(
+            f"the reward model gives every answer {float(raw.mean()):.4g}: it learned nothing; "
+            "check the rankings, raise reward.learning_rate or reward.epochs"
+        )
+    model.config.reward_mean, model.config.reward_std = float(raw.mean()), std
+
+
+def load_reward(path: str | Path) -> Any:
+    """The reward model of a folder, in eval mode on `device()`. Problem when damaged, or no reward model."""
+    from transformers import AutoModelForSequenceClassification
+
+    folder = Path(path)
+    if not folder.is_dir():
+        raise Problem(f"{folder} does not exist; run the stage that makes it (reward)")
+    check_weight_files(folder)
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # safetensors, OS, configuration and shape errors have no common class
+        raise Problem(f"{folder}: the model cannot be read: {str(error).splitlines()[0][:200]}") from None
+    if info["missing_keys"] or info["mismatched_keys"] or not hasattr(model.config, "reward_mean"):
+        raise Problem(
+            f"{folder} is not a reward model of this line (no head, or no reward_mean); run reward again"
+        )
+    for name, tensor in model.state_dict().items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise Problem(
+                f"{folder}: the tensor {name} holds NaN or infinity; restore the folder or train it again"
+            )
+    return model.eval().to(device())
+
+
+# --- rankings of one prompt ---
+
+
+@dataclass(frozen=True)
+class Group:
+    """One prompt with all its answers, each once, and every annotator's ranks of them."""
+
+    prompt_id: str
+    prompt: Messages
+    answers: list[str] = field(default_factory=list)
+    ranks: list[list[int]] = field(
+        default_factory=list
+    )  # a row per ranking; -1: that annotator did not see it
+    rows: list[str] = field(default_factory=list)  # ids of the rankings
+
+
+def grouped(rankings: Iterable[Mapping[str, Any]]) -> list[Group]:
+    """Rankings by prompt, in order of prompt id, so that an answer is scored once however many rank it."""
+    groups: dict[str, Group] = {}
+    members: dict[str, list[Mapping[str, Any]]] = {}
+    for ranking in rankings:
+        key = prompt_id(ranking["prompt"])
+        group = groups.setdefault(key, Group(key, ranking["prompt"]))
+        group.answers.extend(answer for answer in ranking["answers"] if answer not in group.answers)
+        members.setdefault(key, []).append(ranking)
+    for key, group in groups.items():
+        for ranking in members[key]:
+            rank = dict(zip(ranking["answers"], ranking["ranks"], strict=True))
+            group.ranks.append([rank.get(answer, -1) for answer in group.answers])
+            group.rows.append(ranking["id"])
+    return [groups[key] for key in sorted(groups)]
+
+
+def encoded(tokenizer: Any, group: Group, room: int | None) -> list[list[int]]:
+    """Ids of prompt, answer and EOS per answer. Problem when one does not fit: cut answers may become equal."""
+    start = prompt_ids(tokenizer, group.prompt)
+    sequences = [[*start, *answer_ids(tokenizer, answer)] for answer in group.answers]
+    longest = max(map(len, sequences))
+    if room and longest > room:
+        raise Problem(
+            f"ranking {group.rows[0]}: an answer with its prompt has {longest} tokens, the model {room} "
+            "positions; drop long rows in curate (cutting could make answers equal)"
+        )
+    return sequences
+
+
+def batch_ranks(groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
+    """(places, ranks), both (R, K): all rankings of some prompts, padded to the largest K.
+
+    A place is the number of the answer among all answers of these prompts; padding has place 0 and rank -1.
+    """
+    width = max(len(group.answers) for group in groups)
+    places, ranks, first = [], [], 0
+    for group in groups:
+        pad = width - len(group.answers)
+        for row in group.ranks:
+            places.append([*range(first, first + len(group.answers)), *[0] * pad])
+            ranks.append([*row, *[-1] * pad])
+        first += len(group.answers)
+    return torch.tensor(places), torch.tensor(ranks)

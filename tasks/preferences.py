@@ -1,0 +1,141 @@
+"""preferences: exports of annotation tools become rankings in one format, with figures of agreement.
+
+Reads   data/annotations/*.{json,jsonl} (params preferences.annotations)
+Writes  data/preferences/{train,heldout,dropped}.parquet, reports/preferences.json,
+        reports/plots/preferences.{csv,png}
+Run     python -m tasks.preferences
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
+
+from tasks.lib.data.rows import LEDGER, RANKING, write_parquet
+from tasks.lib.plots import bars
+from tasks.lib.preferences.agreement import agreement_with_others, krippendorff_alpha, rank_units, verdicts
+from tasks.lib.preferences.exports import SUFFIXES, read_export
+from tasks.lib.preferences.rankings import Dropped, cleaned, is_heldout, prompt_id
+from tasks.lib.stage import Problem, Stage, main
+
+RULES = (
+    "cancelled",
+    "abstained",
+    "untouched",
+    "annotator_twice",
+    "equal_answers",
+    "empty_answer",
+    "too_few_answers",
+    "prompts_differ",
+    "unranked_answer",
+    "unannotated",
+    "no_answer",
+    "cycle",
+)
+
+
+class Params(BaseModel, extra="forbid"):
+    annotations: str = "data/annotations"
+    license: str = "CC0-1.0"
+    annotators: dict[str, str] = {}
+    buckets: list[str] = []
+    untouched_seconds: float = Field(5.0, ge=0)
+    heldout_share: Annotated[float, Field(gt=0, lt=1)] = 0.15
+
+
+def run(params: Params, stage: Stage) -> None:
+    files = _export_files(Path(params.annotations))
+    found = chain.from_iterable(
+        read_export(file, buckets=params.buckets, untouched_seconds=params.untouched_seconds)
+        for file in files
+    )
+    rows, dropped, counts = cleaned(found, params.license)
+    for row in rows:
+        row["annotator"] = params.annotators.get(row["annotator"], row["annotator"])
+    _tell(dropped)
+    splits: dict[str, list[dict[str, Any]]] = {"train": [], "heldout": []}
+    for row in rows:
+        splits["heldout" if is_heldout(row["prompt"], params.heldout_share) else "train"].append(row)
+    for split, kept in splits.items():
+        if not kept:
+            raise Problem(
+                f"{params.annotations}: no rankings for {split} ({len(rows)} rankings from {len(files)} files, "
+                f"{len(dropped)} dropped); annotate more prompts or change preferences.heldout_share"
+            )
+        write_parquet(Path("data/preferences") / f"{split}.parquet", kept, RANKING)
+    ledger = [{"id": item.where, "rule": item.rule, "detail": item.detail} for item in dropped]
+    write_parquet(Path("data/preferences/dropped.parquet"), ledger, LEDGER)
+
+    ranked = [{**row, "prompt_id": prompt_id(row["prompt"])} for row in rows]
+    agreement = agreement_with_others(verdicts(ranked))
+    stage.report(_figures(ranked, splits, dropped, counts, agreement, files))
+    bars(
+        Path("reports/plots/preferences"),
+        [
+            {"annotator": name, "": "with the others", "agreement": share, "chance": 0.5, "pairs": pairs}
+            for name, (share, pairs) in agreement.items()
+        ],
+        group="annotator",
+        bar="",
+        panels={"Agreement with the others' majority": "agreement"},
+        levels={"chance": "chance"},
+    )
+
+
+def _export_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise Problem(
+            f"{folder} is not a folder; run annotate, or set preferences.annotations to where the exports are"
+        )
+    files = sorted(
+        file for file in folder.iterdir() if file.suffix in SUFFIXES and not file.name.startswith(".")
+    )
+    if not files:
+        raise Problem(f"{folder}: holds no export ({', '.join(SUFFIXES)}); put the annotation exports there")
+    return files
+
+
+def _tell(dropped: list[Dropped]) -> None:
+    """One line per rule with the first place, so that nobody has to open the Parquet file to start looking."""
+    for rule, count in Counter(item.rule for item in dropped).most_common():
+        first = next(item for item in dropped if item.rule == rule)
+        print(f"preferences: {count} dropped, {rule}: first {first.where} ({first.detail})")
+
+
+def _figures(
+    ranked: list[dict[str, Any]],
+    splits: dict[str, list[dict[str, Any]]],
+    dropped: list[Dropped],
+    counts: Counter[str],
+    agreement: dict[str, tuple[float, int]],
+    files: list[Path],
+) -> dict[str, Any]:
+    rules = Counter(item.rule for item in dropped)
+    pairs = sum(len(row["ranks"]) * (len(row["ranks"]) - 1) // 2 for row in ranked)
+    figures: dict[str, Any] = {
+        "files": len(files),
+        "rankings": len(ranked),
+        "rankings_train": len(splits["train"]),
+        "rankings_heldout": len(splits["heldout"]),
+        "prompts": len({row["prompt_id"] for row in ranked}),
+        "annotators": len({row["annotator"] for row in ranked}),
+        "pairs": pairs,
+        "tied_pairs_share": counts["tied_pairs"] / pairs,
+        "changed_minds": counts["changed_minds"],
+        "removed_equal_answers": counts["removed_equal_answers"],
+        "removed_empty_answers": counts["removed_empty_answer"],
+        **{f"dropped_{rule}": rules[rule] for rule in RULES},
+        **{f"agreement_{name}": share for name, (share, _) in agreement.items()},
+    }
+    if agreement:  # several annotators ranked the same answers
+        figures["agreement"] = sum(share for share, _ in agreement.values()) / len(agreement)
+    alpha = krippendorff_alpha(rank_units(ranked))
+    return figures if alpha is None else {**figures, "krippendorff_alpha": alpha}
+
+
+if __name__ == "__main__":
+    main(__file__, Params, run)

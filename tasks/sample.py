@@ -1,0 +1,135 @@
+"""sample: several different answers per prompt from the SFT model, for people to rank.
+
+Reads   models/sft, data/curated/preference.parquet
+Writes  data/candidates/candidates.parquet, data/candidates/labelstudio_{tasks.json,config.xml} (import these
+        two into Label Studio for a real annotation round), reports/sample.json
+Run     python -m tasks.sample
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch  # noqa: F401  so that main seeds it and limits its threads
+from pydantic import BaseModel, Field
+
+from tasks.lib.data.rows import CANDIDATE, content_id, read_parquet, write_parquet
+from tasks.lib.policy.chat import answer_text, prompt_ids
+from tasks.lib.policy.generation import generate
+from tasks.lib.policy.models import load_policy, load_tokenizer, weights_hash
+from tasks.lib.preferences.labelstudio import labelling_config, task
+from tasks.lib.preferences.rankings import words
+from tasks.lib.stage import Problem, Stage, main, replaced, write_json
+
+MODEL = Path("models/sft")
+CANDIDATES = Path("data/candidates")
+BATCHES_PER_CALL = 8  # rows of like length share a batch within a call; progress is shown between calls
+
+
+class Params(BaseModel, extra="forbid"):
+    prompts: int = Field(900, ge=1)
+    answers: int = Field(4, ge=2, le=9)
+    oversample: int = Field(2, ge=1)
+    max_new_tokens: int = Field(16, ge=1)
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    batch_size: int = Field(256, ge=1)
+
+
+def run(params: Params, stage: Stage) -> None:
+    model, tokenizer = load_policy(MODEL), load_tokenizer(MODEL)
+    rows = sorted(read_parquet(Path("data/curated/preference.parquet")), key=lambda row: row["id"])
+    rows = rows[
+        : params.prompts
+    ]  # ids are hashes: the first are a random choice that stays when rows are added
+    drawn = _draw(model, tokenizer, [row["messages"] for row in rows], params, stage)
+
+    sampling = params.model_dump(include={"temperature", "top_p", "max_new_tokens", "oversample"})
+    shared = {
+        "model": weights_hash(MODEL),
+        "sampling": json.dumps({**sampling, "seed": stage.seed}, sort_keys=True),
+    }
+    candidates = []
+    for row, draws in zip(rows, drawn, strict=True):
+        answers = _different(draws, params.answers)
+        if len(answers) >= 2:
+            identity = content_id(row["messages"], answers)
+            candidates.append(
+                {
+                    "id": identity,
+                    "prompt": row["messages"],
+                    "answers": answers,
+                    "instruction": row["id"],
+                    **shared,
+                }
+            )
+    figures = _figures(drawn, candidates, params.answers, tokenizer)
+    if not candidates:
+        raise Problem(
+            f"sample: the model gave the same answer every time to each of {len(rows)} prompts; there is nothing "
+            f"to rank: raise sample.temperature (now {params.temperature:g}) or sample.oversample"
+        )
+    write_parquet(CANDIDATES / "candidates.parquet", candidates, CANDIDATE)
+    write_json(CANDIDATES / "labelstudio_tasks.json", [{"data": task(c, stage.seed)} for c in candidates])
+    with replaced(CANDIDATES / "labelstudio_config.xml") as temporary:
+        temporary.write_text(labelling_config(params.answers))
+    stage.report(figures)
+
+
+def _draw(
+    model: Any, tokenizer: Any, prompts: list[list[dict[str, str]]], params: Params, stage: Stage
+) -> list[list[tuple[str, bool]]]:
+    """Per prompt `answers * oversample` draws: (text, whether it ended by itself)."""
+    repeats = params.answers * params.oversample
+    encoded = [ids for ids in (prompt_ids(tokenizer, prompt) for prompt in prompts) for _ in range(repeats)]
+    size = params.batch_size * BATCHES_PER_CALL
+    answers: list[list[int]] = []
+    for start in range(0, len(encoded), size):
+        answers += generate(
+            model,
+            encoded[start : start + size],
+            eos_id=tokenizer.eos_token_id,
+            pad_id=tokenizer.pad_token_id,
+            max_new_tokens=params.max_new_tokens,
+            temperature=params.temperature,
+            top_p=params.top_p,
+            batch_size=params.batch_size,
+            seed=stage.seed_of(start),
+        )
+        stage.progress(len(answers), len(encoded))
+    texts = [(answer_text(tokenizer, ids), ids[-1:] == [tokenizer.eos_token_id]) for ids in answers]
+    return [texts[start : start + repeats] for start in range(0, len(texts), repeats)]
+
+
+def _different(draws: list[tuple[str, bool]], wanted: int) -> list[str]:
+    """The first `wanted` answers that differ in more than white space; those that ended before those cut off."""
+    seen: dict[str, str] = {}
+    for text, _ in sorted(draws, key=lambda draw: not draw[1]):
+        if text:
+            seen.setdefault(words(text), text)
+    return list(seen.values())[:wanted]
+
+
+def _figures(
+    drawn: list[list[tuple[str, bool]]], candidates: list[dict[str, Any]], wanted: int, tokenizer: Any
+) -> dict[str, Any]:
+    draws = [draw for of_prompt in drawn for draw in of_prompt]
+    kept = [answer for candidate in candidates for answer in candidate["answers"]]
+    return {
+        "prompts": len(drawn),
+        "prompts_kept": len(candidates),  # the others had fewer than two different answers
+        "prompts_with_all_answers": sum(len(c["answers"]) == wanted for c in candidates),
+        "answers": len(kept),
+        "distinct_share": sum(len({words(text) for text, _ in of_prompt}) for of_prompt in drawn)
+        / max(len(draws), 1),
+        "ended_share": sum(ended for _, ended in draws) / max(len(draws), 1),
+        "empty_share": sum(not text for text, _ in draws) / max(len(draws), 1),
+        "mean_tokens": sum(len(tokenizer.encode(text, add_special_tokens=False)) for text in kept)
+        / max(len(kept), 1),
+    }
+
+
+if __name__ == "__main__":
+    main(__file__, Params, run)
