@@ -1,0 +1,178 @@
+"""The command `anneal`: run the line, ask what would run, check a file, verify a release."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from flows import telemetry
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse and run one command. A user's mistake is one line on standard error and exit status 1."""
+    telemetry.switch_off()
+    options = _parser().parse_args(arguments)
+    from tasks.lib.stage import Problem
+
+    try:
+        sys.exit(options.command(options))
+    except Problem as problem:
+        sys.exit("\n".join(f"anneal: {line}" for line in str(problem).splitlines()))
+    except KeyboardInterrupt:
+        print("anneal: stopped; run it again to go on from the last checkpoints", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `anneal status | head`
+        sys.exit(0)
+    except OSError as error:
+        full = (
+            "the disk is full: make room, then run it again"
+            if error.errno == errno.ENOSPC
+            else error.strerror
+        )
+        sys.exit(f"anneal: {error.filename or 'writing'}: {full}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("anneal", description="Post-training: from a base model to a release.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="bring every stage up to date", description=_run.__doc__)
+    run.add_argument("targets", nargs="*", metavar="STAGE", help="only these and what they depend on")
+    run.add_argument("--stage", action="append", default=[], metavar="STAGE", help="the same, as an option")
+    run.add_argument(
+        "--preset", type=Path, metavar="FILE", help="lay presets/x.yaml over the committed params.yaml"
+    )
+    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one parameter")
+    run.add_argument("--keep", action="store_true", help="lay them over uncommitted changes in params.yaml")
+    run.add_argument("--force", action="store_true", help="run unchanged stages too")
+    run.add_argument("--parallel", type=int, default=2, metavar="N", help="stages side by side (default 2)")
+    run.add_argument("--retries", type=int, default=0, metavar="N", help="new tries of a stage that crashed")
+    run.set_defaults(command=_run)
+
+    status = commands.add_parser("status", help="what would run, and why", description=_status.__doc__)
+    status.add_argument("targets", nargs="*", metavar="STAGE")
+    status.set_defaults(command=_status)
+
+    check = commands.add_parser("check", help="check a file of rows against a contract")
+    check.add_argument("file", type=Path)
+    check.add_argument("--contract", required=True, metavar="NAME")
+    check.set_defaults(command=_check)
+
+    verify = commands.add_parser("verify", help="compare a release or model folder with its manifest")
+    verify.add_argument("folder", type=Path)
+    verify.set_defaults(command=_verify)
+
+    params = commands.add_parser("params", help="validate every section of params.yaml")
+    params.set_defaults(command=_params)
+
+    pages = commands.add_parser("ui", help="look at past runs: a Prefect server on loopback until Ctrl-C")
+    pages.set_defaults(command=_ui)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Bring every stage of dvc.yaml up to date, as `dvc repro` does, side by side and with lineage."""
+    from flows import outcome, params, server, summary, workspace
+    from tasks.lib.stage import Problem
+
+    if options.parallel < 1 or options.retries < 0:
+        raise Problem("--parallel needs at least 1, --retries at least 0")
+    workspace.check()
+    with workspace.held():
+        for line in params.lay_over(options.preset, options.set, options.keep):
+            print(f"params.yaml  {line}")
+        arguments = {
+            "targets": [*options.targets, *options.stage],
+            "force": options.force,
+            "parallel": options.parallel,
+            "retries": options.retries,
+        }
+        if server.given():
+            state = _flow(arguments)
+        else:
+            process, url = server.start()
+            with server.stopped(process):
+                _refuse_mistakes(arguments["targets"])  # while the server starts
+                server.ready(process, url)
+                state = _flow(arguments)
+        summary.show(outcome.read())
+    return {"COMPLETED": 0, "CANCELLED": 130}.get(state, 1)
+
+
+def _refuse_mistakes(targets: list[str]) -> None:
+    from flows import graph, params
+
+    params.check()
+    graph.read_graph(targets)
+    from flows import post_training  # noqa: F401  (takes seconds: import it while the server starts)
+
+
+def _flow(arguments: dict[str, object]) -> str:
+    """Run the flow in this process; the type of its final state."""
+    from flows.post_training import post_training
+
+    return post_training(**arguments, return_state=True).type.value  # type: ignore[call-overload, no-any-return]
+
+
+def _status(options: argparse.Namespace) -> int:
+    """Print what `anneal run` would run and why. A stage behind another may turn out to be unchanged."""
+    from flows import workspace
+    from flows.graph import read_graph
+
+    workspace.check()
+    graph = read_graph(options.targets)
+    width = max(map(len, graph.nodes), default=0)
+    waiting: set[str] = set()
+    for name, node in graph.nodes.items():
+        behind = [above for above in node.upstream if above in waiting]
+        reasons = [*graph.changes[name][:3], *(["..."] if len(graph.changes[name]) > 3 else [])]
+        if behind or reasons:
+            waiting.add(name)
+        if reasons:
+            print(f"{name:{width}}  runs     {'; '.join(reasons)}")
+        elif behind:
+            print(f"{name:{width}}  may run  behind {', '.join(behind)}")
+        else:
+            print(f"{name:{width}}  unchanged")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    """Check the rows of a file against one of the data contracts."""
+    raise NotImplementedError
+
+
+def _verify(options: argparse.Namespace) -> int:
+    """Compare every file of a folder with the folder's manifest of hashes."""
+    raise NotImplementedError
+
+
+def _params(options: argparse.Namespace) -> int:
+    """Validate params.yaml: unknown keys and sections, wrong types and values."""
+    from flows import params
+
+    params.CHECKED.unlink(missing_ok=True)
+    params.check()
+    print("params.yaml: every section is valid")
+    return 0
+
+
+def _ui(options: argparse.Namespace) -> int:
+    """Serve the Prefect pages over the runs that temporary servers recorded in this workspace."""
+    from flows import server, workspace
+
+    with workspace.held():
+        process, url = server.start(pages=True)
+        with server.stopped(process):
+            server.ready(process, url)
+            print(f"{url.removesuffix('/api')}   (Ctrl-C ends it)", flush=True)
+            return process.wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""The stage graph of dvc.yaml, which stages changed and why, and what dvc.lock says about artifacts."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.lib.stage import Problem, read_yaml
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
+
+LOCKFILE = Path("dvc.lock")
+
+
+@dataclass(frozen=True)
+class Node:
+    """One stage: its name (`sft`, `check@instructions`), its command, the stages it depends on."""
+
+    name: str
+    command: str
+    upstream: tuple[str, ...]
+    params: tuple[str, ...]  # the keys of params.yaml that it reads
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Stages in an order that respects their dependencies, and why each would run (empty: unchanged)."""
+
+    nodes: dict[str, Node]
+    changes: dict[str, list[str]]
+
+    def edges(self) -> dict[str, tuple[str, ...]]:
+        """Stage -> the stages it depends on."""
+        return {name: node.upstream for name, node in self.nodes.items()}
+
+
+@dataclass(frozen=True)
+class Locked:
+    """What dvc.lock records for one stage: path -> short hash, of what it read and what it wrote."""
+
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+
+
+def read_graph(targets: Sequence[str] = ()) -> Graph:
+    """The graph of the targets and all they depend on (default: everything), with the reasons to run each.
+
+    Raises Problem for a broken dvc.yaml or params.yaml, an unknown target, a missing source file.
+    """
+    import networkx
+
+    with _repo() as repo:
+        stages = {stage.addressing: stage for stage in repo.index.graph}
+        whole = networkx.relabel_nodes(repo.index.graph, {stage: name for name, stage in stages.items()})
+        wanted = set(_matching(targets, stages)) if targets else set(stages)
+        wanted |= {
+            above for name in wanted for above in networkx.descendants(whole, name)
+        }  # edges point upstream
+        order = networkx.lexicographical_topological_sort(
+            whole.subgraph(wanted).reverse(), key=list(stages).index
+        )
+        nodes = {name: _node(stages[name], whole) for name in order}
+        _refuse_missing_sources(repo, [stages[name] for name in nodes])
+        status = repo.status(targets=list(nodes)) if nodes else {}
+    return Graph(nodes, {name: list(_reasons(status.get(name, []))) for name in nodes})
+
+
+def read_lock(path: Path = LOCKFILE) -> dict[str, Locked]:
+    """What dvc.lock records, by stage. After a failed stage its entry is the one of an older run."""
+    if not path.is_file():
+        return {}
+    stages = (read_yaml(path) or {}).get("stages") or {}
+    return {
+        name: Locked(
+            {entry["path"]: _short(entry) for entry in stage.get("deps", [])},
+            {entry["path"]: _short(entry) for entry in stage.get("outs", [])},
+        )
+        for name, stage in stages.items()
+    }
+
+
+def _short(entry: dict[str, Any]) -> str:
+    return str(entry.get("md5") or entry.get("etag") or "")[:8]
+
+
+@contextmanager
+def _repo() -> Iterator[Repo]:
+    """DVC in this process. What it raises is a mistake in dvc.yaml or dvc.lock, or another dvc at work."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo() as repo:
+            yield repo
+    except DvcException as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        cause = str(error.__cause__ or "").strip().splitlines()
+        text = " ".join([*lines, *(cause[-1:] if cause and cause[-1] not in lines else [])])
+        raise Problem(f"dvc: {' '.join(text.split())}") from None
+
+
+def _matching(targets: Sequence[str], stages: dict[str, Any]) -> Iterator[str]:
+    for target in targets:
+        found = [name for name in stages if name == target or name.split("@")[0] == target]
+        if not found:
+            near = difflib.get_close_matches(target, stages, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]}?" if near else f"the stages are {', '.join(stages)}"
+            raise Problem(f"dvc.yaml: there is no stage {target}; {hint}")
+        yield from found
+
+
+def _node(stage: Any, whole: Any) -> Node:
+    keys = [key for dep in stage.deps for key in getattr(dep, "params", [])]
+    command = stage.cmd if isinstance(stage.cmd, str) else "\n".join(stage.cmd or [])
+    return Node(stage.addressing, command, tuple(sorted(whole.successors(stage.addressing))), tuple(keys))
+
+
+def _refuse_missing_sources(repo: Repo, stages: Sequence[Any]) -> None:
+    made = [Path(out.fs_path) for out in repo.index.outs]
+    for stage in stages:
+        for dep in stage.deps:
+            if dep.fs.protocol != "local" or dep.exists:
+                continue
+            path = Path(dep.fs_path)
+            if not any(path == out or path in out.parents or out in path.parents for out in made):
+                shown = os.path.relpath(path)
+                raise Problem(f"{stage.addressing}: {shown} is missing and no stage makes it; put it there")
+
+
+def _reasons(status: Sequence[Any]) -> Iterator[str]:
+    """DVC's status of one stage in words: `params.yaml: sft.epochs modified`, `models/sft deleted`."""
+    for entry in status:
+        if isinstance(entry, str):
+            yield entry
+            continue
+        for paths in entry.values():
+            for path, change in paths.items():
+                if isinstance(change, dict):
+                    yield from (f"{path}: {key} {how}" for key, how in change.items())
+                else:
+                    yield f"{path} {change}"

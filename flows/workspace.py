@@ -1,0 +1,164 @@
+"""The workspace: one run at a time, and none of the locks that a killed run leaves behind."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tasks.lib.stage import Problem
+
+LOCK = Path(".anneal") / "run.lock"
+FREE_BYTES = 1 << 30  # a run that fills the disk fails late and in the middle of something
+DVC_TEMPORARY = Path(".dvc") / "tmp"
+
+_held: list[int] = []  # the descriptor of the lock that this process holds
+
+
+def check() -> None:
+    """Everything a run needs from the folder before it starts, or a Problem."""
+    if not Path("dvc.yaml").is_file():
+        raise Problem(f"{Path.cwd().name}: there is no dvc.yaml here; run this in the project's folder")
+    if not Path(".dvc").is_dir():
+        raise Problem(
+            "DVC is not set up here; type `git init && dvc init` (or `dvc init --no-scm` without git)"
+        )
+    for folder in (Path("."), Path(".dvc")):
+        if not os.access(folder, os.W_OK):
+            raise Problem(f"{folder.resolve().name}: the folder cannot be written to; nothing was started")
+    free = shutil.disk_usage(".").free
+    if free < FREE_BYTES:
+        raise Problem(
+            f"the disk has {free / 2**30:.1f} GiB left, a run wants {FREE_BYTES / 2**30:.0f}; "
+            "make room (`dvc gc --workspace` drops old versions of artifacts)"
+        )
+
+
+@contextlib.contextmanager
+def held(lock: Path = LOCK) -> Iterator[int]:
+    """Hold the workspace for one run; a Problem names the holder. Within one process it may be nested.
+
+    The kernel releases the lock when the last process that has it open is gone, so it cannot go stale. The
+    watchdogs of the children have it open too: after `kill -9` the workspace is free when they are done.
+    """
+    if _held:
+        yield _held[0]
+        return
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Problem(_holder(os.pread(descriptor, 4096, 0))) from None
+        since = datetime.now(UTC).astimezone().isoformat(timespec="seconds")
+        holder = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since})
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, holder.encode(), 0)
+        _held.append(descriptor)
+        remove_stale_locks()
+        yield descriptor
+    finally:
+        _held.clear()
+        os.close(descriptor)
+
+
+def _holder(content: bytes) -> str:
+    try:
+        holder = json.loads(content)
+        pid, host, since = holder["pid"], holder["host"], holder["since"]
+    except (ValueError, KeyError, TypeError):
+        return "another run is starting in this folder; wait for it to end"
+    if host == socket.gethostname() and not _alive(pid):
+        return (
+            f"the run of process {pid} on {host} was killed, its stages are ending; try again in 15 seconds"
+        )
+    return f"process {pid} on {host} has been running in this folder since {since}; wait for it, or stop it"
+
+
+def _alive(pid: int) -> bool:
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def remove_stale_locks(temporary: Path = DVC_TEMPORARY) -> list[str]:
+    """Drop what killed dvc processes left in .dvc/tmp/rwlock; return `path (PID)` of each, for the log.
+
+    DVC itself drops entries of a PID that is gone; one that lives on as another process blocks it for ever.
+    A live dvc that holds the repository's lock is waited for a little, then named in a Problem.
+    """
+    wait_for_dvc(temporary / "lock")
+    path = temporary / "rwlock"
+    try:
+        text = path.read_text(encoding="utf-8")
+        written = path.stat().st_mtime
+    except OSError:
+        return []
+    try:
+        entries = json.loads(text)
+        removed: list[str] = []
+        kept = {mode: _live(entries.get(mode, {}), written, removed) for mode in ("write", "read")}
+    except (ValueError, AttributeError, TypeError, KeyError):
+        path.unlink(missing_ok=True)  # cut off by a kill: nothing in it can be trusted
+        return [str(path)]
+    if removed:
+        path.write_text(json.dumps(kept), encoding="utf-8")
+    return removed
+
+
+def _live(entries: dict[str, Any], written: float, removed: list[str]) -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for path, infos in entries.items():
+        several = infos if isinstance(infos, list) else [infos]
+        live = [info for info in several if _is_dvc(int(info["pid"]), written)]
+        removed += [f"{path} ({info['pid']})" for info in several if info not in live]
+        if live:
+            kept[path] = live if isinstance(infos, list) else live[0]
+    return kept
+
+
+def _is_dvc(pid: int, written: float) -> bool:
+    """Does the PID still belong to the dvc that wrote the entry, and not to a process that came later?"""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        words = " ".join(process.cmdline())
+        return process.create_time() <= written + 1 and (
+            "dvc" in words or "anneal" in words or "prefect" in words
+        )
+    except psutil.AccessDenied:
+        return True
+    except psutil.Error:
+        return False
+
+
+def wait_for_dvc(lock: Path, seconds: float = 10.0) -> None:
+    """Wait until no dvc holds the repository's lock, at most so long; then a Problem names the holder."""
+    import zc.lockfile
+
+    if not lock.exists():
+        return
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            zc.lockfile.LockFile(str(lock)).close()
+            return
+        except zc.lockfile.LockError:
+            if time.monotonic() > deadline:
+                pid = lock.read_text(encoding="utf-8", errors="replace").strip() or "unknown"
+                raise Problem(
+                    f"dvc (process {pid}) is at work in this folder; wait for it, or stop it"
+                ) from None
+            time.sleep(0.3)
