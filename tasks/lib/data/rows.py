@@ -127,7 +127,7 @@ def read_table(
     """Yield (row number, row) of a file; `fields` (name -> type) must then be exactly the row's fields.
 
     Without `fields`, rows keep the types of the file (text in CSV). The format is `format`, or that of the
-    file's name. A UTF-8 byte-order mark at the start is skipped; everything else that is not clean raises Problem.
+    file's name. A UTF-8 byte-order mark at the start is skipped; all else that is not clean raises Problem.
     """
     path = Path(path)
     form = format or format_of(path)
@@ -198,7 +198,9 @@ def _value(where: str, value: Any, kind: FieldType, is_text: bool) -> Any:
     if kind is float and type(value) is int:
         value = float(value)
     inner = get_args(kind)
-    right = isinstance(value, get_origin(kind) or kind) and not (kind is int and isinstance(value, bool))
+    right = isinstance(value, cast(type, get_origin(kind) or kind)) and not (
+        kind is int and isinstance(value, bool)
+    )
     if not right or (inner and any(type(v) is not inner[0] for v in value)):
         fail(where, word_of(kind), "null" if value is None else f"{kind_of(value)} {excerpt(value)}")
     _check_value(where, value)  # a cell of CSV is a number only now
