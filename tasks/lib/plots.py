@@ -68,8 +68,8 @@ def bars(
 ) -> None:
     """Write `<stem>.csv` and `<stem>.png`: per panel (title -> column) the bars of each `group` side by side.
 
-    `<column>_low` and `<column>_high` of a row, if there, become its interval. `levels` (column -> name) are
-    dashed marks over a whole group, such as the chance level; they are read from the group's first row.
+    `<column>_low` and `<column>_high` of a row, if there, become its interval. `levels` (suffix ->
+    name) are dashed marks over a whole group, such as the chance level: `<column>_<suffix>` of any of its rows.
     """
     _write_csv(stem, rows, first=[group, bar, *panels.values()])
     groups, names = _ordered(rows, group), _ordered(rows, bar)
@@ -88,7 +88,9 @@ def bars(
                 axis.errorbar(
                     places, heights, yerr=spans, fmt="none", ecolor="#333333", elinewidth=1, capsize=2
                 )
-            _draw_levels(axis, rows, group, groups, levels or {})
+            _draw_levels(
+                axis, rows, group, groups, {f"{column}_{end}": name for end, name in (levels or {}).items()}
+            )
             axis.set_xticks(range(len(groups)), [str(name) for name in groups])
             axis.grid(axis="x", visible=False)
         if axes:

@@ -1,0 +1,221 @@
+"""evaluate: every model of the line answers the same held-out rows.
+
+Reads   models/{base,sft,dpo,ppo}, models/reward, data/curated/{validation,evaluation}.parquet, data/raw/panel.yaml
+Writes  reports/evaluation/{answers.parquet,table.md}, reports/evaluate.json, reports/plots/evaluate.{csv,png}
+Run     python -m tasks.evaluate
+
+The split `validation` is there for `choose`, which selects on it; results are read off the other splits.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel, Field
+
+from tasks.lib.data.rows import content_id, read_parquet, write_parquet
+from tasks.lib.evaluation.answers import Answers, Samples, answer_rows, sample_rows
+from tasks.lib.evaluation.figures import Columns, summarised, table_per_task
+from tasks.lib.evaluation.judge import Panel, read_panel
+from tasks.lib.evaluation.scores import sequence_kl
+from tasks.lib.evaluation.win_rates import gold_judge, panel_judge, wins, wins_by_score
+from tasks.lib.plots import bars
+from tasks.lib.policy.chat import answer_ids, prompt_ids
+from tasks.lib.policy.logprobs import answer_logprobs
+from tasks.lib.policy.models import load_policy, load_tokenizer, replaced_folder, weights_hash
+from tasks.lib.preferences.reward_model import load_reward, score
+from tasks.lib.stage import Problem, Stage, main
+
+OUT = Path("reports/evaluation")
+PLOT = Path("reports/plots/evaluate")
+Row = dict[str, Any]
+
+NOTE = """Greedy answers. Means with 95 % bootstrap intervals over rows. exact match: the answer, its closing aside, is the
+label. rank classification (rows with choices): the likeliest choice is the label. win rate: against {reference}, ties
+count half. KL: from {reference}, estimated on one answer per row sampled at temperature 1. guess: a choice at random
+(0 for free answers); constant: the best constant answer per task, known only with hindsight. Models are selected on
+the split validation, so its figures flatter the chosen one."""
+VALUES = (
+    "exact_match",
+    "rank_classification",
+    "win_rate",
+    "reward_win_rate",
+    "gold",
+    "closing",
+    "reward",
+    "kl",
+)
+WORDS = ("id", "split", "task", "template", "model", "label", "answer")
+ANSWERS = pa.schema(
+    [
+        *(pa.field(name, pa.string(), nullable=False) for name in WORDS),
+        pa.field("choice", pa.string()),  # the likeliest of the choices
+        pa.field("tokens", pa.int64(), nullable=False),
+        pa.field("ended", pa.bool_(), nullable=False),
+        *(pa.field(name, pa.float64()) for name in VALUES),  # null where a metric does not apply
+    ]
+)
+
+
+class Params(BaseModel, extra="forbid"):
+    models: dict[str, str] = Field(min_length=1)
+    reference: str
+    rows: list[str] = Field(min_length=1)
+    limit_per_split: int = Field(600, ge=1)
+    panel: str | None = None
+    judge: Literal["gold", "panel"] = "gold"
+    reward: str | None = None
+    max_new_tokens: int = Field(24, ge=1)
+    kl_prompts: int = Field(300, ge=0)
+    batch_size: int = Field(256, ge=1)
+    bootstrap_draws: int = Field(1000, ge=100)
+
+
+def run(params: Params, stage: Stage) -> None:
+    # 1. Rows and judges first: a mistake in them should not cost the time of a model.
+    if params.reference not in params.models:
+        raise Problem(f"params.yaml: evaluate.reference: {params.reference} is not one of evaluate.models")
+    rows = held_out_rows(params)
+    panel = read_panel(Path(params.panel)) if params.panel else None
+
+    # 2. One model after the other answers.
+    answers, divergence = answered(params, stage, rows)
+
+    # 3. A value per row for every metric of every model.
+    columns = {name: answers[name].columns(rows, panel) for name in params.models}
+    for name, values in divergence.items():
+        columns[name]["kl"] = values
+    add_rewards(columns, answers, rows, params)
+    add_win_rates(columns, answers, rows, panel, params, stage)
+
+    # 4. Figures, tables, plots.
+    seed = stage.seed_of("bootstrap")
+    figures = summarised(rows, columns, params.reference, seed=seed, draws=params.bootstrap_draws)
+    table, note = figures.table(), NOTE.format(reference=params.reference)
+    with replaced_folder(OUT) as folder:
+        write_parquet(folder / "answers.parquet", answer_lines(rows, answers, columns), ANSWERS)
+        text = f"# Evaluation\n\n{note}\n\n{table}\n\n## Exact match / rank classification per task\n\n"
+        (folder / "table.md").write_text(text + table_per_task(rows, columns) + "\n", encoding="utf-8")
+    panels = {"Exact match": "exact_match", "Rank classification": "rank_classification"}
+    panels |= {f"Win rate against {params.reference}": "win_rate"} if panel else {}
+    levels = {"chance": "guess", "majority": "best constant answer"}
+    bars(PLOT, figures.lines(), "split", "model", panels, levels)
+    weights = {f"{name}.weights": weights_hash(folder) for name, folder in params.models.items()}
+    stage.report({**figures.flat(), **weights})
+    print(table, flush=True)
+
+
+def held_out_rows(params: Params) -> list[Row]:
+    """At most `limit_per_split` rows of each split, by a hash of the id that knows neither label nor template."""
+    found = [row for path in params.rows for row in read_parquet(Path(path))]
+    if not found:
+        raise Problem(
+            f"{', '.join(params.rows)}: no rows to evaluate on; data/curated/ledger.parquet says why"
+        )
+    splits: dict[str, list[Row]] = {split: [] for split in ("validation", "rows", "templates", "clusters")}
+    for row in sorted(found, key=lambda row: content_id("evaluate", row["id"])):
+        splits.setdefault(row["split"], []).append(row)
+    return [row for some in splits.values() for row in some[: params.limit_per_split]]
+
+
+def answered(
+    params: Params, stage: Stage, rows: list[Row]
+) -> tuple[dict[str, Answers], dict[str, np.ndarray]]:
+    """Every model's answers, and of the models listed after the reference the KL per sampled answer.
+
+    Each model is loaded once, one at a time: the reference comes last and scores what the others sampled.
+    """
+    names, answers, samples = list(params.models), {}, {}
+    after = names[names.index(params.reference) + 1 :]
+    by_split = [
+        [i for i, row in enumerate(rows) if row["split"] == split] for split in {r["split"]: 0 for r in rows}
+    ]
+    places = [place for some in by_split for place in some[: params.kl_prompts]]
+    sizes = {"max_new_tokens": params.max_new_tokens, "batch_size": params.batch_size}
+    for done, name in enumerate(sorted(names, key=lambda each: each == params.reference), 1):
+        tokenizer, model = load_tokenizer(params.models[name]), load_policy(params.models[name])
+        answers[name] = answer_rows(model, tokenizer, rows, **sizes)
+        if name in after and places:
+            seed = stage.seed_of("kl", name)
+            samples[name] = sample_rows(model, tokenizer, rows, places, seed=seed, **sizes)
+        stage.progress(done, len(names))
+    return answers, {
+        name: kl_of(name, drawn, model, tokenizer, params, len(rows)) for name, drawn in samples.items()
+    }
+
+
+def kl_of(name: str, drawn: Samples, model: Any, tokenizer: Any, params: Params, count: int) -> np.ndarray:
+    """KL of the samples `drawn` by the model `name` from the reference `model`: (count,), NaN where none was drawn."""
+    if drawn.vocabulary != tokenizer.get_vocab():
+        raise Problem(
+            f"params.yaml: evaluate.models: {name} has another tokenizer than {params.reference}, so there is no KL; "
+            f"list {name} before {params.reference}"
+        )
+    under_reference = answer_logprobs(model, drawn.prompts, drawn.answers, batch_size=params.batch_size)
+    values = np.full(count, math.nan)
+    values[drawn.places] = sequence_kl(drawn.logprobs, under_reference)
+    return values
+
+
+def add_rewards(
+    columns: dict[str, Columns], answers: dict[str, Answers], rows: list[Row], params: Params
+) -> None:
+    """The reward model's score of every answer's text; an answer that was cut gets no EOS here either."""
+    if params.reward is None:
+        return
+    tokenizer, model = load_tokenizer(params.reward), load_reward(params.reward)
+    prompts = [prompt_ids(tokenizer, row["messages"]) for row in rows]
+    for name, given in answers.items():
+        ids = [answer_ids(tokenizer, text) for text in given.texts]
+        ids = [each if ended else each[:-1] for each, ended in zip(ids, given.ended, strict=True)]
+        columns[name]["reward"] = np.array(score(model, prompts, ids, batch_size=params.batch_size))
+
+
+def add_win_rates(
+    columns: dict[str, Columns],
+    answers: dict[str, Answers],
+    rows: list[Row],
+    panel: Panel | None,
+    params: Params,
+    stage: Stage,
+) -> None:
+    """How far each model's answers are preferred to the reference's, by the judge and by the reward model."""
+    labels, theirs = [row["label"] for row in rows], params.reference
+    for name in columns.keys() - {theirs}:
+        if panel:
+            votes = params.judge == "panel"
+            judge = panel_judge(panel, stage.seed_of("panel", name)) if votes else gold_judge(panel)
+            columns[name]["win_rate"] = wins(judge, labels, answers[name].texts, answers[theirs].texts)
+        if params.reward:
+            mine, other = columns[name]["reward"], columns[theirs]["reward"]
+            columns[name]["reward_win_rate"] = wins_by_score(mine, other)
+
+
+def answer_lines(rows: list[Row], answers: dict[str, Answers], columns: dict[str, Columns]) -> list[Row]:
+    """One line per model and row, for reading and for joining with the rows by id."""
+    lines = []
+    for model, given in answers.items():
+        mine = columns[model]
+        for place, row in enumerate(rows):
+            line = {word: row[word] for word in WORDS if word in row} | {
+                "model": model,
+                "answer": given.texts[place],
+            }
+            line |= {
+                "choice": given.choices[place],
+                "tokens": given.tokens[place],
+                "ended": given.ended[place],
+            }
+            numbers = {name: float(mine[name][place]) if name in mine else math.nan for name in VALUES}
+            lines.append(
+                line | {name: None if math.isnan(value) else value for name, value in numbers.items()}
+            )
+    return sorted(lines, key=lambda line: list(columns).index(line["model"]))
+
+
+if __name__ == "__main__":
+    main(__file__, Params, run)
