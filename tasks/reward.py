@@ -9,7 +9,6 @@ Run     python -m tasks.reward
 
 from __future__ import annotations
 
-import hashlib
 import math
 import random
 from pathlib import Path
@@ -21,7 +20,7 @@ from pydantic import BaseModel, Field, model_validator
 from tasks.lib.data.rows import read_parquet
 from tasks.lib.evaluation.intervals import mean_interval
 from tasks.lib.plots import curves, reliability
-from tasks.lib.policy.checkpoints import Checkpoint, optimizer_tensors, restore_optimizer
+from tasks.lib.policy.checkpoints import Checkpoint, file_hash, optimizer_tensors, restore_optimizer
 from tasks.lib.policy.models import load_policy, load_tokenizer, save_model, weights_hash
 from tasks.lib.preferences import calibration
 from tasks.lib.preferences.agreement import agreement_with_others, majority, verdicts
@@ -75,7 +74,7 @@ def run(params: Params, stage: Stage) -> None:
         ),
         "seed": stage.seed,
         "models/sft": weights_hash("models/sft"),
-        str(TRAIN): _sha256(TRAIN),
+        str(TRAIN): file_hash(TRAIN),
     }
     checkpoint = Checkpoint(stage.checkpoints, fingerprint)
     history = _train(model, tokenizer, grouped(train), params, stage, checkpoint)
@@ -242,10 +241,6 @@ def _heldout_figures(
         "ece": calibration.calibration_error(bins),
     }
     return {name: value for name, value in figures.items() if value is not None}, bins
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 if __name__ == "__main__":

@@ -145,7 +145,8 @@ def save_model(model: Any, tokenizer: Any, path: str | Path, *, dtype: torch.dty
     if tokenizer.eos_token_id is not None:
         model.config.eos_token_id = tokenizer.eos_token_id
         model.config.pad_token_id = tokenizer.pad_token_id
-        model.generation_config = _generation_config(model, tokenizer)
+        if model.can_generate():  # a reward model does not
+            model.generation_config = _generation_config(model, tokenizer)
     with replaced_folder(Path(path)) as folder:
         model.to(dtype).save_pretrained(folder)
         tokenizer.save_pretrained(folder)

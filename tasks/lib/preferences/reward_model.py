@@ -8,6 +8,7 @@ token is the EOS; here lengths say where it stands.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,7 +32,8 @@ def from_policy(policy: Any, seed: int) -> Any:
     """
     from transformers import AutoModelForSequenceClassification
 
-    config = type(policy.config)(**{**policy.config.to_dict(), "num_labels": 1})
+    config = copy.deepcopy(policy.config)
+    config.num_labels = 1
     try:
         model = AutoModelForSequenceClassification.from_config(config)
     except ValueError:
