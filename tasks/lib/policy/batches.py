@@ -39,7 +39,7 @@ def buckets(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
 def minibatches(lengths: Sequence[int], batch_size: int, seed: int, *, mix: int = 50) -> list[list[int]]:
     """Every row number once, in shuffled batches of about equal length (drawn from `mix` batches at a time).
 
-    The short batch, if any, is the last. The order depends on the arguments alone: a resumed run gets the same.
+    The short batch, if any, is the last. The order depends on the arguments alone: a resumed run has it too.
     """
     chance = random.Random(seed)
     order = list(range(len(lengths)))

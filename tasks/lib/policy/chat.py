@@ -92,7 +92,7 @@ def preview(tokenizer: Any, ids: Sequence[int], is_trained: Sequence[bool]) -> s
 
 
 def default_template(tokenizer: Any) -> str:
-    """The tokenizer's template, with `{% generation %}` where TRL knows how; else one that suits its tokens."""
+    """The tokenizer's template, with `{% generation %}` where TRL knows how; else one for its tokens."""
     given = tokenizer.chat_template
     if isinstance(given, str) and "{% generation" in given.replace("{%-", "{%"):
         return given

@@ -78,7 +78,7 @@ def configured(Config: type, stage: Stage, given: Mapping[str, Any], **defaults:
         settings |= {
             "use_cpu": True,
             "bf16": False,
-            "gradient_checkpointing": False,
+            "activation_checkpointing": False,
             "dataloader_pin_memory": False,
         }
     try:
@@ -197,6 +197,8 @@ def train(
         )
         raise SystemExit(128 + signal.SIGTERM)
     log: list[dict[str, Any]] = trainer.state.log_history
+    if not any("eval_loss" in entry and entry["step"] == trainer.state.global_step for entry in log):
+        trainer.evaluate()
     return log
 
 

@@ -1,0 +1,132 @@
+"""sft: supervised fine-tuning on the answers of the curated instructions.
+
+Reads   models/base, data/curated/{train,validation}.parquet, reports/check/instructions.json
+Writes  models/sft, reports/sft.json, reports/plots/sft.csv, reports/plots/sft.png
+Run     python -m tasks.sft
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from statistics import mean
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, Field
+
+from tasks.lib.data.rows import read_parquet
+from tasks.lib.plots import curves
+from tasks.lib.policy.chat import example_ids, preview
+from tasks.lib.policy.checkpoints import file_hash
+from tasks.lib.policy.models import load_policy, load_tokenizer, save_model, weights_hash
+from tasks.lib.policy.trainers import configured, curve, known_keys, ours, train
+from tasks.lib.stage import Problem, Stage, main
+
+BASE, OUT = Path("models/base"), Path("models/sft")
+TRAIN, VALIDATION = Path("data/curated/train.parquet"), Path("data/curated/validation.parquet")
+IGNORED = -100  # the label of a token that is not trained
+
+
+class Params(BaseModel, extra="forbid"):
+    trainer: dict[str, Any] = {}  # fields of trl.SFTConfig
+    lora: dict[str, Any] | None = None  # fields of peft.LoraConfig; null trains all weights
+    keep: Literal["last", "best"] = "last"  # the weights to keep: at the end, or of the least validation loss
+    preview_rows: int = Field(3, ge=0)  # rows printed before training, the trained tokens in [[ ]]
+
+
+def run(params: Params, stage: Stage) -> None:
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import SFTConfig, SFTTrainer
+
+    # 1. Settings first: a wrong one should not cost a minute.
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"} if params.keep == "best" else {}
+    config = configured(SFTConfig, stage, params.trainer, eval_on_start=True, **best)
+    lora = None
+    if params.lora is not None:
+        lora = LoraConfig(**{"task_type": "CAUSAL_LM"} | known_keys("sft.lora", params.lora, LoraConfig))
+
+    # 2. Rows become ids with labels on the answer and the EOS. A row that is too long is dropped, never cut.
+    tokenizer, model = load_tokenizer(BASE), load_policy(BASE)
+    rows, too_long = tokenised(tokenizer, TRAIN, config.max_length)
+    held_out, held_out_too_long = tokenised(tokenizer, VALIDATION, config.max_length)
+    for row in rows[: params.preview_rows]:
+        print("sft:", preview(tokenizer, row["input_ids"], [label != IGNORED for label in row["labels"]]))
+    print(f"sft: {len(rows)} rows; {too_long} dropped, longer than {config.max_length} tokens", flush=True)
+
+    # 3. Train. The loss is the mean over the trained tokens of the whole effective batch.
+    torch.manual_seed(stage.seed_of("adapter"))
+    trainer = ours(SFTTrainer)(
+        model=model,
+        args=config,
+        processing_class=tokenizer,
+        peft_config=lora,
+        train_dataset=Dataset.from_list(rows),
+        eval_dataset=Dataset.from_list(held_out),
+        lengths=[len(row["input_ids"]) for row in rows],
+        ids=[row["id"] for row in rows],
+    )
+    inputs = {str(BASE): weights_hash(BASE), **{str(path): file_hash(path) for path in (TRAIN, VALIDATION)}}
+    fingerprint = {"params": params.model_dump(), "seed": stage.seed, "inputs": inputs}
+    log = train(trainer, stage, fingerprint, {"loss": "loss", "eval_loss": "validation"})
+
+    # 4. Adapters are merged into the full-precision weights; the model is an ordinary one again.
+    trained = trainer.model.merge_and_unload() if lora else trainer.model
+    names = {"loss": "loss", "eval_loss": "validation_loss", "eval_mean_token_accuracy": "validation_accuracy"}
+    steps = curve(log, names)
+    losses = [row["loss"] for row in steps if "loss" in row]
+    evaluated = [row for row in steps if "validation_loss" in row]
+    least = min(evaluated, key=lambda row: row["validation_loss"])
+    kept = least if params.keep == "best" else evaluated[-1]
+    save_model(trained, tokenizer, OUT)
+    curves(
+        Path("reports/plots/sft"),
+        steps,
+        "step",
+        {"Loss per trained token": ["loss", "validation_loss"], "Token accuracy": ["validation_accuracy"]},
+    )
+    stage.report(
+        {
+            "rows": len(rows),
+            "rows_too_long": too_long,
+            "validation_rows": len(held_out),
+            "validation_rows_too_long": held_out_too_long,
+            "trained_tokens": sum(label != IGNORED for row in rows for label in row["labels"]),
+            "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+            "steps": trainer.state.global_step,
+            "epochs": trainer.state.epoch,
+            "loss_first": losses[0],
+            "loss_last": mean(losses[-20:]),
+            "validation_loss_before": evaluated[0]["validation_loss"],
+            "validation_loss": kept["validation_loss"],
+            "validation_accuracy": kept["validation_accuracy"],
+            "kept": params.keep,
+            "kept_step": kept["step"],
+            "best_step": least["step"],
+            "best_validation_loss": least["validation_loss"],
+        }
+    )
+    shutil.rmtree(stage.checkpoints, ignore_errors=True)
+
+
+def tokenised(tokenizer: Any, path: Path, max_length: int | None) -> tuple[list[dict[str, Any]], int]:
+    """Rows with `input_ids` and `labels`, and how many were left out because they are too long."""
+    rows = []
+    given = read_parquet(path, ["id", "messages", "answer"])
+    for row in given:
+        try:
+            ids, is_answer = example_ids(tokenizer, row["messages"], row["answer"])
+        except Problem as problem:
+            raise Problem(f"{path}: row {row['id']}: {problem}") from None
+        if max_length is None or len(ids) <= max_length:
+            labels = [i if trained else IGNORED for i, trained in zip(ids, is_answer, strict=True)]
+            rows.append({"row": len(rows), "id": row["id"], "input_ids": ids, "labels": labels})
+    if not rows:
+        reason = f"all {len(given)} are longer than sft.trainer.max_length = {max_length}" if given else "it is empty"
+        raise Problem(f"{path}: no rows to use: {reason}")
+    return rows, len(given) - len(rows)
+
+
+if __name__ == "__main__":
+    main(__file__, Params, run)

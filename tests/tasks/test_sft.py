@@ -1,0 +1,190 @@
+"""Fine-tuning trains the answer and the EOS, nothing else, and ends in the same bytes after any interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_models import instruction, write_instructions, write_model
+
+from tasks import sft
+from tasks.lib.data.rows import INSTRUCTION, write_parquet
+from tasks.lib.policy import trainers
+from tasks.lib.policy.models import load_policy, load_tokenizer
+from tasks.lib.stage import Problem, Stage
+
+TRAINER = {"max_steps": 14, "learning_rate": 3e-3, "per_device_train_batch_size": 8, "max_length": 64,
+           "eval_steps": 4, "save_steps": 4}  # fmt: skip  # 40 rows: an epoch ends within steps 5 and 10
+
+
+@pytest.fixture
+def inputs(workspace: Path) -> Path:
+    write_model(workspace / "models/base")
+    write_instructions(workspace / "data/curated/train.parquet", range(40))
+    write_instructions(workspace / "data/curated/validation.parquet", range(40, 56))
+    return workspace
+
+
+def train(**changes: Any) -> dict[str, Any]:
+    trainer = {**TRAINER, **changes.pop("trainer", {})}
+    sft.run(sft.Params(trainer=trainer, **changes), Stage("sft"))
+    return json.loads(Path("reports/sft.json").read_text())
+
+
+def artifacts(workspace: Path) -> dict[str, bytes]:
+    files = [*(workspace / "models/sft").iterdir(), *(workspace / "reports").rglob("sft.*")]
+    return {str(file.relative_to(workspace)): file.read_bytes() for file in files}
+
+
+def child(action: Callable[[], Any]) -> int:
+    """Run in a forked process (importing TRL anew takes seconds); the status as from os.waitpid."""
+    if (pid := os.fork()) == 0:
+        try:
+            action()
+        except SystemExit as end:
+            os._exit(int(end.code or 0))
+        finally:
+            os._exit(99)
+    return os.waitpid(pid, 0)[1]
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, method: str, step: int, number: signal.Signals) -> None:
+    original = getattr(trainers._Watch, method)
+
+    def interrupted(self: Any, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        if state.global_step == step:
+            os.kill(os.getpid(), number)
+        original(self, args, state, control, **rest)
+
+    monkeypatch.setattr(trainers._Watch, method, interrupted)
+
+
+@pytest.mark.parametrize(
+    ("method", "step", "number"),
+    [
+        ("on_step_end", 3, signal.SIGKILL),  # before the first checkpoint
+        ("on_step_end", 7, signal.SIGKILL),  # between two, in the second epoch
+        ("on_save", 8, signal.SIGKILL),  # a checkpoint is written but not marked: the one before it counts
+        ("on_step_end", 10, signal.SIGTERM),  # saves, at the end of an epoch
+        ("on_save", 14, signal.SIGKILL),  # the last one
+    ],
+)
+def test_a_run_that_was_killed_ends_in_the_same_bytes(
+    inputs: Path, monkeypatch: pytest.MonkeyPatch, method: str, step: int, number: signal.Signals
+) -> None:
+    train()
+    expected = artifacts(inputs)
+    with monkeypatch.context() as patch:
+        interrupt(patch, method, step, number)
+        status = child(train)
+    if number == signal.SIGKILL:
+        assert os.WIFSIGNALED(status)
+    else:
+        assert os.WEXITSTATUS(status) == 128 + signal.SIGTERM
+        assert (inputs / f".anneal/checkpoints/sft/checkpoint-{step}/complete.json").is_file()
+    assert artifacts(inputs) == expected  # nothing half-written is visible
+    for name in expected:
+        (inputs / name).unlink()
+    train()
+    assert artifacts(inputs) == expected
+    assert not (inputs / ".anneal/checkpoints/sft").exists()
+
+
+def test_a_checkpoint_of_other_parameters_is_discarded_and_the_key_named(
+    inputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt(patch, "on_step_end", 7, signal.SIGKILL)
+        child(train)
+    capsys.readouterr()
+    train(trainer={"learning_rate": 1e-3})
+    assert "params.trainer.learning_rate changed from 0.003 to 0.001" in capsys.readouterr().out
+
+
+def test_the_loss_is_the_mean_over_answer_and_eos_of_the_effective_batch(inputs: Path) -> None:
+    """One step on all 40 rows: the reported loss equals the sum over trained tokens / their number."""
+    report = train(trainer={"max_steps": 1, "per_device_train_batch_size": 10, "gradient_accumulation_steps": 4})
+    model, tokenizer = load_policy("models/base"), load_tokenizer("models/base")
+    total, count = 0.0, 0
+    for row in sft.tokenised(tokenizer, sft.TRAIN, None)[0]:
+        labels = torch.tensor(row["labels"][1:])
+        logprobs = model(torch.tensor([row["input_ids"]])).logits[0, :-1].log_softmax(-1)
+        trained = labels != sft.IGNORED
+        total -= logprobs[trained, labels[trained]].sum().item()
+        count += int(trained.sum())
+    assert report["loss_first"] == pytest.approx(total / count, abs=1e-4)
+    assert report["trained_tokens"] == count
+    first = load_file("models/sft/model.safetensors")
+    train(trainer={"max_steps": 1, "per_device_train_batch_size": 40})
+    whole = load_file("models/sft/model.safetensors")
+    assert all(torch.allclose(first[name], whole[name], atol=1e-5) for name in first)
+
+
+def test_it_learns_and_states_which_weights_it_kept(inputs: Path) -> None:
+    report = train(trainer={"max_steps": 40}, keep="best")
+    assert report["validation_loss"] < 0.8 * report["validation_loss_before"]
+    assert report["validation_loss"] == report["best_validation_loss"]
+    assert report["kept_step"] == report["best_step"]
+
+
+def test_a_merged_adapter_is_the_model_that_was_trained(inputs: Path) -> None:
+    report = train(lora={"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "lora_dropout": 0.0})
+    assert report["trainable_parameters"] < 10_000
+    merged = load_file("models/sft/model.safetensors")
+    base = load_file("models/base/model.safetensors")
+    assert merged.keys() == base.keys()
+    assert any(not torch.equal(merged[name], base[name]) for name in base)
+
+
+def test_a_row_that_is_too_long_is_dropped_and_counted(inputs: Path) -> None:
+    long = instruction(99) | {"id": "long", "answer": "red " * 60}
+    write_parquet(sft.TRAIN, [instruction(0), long], INSTRUCTION)
+    report = train(trainer={"max_steps": 1})
+    assert (report["rows"], report["rows_too_long"]) == (1, 1)
+
+
+def test_when_every_row_is_too_long_the_problem_names_the_key(inputs: Path) -> None:
+    with pytest.raises(Problem, match=r"all 40 are longer than sft.trainer.max_length = 4"):
+        train(trainer={"max_length": 4})
+
+
+def test_an_empty_answer_names_file_and_row(inputs: Path) -> None:
+    write_parquet(sft.TRAIN, [instruction(0) | {"id": "bare", "answer": "  "}], INSTRUCTION)
+    with pytest.raises(Problem, match=r"train.parquet: row bare: an empty answer"):
+        train()
+
+
+def test_the_trained_tokens_are_shown(inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(trainer={"max_steps": 1}, preview_rows=1)
+    assert "<|user|> Say the first word red<|assistant|>[[ red<|end|>]]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"trainer": {"learning_rat": 1}}, "sft.trainer.learning_rat is not a key .* did you mean learning_rate?"),
+        ({"trainer": {"packing": True}}, "sft.trainer.packing cannot be set here"),
+        ({"trainer": {"save_strategy": "no"}}, "use save_steps"),
+        ({"lora": {"alpha": 1}}, "sft.lora.alpha is not a key of LoraConfig; did you mean"),
+    ],
+)
+def test_a_wrong_key_is_named_before_anything_is_read(
+    workspace: Path, given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(Problem, match=message):
+        sft.run(sft.Params(**given), Stage("sft"))
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_rows(
+    inputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Problem, match=r"the loss is (nan|inf) at step \d+; rows [0-9a-f]{16}, "):
+        train(trainer={"learning_rate": 1e30, "max_grad_norm": 0})
+    assert not (inputs / "models/sft").exists()
