@@ -13,7 +13,7 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from tasks.lib.export.gguf_vocabulary import Vocabulary, describe
 from tasks.lib.stage import Problem, replaced
@@ -22,9 +22,7 @@ TYPES = {"f16": gguf.GGMLQuantizationType.F16, "q8_0": gguf.GGMLQuantizationType
 FILE_TYPES = {"f16": gguf.LlamaFileType.MOSTLY_F16, "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0}
 
 
-def write_gguf(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, kind: str, name: str
-) -> list[str]:
+def write_gguf(model: PreTrainedModel, tokenizer: Any, path: Path, kind: str, name: str) -> list[str]:
     """Write the model as `kind` (f16 or q8_0) and return a line per tensor that had to stay wider.
 
     Vectors stay f32. Raises Problem for a model or a tokenizer that llama.cpp would run differently.
@@ -59,7 +57,7 @@ def _supported(config: Any) -> Any:
     if found := [reason for reason, applies in reasons.items() if applies]:
         raise Problem(
             f"gguf: only plain Llama models are written, this one has {found[0]}; "
-            "take the gguf formats out of quantize.formats"
+            "take gguf out of quantize.formats"
         )
     return config
 
@@ -101,7 +99,7 @@ def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
 def _quantised(
     model: PreTrainedModel, wanted: gguf.GGMLQuantizationType
 ) -> tuple[list[tuple[str, np.ndarray, gguf.GGMLQuantizationType]], list[str]]:
-    """(name, bytes, type) per tensor in the file's order, and a line per matrix that `wanted` does not fit."""
+    """(name, bytes, type) per tensor in the file's order; a line per matrix that `wanted` does not suit."""
     config, notes, tensors = model.config, [], []
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     for source, weight in model.state_dict().items():
@@ -143,7 +141,6 @@ def read_gguf(path: Path) -> tuple[LlamaForCausalLM, Vocabulary]:
     keys = {name: field.contents() for name, field in reader.fields.items()}
     if not reader.tensors or keys.get("general.architecture") != "llama":
         raise Problem(f"{path} holds no Llama model; it cannot be loaded")
-    embedding = [tensor.name for tensor in reader.tensors]
     config = LlamaConfig(
         vocab_size=keys["llama.vocab_size"],
         max_position_embeddings=keys["llama.context_length"],
@@ -155,16 +152,14 @@ def read_gguf(path: Path) -> tuple[LlamaForCausalLM, Vocabulary]:
         head_dim=keys["llama.rope.dimension_count"],
         rms_norm_eps=keys["llama.attention.layer_norm_rms_epsilon"],
         rope_parameters={"rope_type": "default", "rope_theta": keys["llama.rope.freq_base"]},
-        tie_word_embeddings="output.weight" not in embedding,
+        tie_word_embeddings="output.weight" not in [tensor.name for tensor in reader.tensors],
         bos_token_id=keys.get("tokenizer.ggml.bos_token_id"),
         eos_token_id=keys.get("tokenizer.ggml.eos_token_id"),
         pad_token_id=keys.get("tokenizer.ggml.padding_token_id"),
     )
     model = LlamaForCausalLM(config)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    data = {
-        tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type) for tensor in reader.tensors
-    }
+    data = {tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type) for tensor in reader.tensors}
     weights = {}
     for target in model.state_dict():
         if target == "lm_head.weight" and config.tie_word_embeddings:

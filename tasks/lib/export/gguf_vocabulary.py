@@ -15,7 +15,6 @@ from functools import cached_property
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerBase
 
 from tasks.lib.stage import Problem
 
@@ -67,7 +66,7 @@ class Vocabulary:
 
     @cached_property
     def _byte_bpe(self) -> Tokenizer:
-        merges = [tuple(merge.split(" ", 1)) for merge in self.merges]
+        merges = [(left, right) for left, _, right in (merge.partition(" ") for merge in self.merges)]
         ordinary = {token: index for token, index in self.ids.items() if self.types[index] == NORMAL}
         bpe = models.BPE(vocab=ordinary, merges=merges, ignore_merges=self.pre == "llama-bpe")
         engine = Tokenizer(bpe)
@@ -128,7 +127,7 @@ class Vocabulary:
         return ids
 
 
-def describe(tokenizer: PreTrainedTokenizerBase, size: int) -> Vocabulary:
+def describe(tokenizer: Any, size: int) -> Vocabulary:
     """The GGUF description of a fast tokenizer for a model with `size` embedding rows.
 
     Raises Problem when llama.cpp has no rule for what tokenizer.json asks for.
@@ -161,7 +160,7 @@ def describe(tokenizer: PreTrainedTokenizerBase, size: int) -> Vocabulary:
     return replace(vocabulary, chat_template=_chat_template(tokenizer, vocabulary))
 
 
-def adds_prefix_space(tokenizer: PreTrainedTokenizerBase) -> bool:
+def adds_prefix_space(tokenizer: Any) -> bool:
     """True if the byte-level tokenizer puts a space before a text. llama.cpp never does: the text must."""
     return '"add_prefix_space":true' in tokenizer.backend_tokenizer.to_str().replace(" ", "")
 
@@ -228,7 +227,7 @@ def _scores(tokens: list[str], merges: list[str]) -> list[float]:
     return [rank.get(token, -float(len(merges))) for token in tokens]
 
 
-def _chat_template(tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary) -> str | None:
+def _chat_template(tokenizer: Any, vocabulary: Vocabulary) -> str | None:
     """The chat template with which the engine gets the ids that the model was trained on.
 
     `{% generation %}` is transformers' own tag; `{% if true %}` treats white space alike. Where transformers
@@ -254,5 +253,5 @@ def _chat_template(tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary) -
 
 def _unknown(what: str) -> Problem:
     return Problem(
-        f"gguf: llama.cpp has no rule for {what} (tokenizer.json); take the gguf formats out of quantize.formats"
+        f"gguf: llama.cpp has no rule for {what} (tokenizer.json); take gguf out of quantize.formats"
     )

@@ -1,7 +1,7 @@
 """Smaller weights: LLM.int8() and NF4 through bitsandbytes, and the arithmetic of integer grids.
 
 int8: vector-wise absmax, activation columns with a value >= threshold stay 16-bit (arXiv 2208.07339).
-nf4: 4-bit normal floats in blocks of 64, the scales themselves in 8 bits (arXiv 2305.14314): 4.127 bits a weight.
+nf4: 4-bit normal floats in blocks of 64, their scales in 8 bits (arXiv 2305.14314): 4.127 bits a weight.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ def weight_error(reference: dict[str, Tensor], weights: dict[str, Tensor]) -> tu
 def on_grid(weight: Tensor, bits: int, *, symmetric: bool = True, per_row: bool = True) -> Tensor:
     """A matrix (O, I) rounded to a grid of `bits` and put back into floats ("fake quantisation").
 
-    Symmetric is absmax: scale = max|w| / (2^(bits-1) - 1). Otherwise zero-point: scale = (max - min) / (2^bits - 1)
-    and an offset. One scale per row, or one for the whole matrix.
+    Symmetric is absmax: scale = max|w| / (2^(bits-1) - 1). Otherwise zero-point: an offset, and scale =
+    (max - min) / (2^bits - 1). One scale per row, or one for the whole matrix.
     """
     kept = weight.float() if per_row else weight.float().reshape(1, -1)
     if symmetric:

@@ -1,0 +1,156 @@
+"""How far an exported format is from the model it was made of: logits, answers, tokens.
+
+A GGUF file is judged by what is in it: its dequantised weights in transformers' Llama, its own vocabulary.
+With llama-cpp-python installed (an extra), llama.cpp itself is asked too, in a child process that may crash.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from tasks.lib.export.distillation import logits_on
+from tasks.lib.export.gguf_file import read_gguf
+from tasks.lib.export.gguf_vocabulary import Vocabulary, adds_prefix_space
+from tasks.lib.export.quantisation import read_model
+from tasks.lib.policy.chat import Messages, prompt_ids
+from tasks.lib.policy.models import load_tokenizer
+from tasks.lib.stage import Problem
+
+ODD_TEXTS = (
+    "", " ", "   three spaces", "ends in spaces   ", "tab\tand\r\nline\n\nends\n", "don't we'll I'M 'quoted'",
+    "1234567890 3.14159 1e-5", "naïve café Ελληνικά русский", "中文 日本語 한국어 ไทย", "عربى עברית",
+    "👩‍👩‍👧 🇪🇺 e\u0301", "zero\u200bwidth\u00a0no-break\u3000wide", "_under-score--dashes... !!??",
+    "{{ braces }} <tag>", "x" * 200, "aAaA" * 20, "\x00\x01\x7f",
+)  # fmt: skip
+
+
+def read_format(folder: Path) -> tuple[PreTrainedModel, Vocabulary | None]:
+    """Load one exported format as its users would; with its vocabulary if it is a GGUF file."""
+    files = sorted(folder.glob("*.gguf"))
+    return read_gguf(files[0]) if files else (read_model(folder), None)
+
+
+@torch.no_grad()
+def drift(
+    reference: PreTrainedModel,
+    model: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    answers: Sequence[list[int]],
+    batch_size: int,
+) -> dict[str, float]:
+    """Differences over all tokens of the given answers (those of the reference).
+
+    max and mean |logit difference|; mean KL(reference || model) in nats per token; the share of tokens whose
+    most probable successor is the same. Raises Problem when a logit is not finite.
+    """
+    most, total, divergence, alike, tokens, values = 0.0, 0.0, 0.0, 0, 0, 0
+    for start in range(0, len(prompts), batch_size):
+        some = prompts[start : start + batch_size], answers[start : start + batch_size]
+        wanted, is_answer, _ = logits_on(reference, *some)
+        found, _, _ = logits_on(model, *some)
+        wanted, found = wanted[is_answer].double(), found[is_answer].double()
+        if not bool(torch.isfinite(found).all()):
+            raise Problem("logits that are not finite")
+        difference = (wanted - found).abs()
+        log_wanted, log_found = wanted.log_softmax(-1), found.log_softmax(-1)
+        most = max(most, difference.max().item())
+        total, values = total + difference.sum().item(), values + difference.numel()
+        divergence += (log_wanted.exp() * (log_wanted - log_found)).sum().item()
+        alike += int((wanted.argmax(-1) == found.argmax(-1)).sum())
+        tokens += len(wanted)
+    return {
+        "max_logit_error": most,
+        "mean_logit_error": total / max(values, 1),
+        "kl": max(divergence, 0.0) / max(tokens, 1),
+        "agreement": alike / max(tokens, 1),
+    }
+
+
+def check_tokens(
+    tokenizer: Any,
+    folder: Path,
+    vocabulary: Vocabulary | None,
+    talks: Sequence[Messages],
+    texts: Sequence[str],
+) -> None:
+    """Raise Problem when a format would cut a conversation or a text into other tokens than the model."""
+    if vocabulary is None:
+        same = load_tokenizer(folder).backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
+        if not same:
+            raise Problem("another tokenizer than the model's")
+        return
+    if vocabulary.chat_template:
+        for talk in talks:
+            text = tokenizer.apply_chat_template(
+                list(talk),
+                chat_template=vocabulary.chat_template,
+                add_generation_prompt=True,
+                tokenize=False,
+            )
+            if vocabulary.encode(text, add_special=False) != prompt_ids(tokenizer, talk):
+                raise Problem(f"other tokens for the conversation that starts {talk[0]['content'][:40]!r}")
+    for text in (*texts, *ODD_TEXTS):
+        if vocabulary.encode(as_engine_input(tokenizer, text)) != tokenizer(text).input_ids:
+            raise Problem(f"other tokens for the text {text[:40]!r}")
+
+
+def as_engine_input(tokenizer: Any, text: str) -> str:
+    """The text as llama.cpp must be given it: it never adds the space that `add_prefix_space` asks for."""
+    needs_space = text and not text.startswith(" ") and adds_prefix_space(tokenizer)
+    return f" {text}" if needs_space else text
+
+
+def check_engine(file: Path, tokenizer: Any, reference: PreTrainedModel, texts: Sequence[str]) -> str | None:
+    """Ask llama.cpp for tokens and for the most probable next token of each text.
+
+    Returns a line for the log, None without llama-cpp-python. Raises Problem when tokens differ, when more
+    than a tenth of the next tokens differ, or when the engine crashes.
+    """
+    if find_spec("llama_cpp") is None:
+        return None
+    given = [as_engine_input(tokenizer, text) for text in texts]
+    done = subprocess.run(
+        [sys.executable, "-c", ENGINE, str(file)],
+        input=json.dumps(given),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    if done.returncode:
+        tail = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise Problem(f"llama.cpp stopped with status {done.returncode}: {tail[:200]}")
+    alike = 0
+    for text, (ids, following) in zip(texts, json.loads(done.stdout), strict=True):
+        if ids != tokenizer(text).input_ids:
+            raise Problem(f"other tokens in llama.cpp for the text {text[:40]!r}")
+        with torch.no_grad():
+            logits = reference(torch.tensor([ids], device=reference.device)).logits
+        alike += int(logits[0, -1].argmax()) == following
+    if alike < 0.9 * len(texts):
+        raise Problem(f"llama.cpp agrees with the model on {alike} of {len(texts)} next tokens only")
+    return f"llama.cpp: tokens equal, {alike} of {len(texts)} next tokens equal"
+
+
+ENGINE = """
+import json, sys
+import numpy as np
+from llama_cpp import Llama
+engine = Llama(sys.argv[1], n_ctx=0, n_threads=1, n_gpu_layers=0, logits_all=True, verbose=False)
+told = []
+for text in json.load(sys.stdin):
+    ids = engine.tokenize(text.encode(), add_bos=True, special=True)
+    engine.reset()
+    engine.eval(ids)
+    told.append([ids, int(np.argmax(engine.scores[len(ids) - 1]))])
+json.dump(told, sys.stdout)
+"""
