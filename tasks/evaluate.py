@@ -1,6 +1,6 @@
 """evaluate: every model of the line answers the same held-out rows.
 
-Reads   models/{base,sft,dpo,ppo}, models/reward, data/curated/{validation,evaluation}.parquet, data/raw/panel.yaml
+Reads   models/{base,sft,dpo,ppo,reward}, data/curated/{validation,evaluation}.parquet, data/raw/panel.yaml
 Writes  reports/evaluation/{answers.parquet,table.md}, reports/evaluate.json, reports/plots/evaluate.{csv,png}
 Run     python -m tasks.evaluate
 
@@ -34,11 +34,16 @@ OUT = Path("reports/evaluation")
 PLOT = Path("reports/plots/evaluate")
 Row = dict[str, Any]
 
-NOTE = """Greedy answers. Means with 95 % bootstrap intervals over rows. exact match: the answer, its closing aside, is the
-label. rank classification (rows with choices): the likeliest choice is the label. win rate: against {reference}, ties
-count half. KL: from {reference}, estimated on one answer per row sampled at temperature 1. guess: a choice at random
-(0 for free answers); constant: the best constant answer per task, known only with hindsight. Models are selected on
-the split validation, so its figures flatter the chosen one."""
+NOTE = """\
+Greedy answers; means with 95 % bootstrap intervals over rows.
+
+- exact match: the answer, its closing aside, is the label
+- rank classification (rows with choices): the likeliest choice is the label
+- win rate: against {reference}, ties count half
+- KL: from {reference}, estimated on one answer per row sampled at temperature 1
+- guess: a choice at random (0 for free answers); constant: the best constant answer per task, with hindsight
+
+Models are selected on the split `validation`: its figures flatter the chosen one. Results are on the others."""
 VALUES = (
     "exact_match",
     "rank_classification",
@@ -129,36 +134,30 @@ def answered(
 
     Each model is loaded once, one at a time: the reference comes last and scores what the others sampled.
     """
-    names, answers, samples = list(params.models), {}, {}
+    names = list(params.models)
     after = names[names.index(params.reference) + 1 :]
-    by_split = [
-        [i for i, row in enumerate(rows) if row["split"] == split] for split in {r["split"]: 0 for r in rows}
-    ]
-    places = [place for some in by_split for place in some[: params.kl_prompts]]
+    answers: dict[str, Answers] = {}
+    samples: dict[str, Samples] = {}
+    splits = [[i for i, row in enumerate(rows) if row["split"] == split] for split in splits_of(rows)]
+    places = [place for some in splits for place in some[: params.kl_prompts]]
     sizes = {"max_new_tokens": params.max_new_tokens, "batch_size": params.batch_size}
+    vocabulary = load_tokenizer(params.models[params.reference]).get_vocab()
     for done, name in enumerate(sorted(names, key=lambda each: each == params.reference), 1):
         tokenizer, model = load_tokenizer(params.models[name]), load_policy(params.models[name])
+        if name in after and tokenizer.get_vocab() != vocabulary:
+            where = f"params.yaml: evaluate.models: {name} has another tokenizer than {params.reference}"
+            raise Problem(f"{where}, so there is no KL between them; list {name} before {params.reference}")
         answers[name] = answer_rows(model, tokenizer, rows, **sizes)
         if name in after and places:
             seed = stage.seed_of("kl", name)
             samples[name] = sample_rows(model, tokenizer, rows, places, seed=seed, **sizes)
         stage.progress(done, len(names))
-    return answers, {
-        name: kl_of(name, drawn, model, tokenizer, params, len(rows)) for name, drawn in samples.items()
-    }
+    kl = {name: drawn.kl_from(model, len(rows), params.batch_size) for name, drawn in samples.items()}
+    return answers, kl
 
 
-def kl_of(name: str, drawn: Samples, model: Any, tokenizer: Any, params: Params, count: int) -> np.ndarray:
-    """KL of the samples `drawn` by the model `name` from the reference `model`: (count,), NaN where none was drawn."""
-    if drawn.vocabulary != tokenizer.get_vocab():
-        raise Problem(
-            f"params.yaml: evaluate.models: {name} has another tokenizer than {params.reference}, so there is no KL; "
-            f"list {name} before {params.reference}"
-        )
-    under_reference = answer_logprobs(model, drawn.prompts, drawn.answers, batch_size=params.batch_size)
-    values = np.full(count, math.nan)
-    values[drawn.places] = sequence_kl(drawn.logprobs, under_reference)
-    return values
+def splits_of(rows: list[Row]) -> list[str]:
+    return list(dict.fromkeys(row["split"] for row in rows))
 
 
 def add_rewards(
@@ -198,23 +197,19 @@ def add_win_rates(
 def answer_lines(rows: list[Row], answers: dict[str, Answers], columns: dict[str, Columns]) -> list[Row]:
     """One line per model and row, for reading and for joining with the rows by id."""
     lines = []
-    for model, given in answers.items():
-        mine = columns[model]
-        for place, row in enumerate(rows):
-            line = {word: row[word] for word in WORDS if word in row} | {
-                "model": model,
-                "answer": given.texts[place],
-            }
-            line |= {
-                "choice": given.choices[place],
-                "tokens": given.tokens[place],
-                "ended": given.ended[place],
-            }
-            numbers = {name: float(mine[name][place]) if name in mine else math.nan for name in VALUES}
-            lines.append(
-                line | {name: None if math.isnan(value) else value for name, value in numbers.items()}
-            )
-    return sorted(lines, key=lambda line: list(columns).index(line["model"]))
+    for model, mine in columns.items():
+        given = answers[model]
+        numbers = {name: mine.get(name, np.full(len(rows), math.nan)) for name in VALUES}
+        for i, row in enumerate(rows):
+            line = {word: row[word] for word in ("id", "split", "task", "template", "label")}
+            line |= {"model": model, "answer": given.texts[i], "choice": given.choices[i]}
+            line |= {"tokens": given.tokens[i], "ended": given.ended[i]}
+            lines.append(line | {name: none_if_nan(float(values[i])) for name, values in numbers.items()})
+    return lines
+
+
+def none_if_nan(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 if __name__ == "__main__":

@@ -68,8 +68,8 @@ def bars(
 ) -> None:
     """Write `<stem>.csv` and `<stem>.png`: per panel (title -> column) the bars of each `group` side by side.
 
-    `<column>_low` and `<column>_high` of a row, if there, become its interval. `levels` (suffix ->
-    name) are dashed marks over a whole group, such as the chance level: `<column>_<suffix>` of any of its rows.
+    `<column>_low` and `<column>_high` of a row, if there, become its interval. `levels` (suffix -> name) are
+    dashed marks over a whole group, such as the chance level: `<column>_<suffix>` of any of its rows.
     """
     _write_csv(stem, rows, first=[group, bar, *panels.values()])
     groups, names = _ordered(rows, group), _ordered(rows, bar)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from tasks.lib.evaluation.judge import Panel
-from tasks.lib.evaluation.scores import exact_match, rank_choices
+from tasks.lib.evaluation.scores import exact_match, rank_choices, sequence_kl
 from tasks.lib.policy.chat import answer_ids, answer_text, prompt_ids
 from tasks.lib.policy.generation import generate
 from tasks.lib.policy.logprobs import answer_logprobs
@@ -29,7 +29,7 @@ class Answers:
     choices: list[str | None]  # the likeliest of the row's choices; None where it has none
 
     def columns(self, rows: Sequence[Row], panel: Panel | None) -> dict[str, np.ndarray]:
-        """What can be said of the answers without another model: metric -> (N,), NaN where it does not apply."""
+        """What can be said without another model: metric -> (N,) values, NaN where it does not apply."""
         labels = [row["label"] for row in rows]
         judged = list(zip(labels, self.texts, self.choices, strict=True))
         columns: dict[str, list[float]] = {
@@ -49,13 +49,19 @@ class Answers:
 
 @dataclass(frozen=True)
 class Samples:
-    """Answers drawn at temperature 1 to the rows `places`, as ids, with the drawing model's log-probabilities."""
+    """Answers drawn at temperature 1 to the rows `places`, as ids, and their log-probabilities (T,)."""
 
     places: list[int]
     prompts: list[list[int]]
     answers: list[list[int]]
     logprobs: list[torch.Tensor]
-    vocabulary: dict[str, int]
+
+    def kl_from(self, reference: Any, count: int, batch_size: int) -> np.ndarray:
+        """The estimated KL from the model `reference`, nats per answer: (count,), NaN where nothing was drawn."""
+        under_reference = answer_logprobs(reference, self.prompts, self.answers, batch_size=batch_size)
+        values = np.full(count, math.nan)
+        values[self.places] = sequence_kl(self.logprobs, under_reference)
+        return values
 
 
 def answer_rows(
@@ -97,7 +103,7 @@ def sample_rows(
     prompts = [prompt_ids(tokenizer, rows[place]["messages"]) for place in places]
     answers = _generate(model, tokenizer, prompts, 1.0, max_new_tokens, batch_size, seed)
     logprobs = answer_logprobs(model, prompts, answers, batch_size=batch_size)
-    return Samples(list(places), prompts, answers, logprobs, tokenizer.get_vocab())
+    return Samples(list(places), prompts, answers, logprobs)
 
 
 def _generate(

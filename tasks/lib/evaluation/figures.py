@@ -136,14 +136,15 @@ def markdown(header: Sequence[str], lines: Sequence[Sequence[str]], words: int =
     cells = [list(header), *[[cell.replace("|", "\\|") for cell in line] for line in lines]]
     widths = [max(len(line[column]) for line in cells) for column in range(len(header))]
     rule = ["-" * width if place < words else "-" * (width - 1) + ":" for place, width in enumerate(widths)]
-    return "\n".join(
-        "| "
-        + " | ".join(
-            c.ljust(w) if i < words else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
-        )
-        + " |"
-        for line in (cells[0], rule, *cells[1:])
-    )
+    return "\n".join(_line(line, widths, words) for line in (cells[0], rule, *cells[1:]))
+
+
+def _line(cells: Sequence[str], widths: Sequence[int], words: int) -> str:
+    padded = [
+        cell.ljust(width) if place < words else cell.rjust(width)
+        for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    ]
+    return "| " + " | ".join(padded) + " |"
 
 
 def _places(rows: Sequence[Row], **wanted: str) -> np.ndarray:

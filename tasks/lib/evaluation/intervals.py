@@ -40,7 +40,7 @@ def mean_interval(
     """The mean of `values` (N,) and the interval that holds `level` of the bootstrap means.
 
     Of two models on the same rows, pass the differences row by row: that is the paired interval. `groups` (N,)
-    names what was drawn: renderings of one raw row are not independent, so whole groups are resampled.
+    names what was drawn: renderings of one raw row are not independent, so whole groups are drawn.
     Rows that all have one value show no spread, although the next row may differ. If `bounds` says between
     which values a row can lie, the interval then follows the rule of three (Hanley and Lippman-Hand 1983):
     the share of unseen outcomes is at most -ln((1 - level) / 2) / N. So one row proves nothing.

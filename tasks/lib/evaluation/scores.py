@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,9 +30,10 @@ def rank_choices(
 ) -> list[int]:
     """Rank classification: per prompt the index of the choice with the highest log-probability as an answer.
 
-    The log-probabilities of a choice's tokens, EOS included, are summed, not averaged: the sum is the probability
-    that the model gives exactly this answer, and T0 does the same (Sanh et al. 2022, arXiv 2110.08207, section 4).
-    A mean over tokens would favour long choices, whose later tokens are easy. Equal sums: the earlier choice.
+    The log-probabilities of a choice's tokens, EOS included, are summed, not averaged: the sum is the
+    probability that the model gives exactly this answer, and T0 does the same (Sanh et al. 2022, arXiv
+    2110.08207, section 4). A mean over tokens would favour long choices, whose later tokens are easy.
+    Of equal sums the earlier choice.
     """
     repeated = [prompt for prompt, mine in zip(prompts, choices, strict=True) for _ in mine]
     answers = [choice for mine in choices for choice in mine]
@@ -46,10 +46,10 @@ def rank_choices(
 def sequence_kl(mine: Sequence[torch.Tensor], reference: Sequence[torch.Tensor]) -> np.ndarray:
     """Per answer (N,) the summed `log policy - log reference`, in nats per sequence.
 
-    `mine` and `reference` hold per answer the log-probabilities (T,) of its tokens. Of answers sampled from the
-    policy at temperature 1 the mean is an unbiased estimate of KL(policy || reference) over whole answers (the
-    estimator k1 of Schulman 2020, "Approximating KL divergence"); single values may be negative. Of greedy
-    answers it would not be one.
+    `mine` and `reference` hold per answer the log-probabilities (T,) of its tokens. Of answers sampled from
+    the policy at temperature 1 the mean is an unbiased estimate of KL(policy || reference) over whole answers
+    (k1 of Schulman 2020, "Approximating KL divergence"); single values may be negative. Of greedy answers it
+    would not be one.
     """
     pairs = zip(mine, reference, strict=True)
     return np.array([float((policy.double() - other.double()).sum()) for policy, other in pairs])
@@ -61,7 +61,7 @@ def chance(rows: Sequence[Row]) -> np.ndarray:
 
 
 def majority(rows: Sequence[Row]) -> np.ndarray:
-    """Per row (N,) whether the best constant answer of its task, known only with hindsight, would be right."""
+    """Per row (N,) whether the best constant answer of its task, known with hindsight, is right."""
     counts = Counter((row["task"], row["label"].strip()) for row in rows)
     best: dict[str, str] = {}
     for (task, label), _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):

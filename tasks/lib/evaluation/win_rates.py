@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from tasks.lib.evaluation.judge import Panel
 
@@ -26,7 +27,7 @@ def wins(judge: Judge, labels: Sequence[str], mine: Sequence[str], theirs: Seque
     )
 
 
-def wins_by_score(mine: Sequence[float], theirs: Sequence[float], tie_below: float = 0.0) -> np.ndarray:
+def wins_by_score(mine: ArrayLike, theirs: ArrayLike, tie_below: float = 0.0) -> np.ndarray:
     """Per row (N,) 1, 0.5 or 0 by a score of each answer. Closer than `tie_below`, or equal, is a tie."""
     difference = np.asarray(mine, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
     tied = (difference == 0.0) | (np.abs(difference) < tie_below)
@@ -38,7 +39,7 @@ def gold_judge(panel: Panel) -> Judge:
 
     def judge(label: str, first: str, second: str) -> float:
         return float(
-            wins_by_score([panel.utility(label, first)], [panel.utility(label, second)], panel.tie_below)[0]
+            wins_by_score(panel.utility(label, first), panel.utility(label, second), panel.tie_below)
         )
 
     return judge
@@ -47,15 +48,13 @@ def gold_judge(panel: Panel) -> Judge:
 def panel_judge(panel: Panel, seed: int) -> Judge:
     """The panel as it would vote: every annotator sees its own utility plus new noise at each question."""
     generator = np.random.default_rng(seed)
+    noise = np.array([annotator.noise for annotator in panel.annotators])
+
+    def seen(label: str, text: str) -> np.ndarray:
+        utilities = [panel.utility_to(annotator, label, text) for annotator in panel.annotators]
+        return np.array(utilities) + noise * generator.normal(size=noise.size)
 
     def judge(label: str, first: str, second: str) -> float:
-        seen = [
-            [panel.utility_to(annotator, label, text) for annotator in panel.annotators]
-            for text in (first, second)
-        ]
-        noise = generator.normal(size=(2, len(panel.annotators))) * [
-            annotator.noise for annotator in panel.annotators
-        ]
-        return float(wins_by_score(*(np.array(seen) + noise), panel.tie_below).mean())
+        return float(wins_by_score(seen(label, first), seen(label, second), panel.tie_below).mean())
 
     return judge
