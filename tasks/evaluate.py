@@ -21,11 +21,9 @@ from tasks.lib.data.rows import content_id, read_parquet, write_parquet
 from tasks.lib.evaluation.answers import Answers, Samples, answer_rows, sample_rows
 from tasks.lib.evaluation.figures import Columns, summarised, table_per_task
 from tasks.lib.evaluation.judge import Panel, read_panel
-from tasks.lib.evaluation.scores import sequence_kl
 from tasks.lib.evaluation.win_rates import gold_judge, panel_judge, wins, wins_by_score
 from tasks.lib.plots import bars
 from tasks.lib.policy.chat import answer_ids, prompt_ids
-from tasks.lib.policy.logprobs import answer_logprobs
 from tasks.lib.policy.models import load_policy, load_tokenizer, replaced_folder, weights_hash
 from tasks.lib.preferences.reward_model import load_reward, score
 from tasks.lib.stage import Problem, Stage, main
@@ -43,7 +41,7 @@ Greedy answers; means with 95 % bootstrap intervals over rows.
 - KL: from {reference}, estimated on one answer per row sampled at temperature 1
 - guess: a choice at random (0 for free answers); constant: the best constant answer per task, with hindsight
 
-Models are selected on the split `validation`: its figures flatter the chosen one. Results are on the others."""
+Models are selected on the split `validation`, whose figures flatter the chosen one. The others are results."""
 VALUES = (
     "exact_match",
     "rank_classification",
@@ -115,7 +113,7 @@ def run(params: Params, stage: Stage) -> None:
 
 
 def held_out_rows(params: Params) -> list[Row]:
-    """At most `limit_per_split` rows of each split, by a hash of the id that knows neither label nor template."""
+    """At most `limit_per_split` rows of each split, chosen by a hash of the id alone."""
     found = [row for path in params.rows for row in read_parquet(Path(path))]
     if not found:
         raise Problem(

@@ -57,7 +57,7 @@ class Samples:
     logprobs: list[torch.Tensor]
 
     def kl_from(self, reference: Any, count: int, batch_size: int) -> np.ndarray:
-        """The estimated KL from the model `reference`, nats per answer: (count,), NaN where nothing was drawn."""
+        """The estimated KL from `reference`, nats per answer: (count,), NaN where nothing was drawn."""
         under_reference = answer_logprobs(reference, self.prompts, self.answers, batch_size=batch_size)
         values = np.full(count, math.nan)
         values[self.places] = sequence_kl(self.logprobs, under_reference)

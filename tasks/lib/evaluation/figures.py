@@ -86,7 +86,7 @@ class Figures:
 def summarised(
     rows: Sequence[Row], columns: Mapping[str, Columns], reference: str, *, seed: int, draws: int
 ) -> Figures:
-    """Means and bootstrap intervals of all columns on all splits (renderings of one raw row drawn together)."""
+    """Means and bootstrap intervals of all columns on all splits; renderings of one raw row stay together."""
     splits = {split: _places(rows, split=split) for split in dict.fromkeys(row["split"] for row in rows)}
     values, guesses = {}, {}
     for split, places in splits.items():

@@ -39,7 +39,7 @@ def mean_interval(
 ) -> Interval:
     """The mean of `values` (N,) and the interval that holds `level` of the bootstrap means.
 
-    Of two models on the same rows, pass the differences row by row: that is the paired interval. `groups` (N,)
+    Of two models on the same rows, pass the differences by row: that is the paired interval. `groups` (N,)
     names what was drawn: renderings of one raw row are not independent, so whole groups are drawn.
     Rows that all have one value show no spread, although the next row may differ. If `bounds` says between
     which values a row can lie, the interval then follows the rule of three (Hanley and Lippman-Hand 1983):

@@ -40,7 +40,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen name (None: the model stays), and why in words, first the choice, then a line per candidate."""
+    """The chosen name (None: none is better), and why: first the choice, then a line per candidate."""
 
     name: str | None
     reasons: list[str]
