@@ -5,7 +5,8 @@ Writes  data/instructions/rows.parquet, data/instructions/ledger.parquet, report
 Run     python -m tasks.render
 
 A row's split follows from the hash of its input text, so it never moves, whatever templates, seeds or other
-rows do. Test rows are asked through seen templates (split `rows`) and held-out ones (split `templates`); every row of a held-out cluster is a test row (split `clusters`).
+rows do. Test rows are asked through seen templates (split `rows`) and held-out ones (split `templates`); every
+row of a held-out cluster is a test row (split `clusters`).
 """
 
 from __future__ import annotations
@@ -182,7 +183,7 @@ def prompt_of(row: Row) -> str:
 
 
 def without_shared_prompts(rows: list[Row], ledger: list[Row]) -> list[Row]:
-    """Drop a row whose prompt stands in an earlier split of SPLITS: evaluation keeps it, training loses it."""
+    """Drop a row whose prompt is in an earlier split of SPLITS: evaluation keeps it, training loses it."""
     home: dict[str, str] = {}
     for row in sorted(rows, key=lambda row: SPLITS.index(row["split"])):
         home.setdefault(prompt_of(row), row["split"])

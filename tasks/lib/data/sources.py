@@ -119,8 +119,8 @@ def check_license(license: str, where: str, commercial: bool) -> None:
     """An unknown licence, or one that forbids commercial use in a commercial profile, is a Problem."""
     if license not in LICENSES and not license.startswith("LicenseRef-"):
         raise Problem(
-            f"{where}: license: expected an SPDX identifier such as CC-BY-4.0, or LicenseRef-<name> for an own"
-            f" licence, found {excerpt(license)}"
+            f"{where}: license: expected an SPDX identifier such as CC-BY-4.0, or LicenseRef-<name> for your"
+            f" own, found {excerpt(license)}"
         )
     if commercial and not LICENSES.get(license, True):
         raise Problem(
