@@ -1,0 +1,124 @@
+"""The three models of PPO in one place: the policy that learns, its frozen reference, and the critic.
+
+Shapes: B episodes, P prompt columns (left-padded), T answer columns (right-padded). A value belongs to a state:
+state t is the prompt and the first t answer tokens, so T answer tokens have T+1 states.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pydantic import BaseModel, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from tasks.lib.policy.batches import position_ids
+from tasks.lib.policy.logprobs import padded_answers, token_logprobs
+
+
+class Lora(BaseModel, extra="forbid"):
+    """Train low-rank adapters on all linear layers instead of the whole policy (arXiv 2106.09685)."""
+
+    r: PositiveInt = 8  # rank
+    alpha: PositiveFloat = 16  # the update is scaled by alpha / r
+
+
+class ActorCritic(nn.Module):
+    """Policy, reference and critic. Nothing has dropout: all stay in eval mode, which gradients do not mind."""
+
+    def __init__(
+        self, policy: Any, reward_model: Any = None, lora: Lora | None = None, seed: int = 0
+    ) -> None:
+        """Reference: the policy as given; with `lora`, the policy with its adapters off.
+
+        Critic: a copy of `reward_model` that begins as its normalised score (L2S, N+); without one, a linear
+        head on the policy's last hidden state, zero at the start, that trains the policy's body too (LMHP).
+        """
+        super().__init__()
+        self.reference_model = None if lora else copy.deepcopy(policy).requires_grad_(False)
+        self.adapter = _with_adapters(policy, lora, seed) if lora else None
+        self.policy = policy
+        self.critic = None if reward_model is None else copy.deepcopy(reward_model.base_model)
+        self.value_head = nn.Linear(policy.config.hidden_size, 1)
+        with torch.no_grad():
+            if reward_model is None:
+                self.value_head.weight.zero_()
+                self.value_head.bias.zero_()
+            else:
+                self.value_head = nn.Linear(reward_model.config.hidden_size, 1)
+                mean = getattr(reward_model.config, "reward_mean", 0.0)
+                std = getattr(reward_model.config, "reward_std", 1.0)
+                self.value_head.weight.copy_(reward_model.score.weight / std)
+                self.value_head.bias.fill_(-mean / std)
+        self.to(policy.device).eval()
+
+    def forward(
+        self, prompts: Sequence[list[int]], answers: Sequence[list[int]], temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probs (B, T) of the answer tokens under policy / temperature, and values (B, T+1) of the states."""
+        ids, is_token, is_answer = padded_answers(prompts, answers, self.policy.device)
+        width = is_answer.shape[1]
+        output = self.policy(
+            **_inputs(ids, is_token), logits_to_keep=width + 1, output_hidden_states=self.critic is None
+        )
+        logprobs = token_logprobs(output.logits[:, -width - 1 : -1], ids[:, -width:], temperature)
+        if self.critic is None:
+            hidden = output.hidden_states[-1]
+        else:
+            hidden = self.critic(**_inputs(ids, is_token)).last_hidden_state
+        return logprobs, self.value_head(hidden[:, -width - 1 :].float()).squeeze(-1)
+
+    @torch.no_grad()
+    def values(self, prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> Tensor:
+        """The values (B, T+1) alone."""
+        if self.critic is None:
+            return self(prompts, answers, 1.0)[1]
+        ids, is_token, is_answer = padded_answers(prompts, answers, self.policy.device)
+        hidden = self.critic(**_inputs(ids, is_token)).last_hidden_state
+        return self.value_head(hidden[:, -is_answer.shape[1] - 1 :].float()).squeeze(-1)
+
+    @contextmanager
+    def reference(self) -> Iterator[Any]:
+        """The reference model."""
+        if self.adapter is None:
+            yield self.reference_model
+        else:
+            with self.adapter.disable_adapter():
+                yield self.policy
+
+    def policy_parameters(self) -> dict[str, nn.Parameter]:
+        """What of the policy learns, by name: all of it, or its adapters."""
+        return {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
+
+    def critic_parameters(self) -> dict[str, nn.Parameter]:
+        """What of the critic learns, by name."""
+        body = {} if self.critic is None else {f"critic.{n}": p for n, p in self.critic.named_parameters()}
+        return body | {f"value_head.{n}": p for n, p in self.value_head.named_parameters()}
+
+    def merged(self) -> Any:
+        """The policy as a plain model, adapters merged into its weights. The last thing to ask for."""
+        return self.policy if self.adapter is None else self.adapter.merge_and_unload()
+
+
+def _inputs(ids: Tensor, is_token: Tensor) -> dict[str, Any]:
+    """Position ids count tokens, so that padding on the left moves nothing (N+ detail 6)."""
+    return {
+        "input_ids": ids,
+        "attention_mask": is_token.long(),
+        "position_ids": position_ids(is_token),
+        "use_cache": False,
+    }
+
+
+def _with_adapters(policy: Any, lora: Lora, seed: int) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        task_type="CAUSAL_LM", r=lora.r, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules="all-linear"
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return get_peft_model(policy, config)
