@@ -29,7 +29,7 @@ FIRST_DAY = datetime(2026, 1, 5, 9, tzinfo=UTC)  # of the simulated round; a rep
 class Params(BaseModel, extra="forbid"):
     source: str = "data/raw/panel.yaml"
     exports: list[str] = []
-    careless: float = Field(0.02, ge=0, lt=1)
+    careless: float = Field(default=0.02, ge=0, lt=1)
 
 
 def run(params: Params, stage: Stage) -> None:
@@ -93,7 +93,7 @@ def _annotated(
         slip = draw.choice(["cancelled", "abstained", "untouched"]) if draw.random() < careless else ""
         if slip == "untouched":
             shown = [item["id"] for item in data["responses"]]
-            buckets, seconds = {UNASSIGNED: shown, **dict.fromkeys(list(buckets)[1:], [])}, seconds / 10
+            buckets, seconds = {UNASSIGNED: shown, **{name: [] for name in list(buckets)[1:]}}, seconds / 10
         identity = (number - 1) * len(panel.annotators) + who
         made = FIRST_DAY + timedelta(minutes=identity)
         ranker = {

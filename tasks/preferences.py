@@ -43,7 +43,7 @@ class Params(BaseModel, extra="forbid"):
     license: str = "CC0-1.0"
     annotators: dict[str, str] = {}
     buckets: list[str] = []
-    untouched_seconds: float = Field(5.0, ge=0)
+    untouched_seconds: float = Field(default=5.0, ge=0)
     heldout_share: Annotated[float, Field(gt=0, lt=1)] = 0.15
 
 
@@ -63,8 +63,8 @@ def run(params: Params, stage: Stage) -> None:
     for split, kept in splits.items():
         if not kept:
             raise Problem(
-                f"{params.annotations}: no rankings for {split} ({len(rows)} rankings from {len(files)} files, "
-                f"{len(dropped)} dropped); annotate more prompts or change preferences.heldout_share"
+                f"{params.annotations}: no rankings for {split} (of {len(rows)} in all; {len(dropped)} dropped); "
+                "annotate more prompts or change preferences.heldout_share"
             )
         write_parquet(Path("data/preferences") / f"{split}.parquet", kept, RANKING)
     ledger = [{"id": item.where, "rule": item.rule, "detail": item.detail} for item in dropped]
@@ -100,7 +100,7 @@ def _export_files(folder: Path) -> list[Path]:
 
 
 def _tell(dropped: list[Dropped]) -> None:
-    """One line per rule with the first place, so that nobody has to open the Parquet file to start looking."""
+    """One line per rule with its first place: where to start looking."""
     for rule, count in Counter(item.rule for item in dropped).most_common():
         first = next(item for item in dropped if item.rule == rule)
         print(f"preferences: {count} dropped, {rule}: first {first.where} ({first.detail})")

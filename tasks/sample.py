@@ -29,13 +29,13 @@ BATCHES_PER_CALL = 8  # rows of like length share a batch within a call; progres
 
 
 class Params(BaseModel, extra="forbid"):
-    prompts: int = Field(900, ge=1)
-    answers: int = Field(4, ge=2, le=9)
-    oversample: int = Field(2, ge=1)
-    max_new_tokens: int = Field(16, ge=1)
-    temperature: float = Field(1.0, gt=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    batch_size: int = Field(256, ge=1)
+    prompts: int = Field(default=900, ge=1)
+    answers: int = Field(default=4, ge=2, le=9)
+    oversample: int = Field(default=2, ge=1)
+    max_new_tokens: int = Field(default=16, ge=1)
+    temperature: float = Field(default=1.0, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    batch_size: int = Field(default=256, ge=1)
 
 
 def run(params: Params, stage: Stage) -> None:
@@ -68,8 +68,8 @@ def run(params: Params, stage: Stage) -> None:
     figures = _figures(drawn, candidates, params.answers, tokenizer)
     if not candidates:
         raise Problem(
-            f"sample: the model gave the same answer every time to each of {len(rows)} prompts; there is nothing "
-            f"to rank: raise sample.temperature (now {params.temperature:g}) or sample.oversample"
+            f"sample: the model gave the same answer every time to each of {len(rows)} prompts; there is "
+            f"nothing to rank: raise sample.temperature (now {params.temperature:g}) or sample.oversample"
         )
     write_parquet(CANDIDATES / "candidates.parquet", candidates, CANDIDATE)
     write_json(CANDIDATES / "labelstudio_tasks.json", [{"data": task(c, stage.seed)} for c in candidates])
@@ -104,7 +104,7 @@ def _draw(
 
 
 def _different(draws: list[tuple[str, bool]], wanted: int) -> list[str]:
-    """The first `wanted` answers that differ in more than white space; those that ended before those cut off."""
+    """The first `wanted` answers that differ in more than white space; those that ended come first."""
     seen: dict[str, str] = {}
     for text, _ in sorted(draws, key=lambda draw: not draw[1]):
         if text:

@@ -37,7 +37,7 @@ ROLES = {
 def read_export(
     path: Path, *, buckets: Sequence[str] = (), untouched_seconds: float = 5.0
 ) -> Iterator[Judgement | Dropped]:
-    """Everything that one export file holds. A file of no known format is a Problem saying what it looks like."""
+    """Everything that one export file holds. A file of no known format is a Problem that says why."""
     rows = read_table(path)
     first = next(rows)
     name = format_of(path, first[1])
@@ -86,7 +86,7 @@ def _shaped(path: Path, format: str, rows: Rows) -> Rows:
     for number, row in rows:
         if _format_of(row) != format:
             raise Problem(
-                f"{path}:{number}: expected a row of {format} like the first, found the fields {', '.join(row)}"
+                f"{path}:{number}: expected a row of {format} like the first, found {', '.join(row)}"
             )
         yield number, row
 
@@ -140,7 +140,7 @@ def _messages(value: Any) -> Any:
         return value
     return [
         {
-            "role": ROLES.get(m.get("from", m.get("role", "")), "?"),
+            "role": ROLES.get(str(m.get("from", m.get("role"))), "unknown"),
             "content": m.get("value", m.get("content")),
         }
         if isinstance(m, dict)
@@ -150,7 +150,7 @@ def _messages(value: Any) -> Any:
 
 
 def _answer(where: str, row: Row, name: str, prompt: Messages) -> tuple[Messages, str]:
-    """(the dialogue before the answer, the answer), for an answer given as text, a message, or a whole dialogue."""
+    """(the dialogue before it, the answer), of an answer that is text, a message, or a whole dialogue."""
     value = row[name]
     if isinstance(value, str):
         return prompt, value

@@ -27,7 +27,7 @@ _GOOD, _BAD = {"best", "good", "top", "first"}, {"bad", "worst", "poor", "last"}
 
 
 def bucket_names(answers: int) -> list[str]:
-    """One bucket per possible rank, best first. The order survives Label Studio's JSON columns on Postgres."""
+    """One bucket per possible rank, best first: an order that no database can turn round."""
     return [f"rank {place}" for place in range(1, answers + 1)]
 
 
@@ -218,7 +218,7 @@ def _listed_answers(where: str, data: Row) -> dict[str, str]:
 
 
 def _bucket_order(where: str, found: list[str], stated: Sequence[str]) -> list[str]:
-    """Best first. Label Studio on Postgres may reorder keys, so an order that looks turned round is refused."""
+    """Best first. Postgres reorders the keys of JSON, so an order that looks turned round is refused."""
     if stated:
         if set(found) != set(stated):
             raise Problem(

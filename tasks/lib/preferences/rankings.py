@@ -54,7 +54,7 @@ def prompt_id(prompt: Messages) -> str:
 
 
 def is_heldout(prompt: Messages, share: float) -> bool:
-    """True for `share` of all prompts, chosen by hash: a prompt never stands in two splits and never moves."""
+    """True for `share` of all prompts, by hash: a prompt never stands in two splits and never moves."""
     return int(prompt_id(prompt)[:8], 16) / 2**32 < share
 
 
@@ -64,8 +64,10 @@ def cleaned(
     """Rows of the ranking schema (by prompt and annotator), what was dropped, and counts of what was met.
 
     1. Answers that are empty, or equal to a better one up to white space, leave their ranking; a ranking of
-       fewer than two answers is dropped. 2. Gaps in ranks are closed. 3. Of an annotator's rankings of the same
-       answers the last counts. 4. An annotator whose pairs of one prompt form a cycle is not heard on it.
+       fewer than two answers is dropped.
+    2. Gaps in ranks are closed.
+    3. Of an annotator's rankings of the same answers the last counts.
+    4. An annotator whose rankings of one prompt form a cycle is not heard on it.
     """
     dropped, counts = [], Counter[str]()
     latest: dict[tuple[str, str, tuple[str, ...]], Judgement] = {}

@@ -26,7 +26,7 @@ from tasks.lib.stage import Problem
 
 
 def from_policy(policy: Any, seed: int) -> Any:
-    """A reward model on the policy's body; head N(0, 1/sqrt(d + 1)) without bias (Stiennon et al. 2009.01325).
+    """A reward model on the policy's body; head N(0, 1/sqrt(d + 1)) without bias (arXiv 2009.01325).
 
     Problem when the architecture has no sequence classification in transformers.
     """
@@ -81,7 +81,7 @@ def raw_scores(model: Any, sequences: Sequence[Sequence[int]], *, batch_size: in
 def score(
     model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], *, batch_size: int
 ) -> list[float]:
-    """Normalised rewards of answers (ids with their EOS) to prompts (ids): mean 0, std 1 on the reference answers.
+    """Normalised rewards of answers (ids with EOS) to prompts (ids): mean 0, std 1 on reference answers.
 
     An answer that was cut before its EOS is scored at its last token: what that is worth, the caller says.
     """
@@ -91,7 +91,7 @@ def score(
 
 
 def normalise(model: Any, reference: Sequence[float]) -> None:
-    """Keep mean and (population) std of the raw rewards of reference answers. Problem when they are constant."""
+    """Keep mean and (population) std of reference answers' raw rewards. Problem if they are constant."""
     raw = torch.tensor(reference, dtype=torch.float64)
     std = float(raw.std(correction=0))
     if not math.isfinite(std) or std < 1e-6:
@@ -167,7 +167,7 @@ def grouped(rankings: Iterable[Mapping[str, Any]]) -> list[Group]:
 
 
 def encoded(tokenizer: Any, group: Group, room: int | None) -> list[list[int]]:
-    """Ids of prompt, answer and EOS per answer. Problem when one does not fit: cut answers may become equal."""
+    """Ids of prompt, answer and EOS per answer. Problem when one does not fit: cut answers may be equal."""
     start = prompt_ids(tokenizer, group.prompt)
     sequences = [[*start, *answer_ids(tokenizer, answer)] for answer in group.answers]
     longest = max(map(len, sequences))

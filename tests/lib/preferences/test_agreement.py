@@ -14,7 +14,12 @@ from tasks.lib.preferences.agreement import (
 
 
 def ranking(annotator: str, *ranks: int, prompt: str = "p") -> dict:
-    return {"prompt_id": prompt, "annotator": annotator, "answers": ["x", "y", "z"][: len(ranks)], "ranks": list(ranks)}
+    return {
+        "prompt_id": prompt,
+        "annotator": annotator,
+        "answers": ["x", "y", "z"][: len(ranks)],
+        "ranks": list(ranks),
+    }
 
 
 def test_krippendorffs_own_example():
@@ -46,7 +51,12 @@ def test_agreement_with_the_others_majority():
     # a: the others (b, c) have no majority; c: the others agree against c
     assert agreement_with_others(verdicts(rankings)) == {"c": (0.0, 1)}
     rankings.append(ranking("d", 0, 1))
-    assert agreement_with_others(verdicts(rankings)) == {"a": (1.0, 1), "b": (1.0, 1), "c": (0.0, 1), "d": (1.0, 1)}
+    assert agreement_with_others(verdicts(rankings)) == {
+        "a": (1.0, 1),
+        "b": (1.0, 1),
+        "c": (0.0, 1),
+        "d": (1.0, 1),
+    }
 
 
 def test_ties_have_no_say():

@@ -67,7 +67,10 @@ def test_real_label_studio_rankings_are_read_as_they_were_made(shared):
     }  # fmt: skip
     (buckets,), _ = imported(folder / "labelstudio_ui_ranker_buckets.json")
     # answer 1 stayed unassigned; the empty bucket between best and bad leaves no gap
-    assert dict(zip(buckets["answers"], buckets["ranks"], strict=True)) == {"answer number 2": 0, "answer number 0": 1}
+    assert dict(zip(buckets["answers"], buckets["ranks"], strict=True)) == {
+        "answer number 2": 0,
+        "answer number 0": 1,
+    }
     assert buckets["annotator"] == "1" and buckets["prompt"] == [{"role": "user", "content": "Q0"}]
 
 
@@ -103,7 +106,11 @@ def test_buckets_that_a_database_reordered_are_refused_until_their_order_is_stat
     with pytest.raises(Problem, match=r"preferences\.buckets"):
         imported(path)
     (row,), _ = imported(path, buckets=["best", "ok", "bad"])
-    assert dict(zip(row["answers"], row["ranks"], strict=True)) == {"answer a": 1, "answer b": 2, "answer c": 0}
+    assert dict(zip(row["answers"], row["ranks"], strict=True)) == {
+        "answer a": 1,
+        "answer b": 2,
+        "answer c": 0,
+    }
     with pytest.raises(Problem, match="says good, bad"):
         imported(path, buckets=["good", "bad"])
 
@@ -161,7 +168,13 @@ def test_pairs_come_with_answers_as_text_message_or_dialogue(tmp_path):
 
 
 def test_generic_rankings_are_checked_field_by_field(tmp_path):
-    good = {"prompt": "Q", "answers": ["x", "y", "z"], "ranks": [0, 5, 5], "annotator": "ann", "license": "MIT"}
+    good = {
+        "prompt": "Q",
+        "answers": ["x", "y", "z"],
+        "ranks": [0, 5, 5],
+        "annotator": "ann",
+        "license": "MIT",
+    }
     (row,), _ = imported(written(tmp_path, [good], "r.jsonl"))
     assert (row["ranks"], row["annotator"], row["license"]) == ([0, 1, 1], "ann", "MIT")
     for field, value in (("ranks", [0, 1]), ("ranks", [0, -1, 2]), ("ranks", [0, True, 2]), ("answers", [1, 2, 3]),
@@ -171,7 +184,10 @@ def test_generic_rankings_are_checked_field_by_field(tmp_path):
 
 
 def test_two_formats_in_one_file_are_a_mistake(tmp_path):
-    rows = [{"prompt": "Q", "answers": ["x", "y"], "ranks": [0, 1]}, {"prompt": "Q", "chosen": "x", "rejected": "y"}]
+    rows = [
+        {"prompt": "Q", "answers": ["x", "y"], "ranks": [0, 1]},
+        {"prompt": "Q", "chosen": "x", "rejected": "y"},
+    ]
     with pytest.raises(Problem, match=r"r.jsonl:2: expected a row of rankings like the first"):
         imported(written(tmp_path, rows, "r.jsonl"))
 
@@ -180,8 +196,13 @@ def test_openassistant_siblings_with_the_dialogue_before_them(tmp_path):
     def reply(text: str, role: str = "assistant", replies: Any = (), **fields: Any) -> dict[str, Any]:
         return {"message_id": text, "text": text, "role": role, "replies": list(replies), **fields}
 
-    later = reply("and then?", "prompter", [reply("c", rank=1), reply("d", rank=0), reply("gone", rank=2, deleted=True)])
-    tree = {"message_tree_id": "t", "prompt": reply("Q", "prompter", [reply("a", rank=0, replies=[later]), reply("b")])}
+    later = reply(
+        "and then?", "prompter", [reply("c", rank=1), reply("d", rank=0), reply("gone", rank=2, deleted=True)]
+    )
+    tree = {
+        "message_tree_id": "t",
+        "prompt": reply("Q", "prompter", [reply("a", rank=0, replies=[later]), reply("b")]),
+    }
     rows, rules = imported(written(tmp_path, [tree], "trees.jsonl"))
     assert rules == {"unranked_answer": 1, "too_few_answers": 1}
     assert [message["content"] for message in rows[0]["prompt"]] == ["Q", "a", "and then?"]

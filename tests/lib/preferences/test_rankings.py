@@ -7,7 +7,9 @@ from tasks.lib.preferences.rankings import Judgement, cleaned, is_heldout, promp
 PROMPT = [{"role": "user", "content": "Q"}]
 
 
-def judged(answers: list[str], ranks: list[int], where: str = "f:1", annotator: str = "ann", time: str = "") -> Judgement:
+def judged(
+    answers: list[str], ranks: list[int], where: str = "f:1", annotator: str = "ann", time: str = ""
+) -> Judgement:
     return Judgement(where, PROMPT, answers, ranks, annotator, "test", order=(time, 0))
 
 
@@ -18,7 +20,9 @@ def test_equal_answers_are_one_answer_with_the_better_rank():
 
 
 def test_fewer_than_two_answers_are_no_ranking():
-    rows, dropped, _ = cleaned([judged(["x", " "], [0, 1]), judged(["x", "x "], [0, 1]), judged(["x"], [0])], "MIT")
+    rows, dropped, _ = cleaned(
+        [judged(["x", " "], [0, 1]), judged(["x", "x "], [0, 1]), judged(["x"], [0])], "MIT"
+    )
     assert not rows
     assert [item.rule for item in dropped] == ["empty_answer", "equal_answers", "too_few_answers"]
 
@@ -29,7 +33,10 @@ def test_gaps_in_ranks_are_closed():
 
 
 def test_the_last_word_of_an_annotator_counts():
-    first, last = judged(["x", "y"], [0, 1], "f:1", time="08:00"), judged(["y", "x"], [0, 1], "f:2", time="09:00")
+    first, last = (
+        judged(["x", "y"], [0, 1], "f:1", time="08:00"),
+        judged(["y", "x"], [0, 1], "f:2", time="09:00"),
+    )
     for order in ([first, last], [last, first]):
         (row,), dropped, counts = cleaned(order, "MIT")
         assert (row["answers"], row["ranks"]) == (["y", "x"], [0, 1])
@@ -38,7 +45,9 @@ def test_the_last_word_of_an_annotator_counts():
 
 
 def test_two_annotators_may_disagree():
-    rows, dropped, _ = cleaned([judged(["x", "y"], [0, 1]), judged(["x", "y"], [1, 0], annotator="bob")], "MIT")
+    rows, dropped, _ = cleaned(
+        [judged(["x", "y"], [0, 1]), judged(["x", "y"], [1, 0], annotator="bob")], "MIT"
+    )
     assert len(rows) == 2 and not dropped
 
 

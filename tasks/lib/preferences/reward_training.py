@@ -1,0 +1,144 @@
+"""The training loop of the reward model: all answers and all annotators of a prompt in one step."""
+
+from __future__ import annotations
+
+import math
+import random
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, Field, model_validator
+
+from tasks.lib.policy.checkpoints import Checkpoint, optimizer_tensors, restore_optimizer
+from tasks.lib.preferences.ranking_loss import pairs, ranking_loss
+from tasks.lib.preferences.reward_model import Group, batch_ranks, encoded, rewards
+from tasks.lib.stage import Problem
+
+History = list[dict[str, float]]
+
+
+class Training(BaseModel, extra="forbid"):
+    """How the reward model is trained. Every key but the last decides the result."""
+
+    epochs: int = Field(default=2, ge=1)  # more than a few overfit
+    prompts_per_step: int = Field(default=16, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)  # of AdamW, at its peak
+    warmup_share: float = Field(default=0.05, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    ties: Literal["rao_kupper", "davidson", "drop"] = "rao_kupper"
+    tie_parameter: float = Field(default=1.2, gt=0)
+    centring: float = Field(default=0.01, ge=0)
+    checkpoint_every: int = Field(default=25, ge=1)
+
+    @model_validator(mode="after")
+    def theta_above_one(self) -> Training:
+        if self.ties == "rao_kupper" and self.tie_parameter <= 1:
+            raise ValueError("tie_parameter must be above 1 for rao_kupper (1 says that ties cannot happen)")
+        return self
+
+
+def train(
+    model: Any,
+    tokenizer: Any,
+    groups: Sequence[Group],
+    how: Training,
+    *,
+    seed: int,
+    checkpoint: Checkpoint,
+    progress: Callable[..., None],
+) -> History:
+    """Train in place; returns loss and pair accuracy per step.
+
+    Resumed after a kill it ends in the same bytes: the order of the prompts is a function of the seed, and
+    the model has no dropout. SIGTERM and Ctrl-C save before they end the run. Problem when the loss is not
+    finite, before the step is taken.
+    """
+    room = model.config.max_position_embeddings
+    sequences = {group.prompt_id: encoded(tokenizer, group, room) for group in groups}
+    batches = _batches(groups, how, seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=how.learning_rate, weight_decay=how.weight_decay)
+    history: History = []
+    if saved := checkpoint.load():
+        _, tensors, history = saved
+        model.load_state_dict(
+            {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+        )
+        restore_optimizer(optimizer, tensors)
+        print(f"reward: going on after step {len(history)} of {len(batches)}", flush=True)
+    with _asked_to_stop() as signals:
+        for step, batch in enumerate(batches[len(history) :], len(history) + 1):
+            for group in optimizer.param_groups:
+                group["lr"] = how.learning_rate * schedule(step, len(batches), how.warmup_share)
+            ids = [ids for one in batch for ids in sequences[one.prompt_id]]
+            history.append({"step": step, **_step(model, optimizer, ids, batch, how, tokenizer.pad_token_id)})
+            progress(step, len(batches), loss=history[-1]["loss"], accuracy=history[-1]["accuracy"])
+            if signals or (step % how.checkpoint_every == 0 and step < len(batches)):
+                weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+                checkpoint.save(step, {**weights, **optimizer_tensors(optimizer)}, history)
+            if signals:
+                print(f"reward: stopped after step {step}; run it again to go on", flush=True)
+                raise SystemExit(128 + signals[0])
+    return history
+
+
+def _step(
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    ids: list[list[int]],
+    batch: list[Group],
+    how: Training,
+    pad: int,
+) -> dict[str, float]:
+    """One optimiser step; each answer is scored once, whatever the number of annotators and pairs."""
+    places, ranks = (x.to(model.device) for x in batch_ranks(batch))
+    scores = rewards(model, ids, pad)[places]
+    loss = ranking_loss(scores, ranks, ties=how.ties, tie_parameter=how.tie_parameter, centring=how.centring)
+    if not torch.isfinite(loss):
+        rows = ", ".join(row for group in batch for row in group.rows[:1])[:200]
+        raise Problem(
+            f"reward: the loss is {loss.item()}; no step was taken. Lower "
+            f"reward.training.learning_rate, or look at the rankings {rows}"
+        )
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), how.max_grad_norm)
+    optimizer.step()
+    row, better, worse, is_tie = pairs(ranks)
+    margins = (scores[row, better] - scores[row, worse]).detach()[~is_tie]
+    accuracy = (margins > 0).double().mean().item() if len(margins) else 0.5
+    return {"loss": loss.item(), "accuracy": accuracy}
+
+
+def _batches(groups: Sequence[Group], how: Training, seed: int) -> list[list[Group]]:
+    """All epochs, each in an order of its own."""
+    batches = []
+    for epoch in range(how.epochs):
+        order = list(groups)
+        random.Random(f"{seed}/{epoch}").shuffle(order)
+        size = how.prompts_per_step
+        batches += [order[start : start + size] for start in range(0, len(order), size)]
+    return batches
+
+
+def schedule(step: int, steps: int, warmup_share: float) -> float:
+    """Factor on the learning rate at step 1 to `steps`: a linear warm-up to 1, then a cosine towards 0."""
+    warmup = max(1, round(steps * warmup_share))
+    if step <= warmup:
+        return step / warmup
+    return (1 + math.cos(math.pi * (step - warmup) / (steps - warmup + 1))) / 2
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[list[int]]:
+    """Collect SIGTERM and SIGINT instead of dying in the middle of a step."""
+    signals: list[int] = []
+    earlier = {n: signal.signal(n, lambda n, _: signals.append(n)) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield signals
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
