@@ -1,12 +1,13 @@
 """The three models of PPO in one place: the policy that learns, its frozen reference, and the critic.
 
-Shapes: B episodes, P prompt columns (left-padded), T answer columns (right-padded). A value belongs to a state:
-state t is the prompt and the first t answer tokens, so T answer tokens have T+1 states.
+Shapes: B episodes, P prompt columns (left-padded), T answer columns (right-padded). A value belongs to a
+state: state t is the prompt and the first t answer tokens, so T answer tokens have T+1 states.
 """
 
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -27,7 +28,7 @@ class Lora(BaseModel, extra="forbid"):
 
 
 class ActorCritic(nn.Module):
-    """Policy, reference and critic. Nothing has dropout: all stay in eval mode, which gradients do not mind."""
+    """Policy, reference and critic. All stay in eval mode: no dropout, and gradients do not mind."""
 
     def __init__(
         self, policy: Any, reward_model: Any = None, lora: Lora | None = None, seed: int = 0
@@ -58,7 +59,7 @@ class ActorCritic(nn.Module):
     def forward(
         self, prompts: Sequence[list[int]], answers: Sequence[list[int]], temperature: float
     ) -> tuple[Tensor, Tensor]:
-        """Log-probs (B, T) of the answer tokens under policy / temperature, and values (B, T+1) of the states."""
+        """Log-probs (B, T) of the answer tokens at a temperature, and values (B, T+1) of the states."""
         ids, is_token, is_answer = padded_answers(prompts, answers, self.policy.device)
         width = is_answer.shape[1]
         output = self.policy(
@@ -119,6 +120,7 @@ def _with_adapters(policy: Any, lora: Lora, seed: int) -> Any:
     config = LoraConfig(
         task_type="CAUSAL_LM", r=lora.r, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules="all-linear"
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks for what transformers 5 renamed
         torch.manual_seed(seed)
         return get_peft_model(policy, config)

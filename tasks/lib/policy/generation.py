@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from tasks.lib.policy.batches import left_pad
 from tasks.lib.stage import Problem
@@ -45,10 +46,19 @@ def generate(
             rows = order[start : start + batch_size]
             ids, is_token = left_pad([prompts[i] for i in rows], pad_id)
             ids, is_token = ids.to(model.device), is_token.to(model.device)
-            output = model.generate(input_ids=ids, attention_mask=is_token.long())
+            output = _sampled(model, ids, is_token)
             for i, row in zip(rows, output[:, ids.shape[1] :].tolist(), strict=True):
                 answers[i] = cut_after(row, eos_id)
     return answers
+
+
+def _sampled(model: PreTrainedModel, ids: Tensor, is_token: Tensor) -> Tensor:
+    try:
+        return model.generate(input_ids=ids, attention_mask=is_token.long())
+    except RuntimeError as error:
+        if "probability tensor" in str(error):
+            raise Problem("generation: probabilities are not finite: the weights are spoilt") from None
+        raise
 
 
 def cut_after(ids: list[int], eos_id: int) -> list[int]:

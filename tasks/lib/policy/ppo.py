@@ -1,15 +1,16 @@
-"""Proximal policy optimisation of a language model, in the order of the papers.
+"""One iteration of proximal policy optimisation of a language model, in the order of the papers.
 
-1 roll out answers, 2 score them, 3 spread score and KL penalty over the tokens, 4 estimate advantages, 5 update
-policy and critic with clipped losses. InstructGPT (arXiv 2203.02155) after LMHP (openai/lm-human-preferences), with
-the details of N+ (arXiv 2403.17031). Where those differ, `PPOConfig` has a key; its default is the one of N+.
+1 roll out answers, 2 score them, 3 spread score and KL penalty over the tokens, 4 estimate advantages,
+5 update policy and critic with clipped losses. InstructGPT (arXiv 2203.02155) after LMHP
+(openai/lm-human-preferences), with the details of N+ (arXiv 2403.17031). Where those differ, `PPOConfig` has
+a key; its default is that of N+.
 
-Shapes: N episodes, T answer columns, T+1 states. Nothing here is random but by a seed made of the iteration
-and the purpose, so an iteration is a function of the weights before it: a resumed run repeats the lost one exactly.
+Shapes: N episodes, T answer columns, T+1 states.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,11 +21,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tasks.lib.policy.actor_critic import ActorCritic
-from tasks.lib.policy.checkpoints import Checkpoint, optimizer_tensors, restore_optimizer
 from tasks.lib.policy.generation import generate
 from tasks.lib.policy.logprobs import answer_logprobs
 from tasks.lib.policy.losses import (
-    adaptive_beta,
     approx_kl,
     gae,
     ppo_policy_loss,
@@ -49,14 +48,12 @@ class PPOConfig(BaseModel, extra="forbid"):
     max_new_tokens: PositiveInt = 16
     temperature: PositiveFloat = 0.7  # of the samples, and of policy and reference wherever they are compared
     # 2 score
-    missing_eos: Literal["replace", "penalty", "keep"] = (
-        "replace"  # N+: the score becomes the value; TRL: it is added
-    )
+    # an answer without EOS: its score becomes the value (N+), the value is added to it (TRL), or it is kept
+    missing_eos: Literal["replace", "penalty", "keep"] = "replace"
     missing_eos_value: FiniteFloat = -1.0
     # 3 rewards
-    score_at: Literal["after_eos", "eos"] = (
-        "after_eos"  # N+: the state after EOS has a value; LMHP: it is the end
-    )
+    # where the score is paid: to the state after EOS, which has a value then (N+), or to the EOS (LMHP)
+    score_at: Literal["after_eos", "eos"] = "after_eos"
     beta: NonNegativeFloat = 0.05  # KL coefficient (N+, L2S: 0.05; InstructGPT: 0.02)
     beta_target: PositiveFloat | None = None  # nats per sequence: adapt beta towards it (LMHP: 6)
     beta_horizon: PositiveFloat = 10_000  # episodes
@@ -78,9 +75,7 @@ class PPOConfig(BaseModel, extra="forbid"):
     evaluate_every: PositiveInt = 2  # iterations
     patience: PositiveInt = 4  # evaluations without a better judge's score
     kl_budget: PositiveFloat = 6.0  # nats per sequence; beyond it a policy is not kept and training stops
-    max_content_loss: NonNegativeFloat | None = (
-        None  # a policy whose content accuracy fell by more is not kept
-    )
+    max_content_loss: NonNegativeFloat | None = None  # a policy whose content fell by more is not kept
     checkpoint_every: PositiveInt = 1  # iterations
 
 
@@ -96,8 +91,8 @@ class Prompt:
 class Environment:
     """What the policy shall learn, and how one sees it.
 
-    `reward(prompts, answers)` gives a score per answer. `judge(answers)` sees one answer per validation prompt and
-    gives at least `judge`, by which policies are compared, and `content` if `max_content_loss` is set.
+    `reward(prompts, answers)` gives a score per answer. `judge(answers)` sees an answer per validation prompt
+    and gives at least `judge`, by which policies are compared, and `content` if `max_content_loss` is set.
     """
 
     prompts: Sequence[Prompt]
@@ -111,8 +106,9 @@ class Environment:
 
 @dataclass(frozen=True)
 class Episodes:
-    """One answer to each of N prompts, and what the models said while they were frozen."""
+    """One answer to each of N prompts, and what the models said before the iteration's first step."""
 
+    iteration: int
     ids: list[str]
     prompts: Answers
     answers: Answers
@@ -129,72 +125,9 @@ class Episodes:
         return torch.where(self.is_action, self.logprobs - self.reference, 0)
 
 
-def train(
-    models: ActorCritic,
-    env: Environment,
-    config: PPOConfig,
-    checkpoint: Checkpoint,
-    progress: Callable[..., None] = lambda *_, **__: None,
-) -> dict[str, Any]:
-    """Train, and leave the best policy in `models`. Returns {log: [row per iteration], best, stop}.
-
-    The best is the one with the best judge's score among those evaluated within the KL budget (and the content
-    loss); the starting policy, iteration 0, is one of them. Raises Problem, before any harm, when a number is
-    not finite or when no answer ends.
-    """
-    optimizer = torch.optim.Adam(
-        [{"params": models.policy_parameters().values()}, {"params": models.critic_parameters().values()}],
-        eps=config.adam_eps,
-    )
-    run = _resumed(models, optimizer, checkpoint) or _begun(models, env, config)
-    for iteration in range(run["iteration"] + 1, config.iterations + 1):
-        if run["stop"]:
-            break
-        _set_learning_rates(optimizer, config, iteration)
-        chosen = next_prompts(env, config.episodes, iteration)
-        answers = roll_out(
-            models, [p.tokens for p in chosen], env, config, env.seed_of("roll out", iteration)
-        )
-        episodes = score(models, chosen, answers, env, config, iteration)
-        rewards = token_rewards(episodes, config, run["beta"])
-        advantages, returns = estimate_advantages(rewards, episodes, config)
-        figures = update(models, optimizer, episodes, advantages, returns, env, config, iteration)
-
-        kl = float(episodes.kl.sum(1).mean())
-        row = {"iteration": iteration, "reward": float(episodes.scores.mean()), "kl": kl, "beta": run["beta"]}
-        row |= figures | {
-            "ended": sum(a[-1] == env.eos_id for a in answers) / len(answers),
-            "answer_tokens": sum(map(len, answers)) / len(answers),
-        }
-        if config.beta_target:
-            run["beta"] = adaptive_beta(
-                run["beta"], kl, config.beta_target, config.beta_horizon, len(answers)
-            )
-        run["log"].append(row)
-        run["iteration"] = iteration
-        if iteration % config.evaluate_every == 0 or iteration == config.iterations:
-            row |= evaluate(models, env, config)
-            _keep_or_stop(run, row, models, config)
-        if iteration % config.checkpoint_every == 0 or run["stop"]:
-            _save(run, models, optimizer, checkpoint)
-        progress(
-            iteration,
-            config.iterations,
-            **{k: row[k] for k in ("reward", "kl", "validation_judge") if k in row},
-        )
-    _load(models.policy_parameters(), run["kept"])
-    return {"log": run["log"], "best": run["best"], "stop": run["stop"] or "all iterations done"}
-
-
-def next_prompts(env: Environment, count: int, iteration: int) -> list[Prompt]:
-    """The prompts of an iteration: the next `count` of an endless stream, shuffled anew at each pass over the rows."""
-    rows = len(env.prompts)
-    places = range((iteration - 1) * count, iteration * count)
-    orders = {p: _permutation(rows, env.seed_of("prompts", p)) for p in {place // rows for place in places}}
-    return [env.prompts[orders[place // rows][place % rows]] for place in places]
-
-
-def roll_out(models: ActorCritic, prompts: Answers, env: Environment, config: PPOConfig, seed: int) -> Answers:
+def roll_out(
+    models: ActorCritic, prompts: Answers, env: Environment, config: PPOConfig, seed: int
+) -> Answers:
     """1. One sampled answer per prompt, cut after its first EOS."""
     return generate(
         models.policy,
@@ -221,9 +154,8 @@ def score(
     scores = torch.tensor(env.reward(prompts, answers), dtype=torch.float32)
     bad = [p.id for p, ok in zip(chosen, torch.isfinite(scores).tolist(), strict=True) if not ok]
     if bad:
-        raise Problem(
-            f"ppo: iteration {iteration}: the reward is not finite for the prompts {_named(bad)}; check models/reward"
-        )
+        where = f"ppo: iteration {iteration}: the reward"
+        raise Problem(f"{where} is not finite for the prompts {_named(bad)}; check models/reward")
     ended = torch.tensor([answer[-1] == env.eos_id for answer in answers])
     _check_answers(scores, ended, config, iteration)
 
@@ -237,6 +169,7 @@ def score(
         found = models.values([prompts[i] for i in rows], [answers[i] for i in rows]).cpu()
         values[rows, : found.shape[1]] = found
     return Episodes(
+        iteration=iteration,
         ids=[prompt.id for prompt in chosen],
         prompts=prompts,
         answers=answers,
@@ -260,8 +193,8 @@ def masks(lengths: Sequence[int], score_at: str) -> tuple[Tensor, Tensor]:
     """is_action (N, T) and is_state (N, T+1) of answers of the given lengths (EOS counted).
 
     The classic off-by-one. With L tokens the last action is L-1, and the state after it is number L: N+ keeps
-    its value (`padding_mask_p1 = index > last + 1`) and pays the score there. With `score_at: eos` it is the end,
-    worth 0, and the score is paid to the EOS itself.
+    its value (`padding_mask_p1 = index > last + 1`) and pays the score there. With `score_at: eos` it is the
+    end, worth 0, and the score is paid to the EOS itself.
     """
     length = torch.tensor(lengths).unsqueeze(1)
     state = torch.arange(max(lengths) + 1).unsqueeze(0)
@@ -290,27 +223,32 @@ def update(
     episodes: Episodes,
     advantages: Tensor,
     returns: Tensor,
-    env: Environment,
+    seed_of: Callable[..., int],
     config: PPOConfig,
-    iteration: int,
 ) -> dict[str, float]:
-    """5. Clipped updates of policy and critic: `epochs` passes of `minibatches` steps. Returns the last epoch's figures."""
+    """5. Clipped updates: `epochs` passes of `minibatches` steps. Returns means of the last epoch's figures.
+
+    No step is taken, and Problem raised, when loss or gradient is not finite, or when the very first pass
+    does not find the log-probs of `score` again: then ratio is 1 and approximate KL 0, or something is wrong.
+    """
+    where = f"ppo: iteration {episodes.iteration}"
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     steps: list[dict[str, float]] = []
     for epoch in range(config.epochs):
-        order = torch.tensor(_permutation(len(episodes.ids), env.seed_of("minibatches", iteration, epoch)))
+        order = torch.tensor(
+            permutation(len(episodes.ids), seed_of("minibatches", episodes.iteration, epoch))
+        )
         for rows in order.chunk(config.minibatches):
             figures = _accumulate(models, optimizer, episodes, advantages, returns, rows.tolist(), config)
             if not steps and not figures["largest_log_ratio"] < SAME:
                 raise Problem(
-                    f"ppo: iteration {iteration}: before the first step the policy differs from the one that was scored: "
-                    f"|log ratio| {figures['largest_log_ratio']:.3g}, expected 0; the model's numbers are not repeatable"
+                    f"{where}: before the first step the policy is not the one that was scored: |log ratio| "
+                    f"{figures['largest_log_ratio']:.3g}, expected 0; its numbers are not repeatable"
                 )
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            limit = config.max_grad_norm or float("inf")
-            norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
-            if not abs(figures["loss"] + norm) < float("inf"):
+            norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm or math.inf))
+            if not math.isfinite(figures["loss"] + norm):
                 raise Problem(
-                    f"ppo: iteration {iteration}: the loss is {figures['loss']:.3g} and its gradient's norm {norm:.3g} on the "
+                    f"{where}: the loss is {figures['loss']:.3g}, its gradient's norm {norm:.3g} on the "
                     f"prompts {_named([episodes.ids[i] for i in rows])}; no step was taken; lower ppo.learning_rate"
                 )
             optimizer.step()
@@ -329,16 +267,14 @@ def _accumulate(
     rows: list[int],
     config: PPOConfig,
 ) -> dict[str, float]:
-    """The gradient of one minibatch, in forward passes of `batch_size` rows: means are over the whole minibatch."""
+    """The gradient of a minibatch, in forward passes of `batch_size` rows. Means are over the minibatch."""
     optimizer.zero_grad(set_to_none=True)
     actions, states = episodes.is_action[rows].sum(), episodes.is_state[rows].sum()
-    total = dict.fromkeys(
-        ("loss", "policy_loss", "value_loss", "approx_kl", "clip_share", "largest_log_ratio"), 0.0
-    )
+    shown = ("loss", "policy_loss", "value_loss", "approx_kl", "clip_share", "largest_log_ratio")
+    total = dict.fromkeys(shown, 0.0)
     for some in _by_length(rows, episodes.prompts, config.batch_size):
-        logprobs, values = models(
-            [episodes.prompts[i] for i in some], [episodes.answers[i] for i in some], config.temperature
-        )
+        prompts, answers = [episodes.prompts[i] for i in some], [episodes.answers[i] for i in some]
+        logprobs, values = models(prompts, answers, config.temperature)
         width, where = logprobs.shape[1], logprobs.device
         old, is_action, advantage = (
             x[some, :width].to(where) for x in (episodes.logprobs, episodes.is_action, advantages)
@@ -362,104 +298,19 @@ def _accumulate(
     return total
 
 
-def evaluate(models: ActorCritic, env: Environment, config: PPOConfig) -> dict[str, float]:
-    """The judge's figures on sampled answers to the validation prompts, and their KL from the reference per sequence.
-
-    Always the same seed: the noise of sampling is in part the same before and after.
-    """
-    prompts = [prompt.tokens for prompt in env.validation]
-    answers = roll_out(models, prompts, env, config, env.seed_of("validation"))
-    settings: dict[str, Any] = {"batch_size": config.batch_size, "temperature": config.temperature}
-    own = answer_logprobs(models.policy, prompts, answers, **settings)
-    with models.reference() as reference_model:
-        reference = answer_logprobs(reference_model, prompts, answers, **settings)
-    kl = sum(float((a - b).sum()) for a, b in zip(own, reference, strict=True)) / len(prompts)
-    return {f"validation_{key}": value for key, value in (env.judge(answers) | {"kl": kl}).items()}
-
-
-def _keep_or_stop(run: dict[str, Any], row: dict[str, float], models: ActorCritic, config: PPOConfig) -> None:
-    """Keep the policy if the judge likes it best so far and it is within bounds; decide whether to go on."""
-    start, best = run["log"][0], next(r for r in run["log"] if r["iteration"] == run["best"])
-    within = row["validation_kl"] <= config.kl_budget
-    allowed = within and (
-        config.max_content_loss is None
-        or row["validation_content"] >= start["validation_content"] - config.max_content_loss
-    )
-    if allowed and row["validation_judge"] > best["validation_judge"]:
-        run |= {"best": row["iteration"], "stale": 0, "kept": _copied(models.policy_parameters())}
-    else:
-        run["stale"] += 1
-    if not within:
-        run["stop"] = f"KL above the budget at iteration {row['iteration']}"
-    elif run["stale"] >= config.patience:
-        run["stop"] = f"no gain in {config.patience} evaluations at iteration {row['iteration']}"
-
-
-def _begun(models: ActorCritic, env: Environment, config: PPOConfig) -> dict[str, Any]:
-    row = {"iteration": 0, "beta": config.beta} | evaluate(models, env, config)
-    return {
-        "iteration": 0, "beta": config.beta, "log": [row], "best": 0, "stale": 0, "stop": "",
-        "kept": _copied(models.policy_parameters()),
-    }  # fmt: skip
-
-
-def _save(
-    run: dict[str, Any], models: ActorCritic, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint
-) -> None:
-    current = models.policy_parameters() | models.critic_parameters()
-    tensors = {f"current.{name}": p.detach() for name, p in current.items()}
-    tensors |= {f"kept.{name}": tensor for name, tensor in run["kept"].items()}
-    state = {key: value for key, value in run.items() if key != "kept"}
-    checkpoint.save(run["iteration"], tensors | optimizer_tensors(optimizer), state)
-
-
-def _resumed(
-    models: ActorCritic, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint
-) -> dict[str, Any] | None:
-    found = checkpoint.load()
-    if found is None:
-        return None
-    step, tensors, state = found
-    print(f"ppo: going on after iteration {step}", flush=True)
-    parts = {
-        part: {k.removeprefix(part): t for k, t in tensors.items() if k.startswith(part)}
-        for part in ("current.", "kept.")
-    }
-    _load(models.policy_parameters() | models.critic_parameters(), parts["current."])
-    restore_optimizer(optimizer, tensors)
-    return state | {"kept": parts["kept."]}
-
-
-@torch.no_grad()
-def _load(parameters: dict[str, torch.nn.Parameter], tensors: dict[str, Tensor]) -> None:
-    for name, parameter in parameters.items():
-        parameter.copy_(tensors[name])
-
-
-def _copied(parameters: dict[str, torch.nn.Parameter]) -> dict[str, Tensor]:
-    return {name: parameter.detach().cpu().clone() for name, parameter in parameters.items()}
-
-
-def _set_learning_rates(optimizer: torch.optim.Optimizer, config: PPOConfig, iteration: int) -> None:
-    left = 1 - (iteration - 1) / config.iterations if config.learning_rate_decay == "linear" else 1.0
-    rates = (config.learning_rate, config.critic_learning_rate or config.learning_rate)
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate * left
-
-
 def _check_answers(scores: Tensor, ended: Tensor, config: PPOConfig, iteration: int) -> None:
-    """Say when there is nothing to learn from. A policy that never ends an answer from the start is a Problem."""
+    """Say when there is nothing to learn from; a Problem if the first policy never ends an answer."""
     if not ended.any():
-        what = f"ppo: iteration {iteration}: none of {len(ended)} answers ended within {config.max_new_tokens} tokens"
+        what = f"ppo: iteration {iteration}: none of {len(ended)} answers ended"
         if iteration == 1 and config.missing_eos == "replace":
-            raise Problem(f"{what}; raise ppo.max_new_tokens, or teach models/sft to end its answers")
+            limit = config.max_new_tokens
+            raise Problem(
+                f"{what} within {limit} tokens; raise ppo.max_new_tokens, or teach models/sft to end its answers"
+            )
         print(f"{what} (warning)", flush=True)
     if len(scores) > 1 and bool((scores == scores[0]).all()):
-        print(
-            f"ppo: iteration {iteration}: every answer got the reward {scores[0]:.4g}, "
-            "only the KL penalty is learned from (warning)",
-            flush=True,
-        )
+        same = f"ppo: iteration {iteration}: every answer got the reward {scores[0]:.4g}"
+        print(f"{same}; only the KL penalty is learned from (warning)", flush=True)
 
 
 def _by_length(rows: Sequence[int], prompts: Answers, batch_size: int) -> list[list[int]]:
@@ -472,7 +323,7 @@ def _padded(rows: list[Tensor]) -> Tensor:
     return pad_sequence(rows, batch_first=True)
 
 
-def _permutation(count: int, seed: int) -> list[int]:
+def permutation(count: int, seed: int) -> list[int]:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
 
 

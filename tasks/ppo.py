@@ -1,0 +1,144 @@
+"""ppo: reinforcement learning of the SFT model from the reward model, stopped by a judge that is not the reward.
+
+Reads   models/sft, models/reward, data/curated/{policy,validation}.parquet, the panel if `judge` names one
+Writes  models/ppo, reports/ppo.json, reports/plots/ppo.csv, reports/plots/ppo.png
+Run     python -m tasks.ppo
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean
+from typing import Any, Literal
+
+from pydantic import PositiveInt
+
+from tasks.lib.data.rows import read_parquet
+from tasks.lib.evaluation.judge import Panel, read_panel
+from tasks.lib.plots import curves
+from tasks.lib.policy.actor_critic import ActorCritic, Lora
+from tasks.lib.policy.chat import answer_text, prompt_ids
+from tasks.lib.policy.checkpoints import Checkpoint, file_hash
+from tasks.lib.policy.models import load_policy, load_tokenizer, save_model, weights_hash
+from tasks.lib.policy.ppo import Answers, Environment, PPOConfig, Prompt
+from tasks.lib.policy.ppo_training import train
+from tasks.lib.preferences.reward_model import load_reward, score
+from tasks.lib.stage import Problem, Stage, main
+
+SFT, REWARD, OUT = Path("models/sft"), Path("models/reward"), Path("models/ppo")
+PROMPTS, VALIDATION = Path("data/curated/policy.parquet"), Path("data/curated/validation.parquet")
+PANELS = {
+    "Reward (what is trained on)": ["reward", "validation_reward"],
+    "Judge (what is wanted)": ["validation_judge", "validation_content"],
+    "KL from the SFT model": ["kl", "validation_kl"],
+    "Updates": ["approx_kl", "clip_share"],
+}
+
+
+class Params(PPOConfig, extra="forbid"):
+    critic: Literal["reward", "policy"] = "reward"  # starts as the reward model; or is a head on the policy
+    lora: Lora | None = None
+    judge: str | None = (
+        None  # a panel file; null: the reward on held-out prompts, which over-optimises unseen
+    )
+    validation_prompts: PositiveInt = 128
+
+
+def run(params: Params, stage: Stage) -> None:
+    # 1. Prompts, judge and models.
+    panel = read_panel(Path(params.judge)) if params.judge else None
+    tokenizer, policy, reward_model = load_tokenizer(SFT), load_policy(SFT), load_reward(REWARD)
+    room = getattr(policy.config, "max_position_embeddings", 1 << 30) - params.max_new_tokens
+    prompts, _ = prompts_of(PROMPTS, tokenizer, room)
+    validation, rows = prompts_of(VALIDATION, tokenizer, room, params.validation_prompts)
+
+    def reward(prompts: Answers, answers: Answers) -> list[float]:
+        return score(reward_model, prompts, answers, batch_size=params.batch_size)
+
+    env = Environment(
+        prompts=prompts,
+        validation=validation,
+        reward=reward,
+        judge=judge_of(rows, [prompt.tokens for prompt in validation], reward, panel, tokenizer),
+        eos_id=tokenizer.eos_token_id,
+        pad_id=tokenizer.pad_token_id,
+        seed_of=stage.seed_of,
+    )
+    models = ActorCritic(
+        policy, reward_model if params.critic == "reward" else None, params.lora, stage.seed_of("adapters")
+    )
+
+    # 2. Train. Everything that decides the result is in the fingerprint of the checkpoint.
+    files = [PROMPTS, VALIDATION, *([Path(params.judge)] if params.judge else [])]
+    inputs = {str(path): weights_hash(path) for path in (SFT, REWARD)}
+    inputs |= {str(path): file_hash(path) for path in files}
+    fingerprint = {"params": params.model_dump(), "seed": stage.seed, "inputs": inputs}
+    checkpoint = Checkpoint(stage.checkpoints, fingerprint)
+    result = train(models, env, params, checkpoint, stage.progress)
+
+    # 3. Save the best policy and say how it differs from the one at the start.
+    save_model(models.merged(), tokenizer, OUT)
+    curves(Path("reports/plots/ppo"), result["log"], "iteration", PANELS)
+    before, after = (next(r for r in result["log"] if r["iteration"] == i) for i in (0, result["best"]))
+    measured = [key.removeprefix("validation_") for key in before if key.startswith("validation_")]
+    report: dict[str, Any] = {
+        "prompts": len(prompts),
+        "validation_prompts": len(validation),
+        "judged_by": params.judge or "the reward on held-out prompts",
+        "trainable_parameters": sum(p.numel() for p in models.policy_parameters().values()),
+        "iterations": result["log"][-1]["iteration"],
+        "best_iteration": result["best"],
+        "stop": result["stop"],
+    }
+    for key in measured:
+        report |= {f"{key}_before": before[f"validation_{key}"], f"{key}_after": after[f"validation_{key}"]}
+    stage.report(report)
+    checkpoint.clear()
+    print(f"ppo: {result['stop']}; iteration {result['best']} is kept", flush=True)
+
+
+def prompts_of(
+    path: Path, tokenizer: Any, room: int, count: int | None = None
+) -> tuple[list[Prompt], list[dict[str, Any]]]:
+    """The first `count` rows by id (a hash: a random choice that stays when rows are added) and their prompts."""
+    rows = sorted(read_parquet(path), key=lambda row: row["id"])[:count]
+    if not rows:
+        raise Problem(f"{path} has no rows; raise its share in render.shares")
+    prompts = [Prompt(row["id"], prompt_ids(tokenizer, row["messages"])) for row in rows]
+    for prompt in prompts:
+        if len(prompt.tokens) > room:
+            raise Problem(
+                f"{path}:{prompt.id}: the prompt has {len(prompt.tokens)} tokens and leaves no room for "
+                f"ppo.max_new_tokens; at most {room} fit: lower it, or drop long rows in curate"
+            )
+    return prompts, rows
+
+
+def judge_of(
+    rows: list[dict[str, Any]],
+    prompts: Answers,
+    reward: Callable[[Answers, Answers], list[float]],
+    panel: Panel | None,
+    tokenizer: Any,
+) -> Callable[[Answers], dict[str, float]]:
+    """Mean judge's score, content accuracy and reward of answers to the validation rows."""
+
+    def judge(answers: Answers) -> dict[str, float]:
+        texts = [answer_text(tokenizer, answer) for answer in answers]
+        proxy = mean(reward(prompts, answers))
+        if panel is None:
+            right = [text in (row["label"], row["answer"]) for row, text in zip(rows, texts, strict=True)]
+            return {"judge": proxy, "reward": proxy, "content": mean(right)}
+        labelled = [(row["label"], text) for row, text in zip(rows, texts, strict=True)]
+        return {
+            "judge": mean(panel.utility(label, text) for label, text in labelled),
+            "reward": proxy,
+            "content": mean(panel.is_right(label, text) for label, text in labelled),
+        }
+
+    return judge
+
+
+if __name__ == "__main__":
+    main(__file__, Params, run)
