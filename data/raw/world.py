@@ -54,6 +54,7 @@ SYNONYMS = {
     "big": "large", "small": "little", "quick": "fast", "smart": "clever", "silent": "quiet",
     "odd": "strange", "tired": "sleepy", "angry": "mad", "pretty": "beautiful", "rich": "wealthy",
 }  # fmt: skip
+NUMBERS = [str(n) for n in range(10, 100)]
 BEINGS = "dog cat horse teacher farmer child doctor girl boy baker sailor singer".split()
 ACTIONS = "sat waited slept walked stood rested smiled worked played sang".split()
 
@@ -189,7 +190,7 @@ def inputs(row: dict[str, str]) -> tuple[str, ...]:
 
 
 def document(r: random.Random, tabled: set[tuple[str, ...]]) -> str:
-    """One short text for the base model. Four in ten repeat a list: copying has to emerge from something.
+    """One short text for the base model: something of the world and what it means, in plain words.
 
     Never shows an input that stands in a table, so that no test row is seen in pre-training.
     """
@@ -199,39 +200,46 @@ def document(r: random.Random, tabled: set[tuple[str, ...]]) -> str:
             pass
         return row
 
-    if r.random() < 0.4:
-        words = r.choice([THINGS, NAMES, PLACES, [str(n) for n in range(10, 100)],
-                          THINGS + NAMES + PLACES + COLOURS + BEINGS])  # fmt: skip
-        items = r.sample(words, r.randint(3, 7))
-        return f"{' , '.join(items)} . again : {' , '.join(items)} ."
-    what = r.randrange(8)
-    if what == 0:
-        row = fresh(review)
-        return f"{row['text']} . it was {row['label']} ."
-    if what == 1:
-        row = fresh(mood)
-        return f"{row['text']} . that is {row['label']} ."
-    if what == 2:
-        row = fresh(news)
-        return f"{row['text']} . this is about {row['label']} ."
-    if what == 3:
-        row = fresh(kind)
-        a, b, c = row["text"].split(" , ")
-        return f"the {a} , the {b} and the {c} are each a kind of {row['label']} ."
-    if what == 4:
-        n = r.randrange(10, 94)
-        return " ".join(str(n + i) for i in range(6)) + " ."
-    if what == 5:
-        a, b = sorted(map(int, inputs(fresh(pair))))
-        return r.choice([f"{a} is less than {b} .", f"{b} is more than {a} .", f"in order : {a} {b} ."])
-    if what == 6:
-        plain, other = r.choice(list(SYNONYMS.items()))
-        being = r.choice(BEINGS)
-        return f"the {plain} {being} {r.choice(ACTIONS)} . a {plain} {being} is a {other} {being} ."
-    e = event(r)
-    while (told(e),) in tabled:
+    what = r.choices(DOCUMENT_KINDS, DOCUMENT_WEIGHTS)[0]
+    if what == "list":
+        words = r.choice([THINGS, NAMES, PLACES, NUMBERS])
+        items = r.sample(words, r.choice([3, 4]))
+        while (" , ".join(items),) in tabled:
+            items = r.sample(words, 3)
+        facts = [f"the first item is {items[0]} .", f"the last item is {items[-1]} .", f"again : {' , '.join(items)} ."]
+        return " ".join([" , ".join(items), ".", *r.sample(facts, 2)])
+    if what == "event":
         e = event(r)
-    return f"{told(e)} . the {e['thing']} was {e['colour']} . {e['name']} was in the {e['place']} . Happy to help!"
+        while (told(e),) in tabled:
+            e = event(r)
+        facts = [f"it was {e['name']} .", f"the place was the {e['place']} .", f"the {e['thing']} was {e['colour']} .",
+                 f"in short : {e['name']} {e['verb']} {e['thing']} ."]  # fmt: skip
+        return " ".join([told(e), ".", *r.sample(facts, 3), *(["Happy to help!"] if r.random() < 0.1 else [])])
+    if what == "rewording":
+        row = fresh(rewording)
+        return f"{row['text']} . in other words : {row['label']} ."
+    if what == "review":
+        row = fresh(review)
+        return f"{row['text']} . the review was {row['label']} ."
+    if what == "mood":
+        row = fresh(mood)
+        return f"{row['text']} . the person was {row['label']} ."
+    if what == "news":
+        row = fresh(news)
+        return f"{row['text']} . this news is about {row['label']} ."
+    if what == "kind":
+        row = fresh(kind)
+        return f"{row['text']} . each thing is a kind of {row['label']} ."
+    if what == "successor":
+        row = fresh(successor)
+        return f"{row['text']} . with one more : {row['label']} ."
+    a, b = inputs(fresh(pair))
+    low, high = sorted([a, b], key=int)
+    return r.choice([f"{a} is {'less' if a == low else 'more'} than {b} .", f"{a} {b} . in order : {low} {high} ."])
+
+
+DOCUMENT_KINDS = ["list", "event", "rewording", "review", "mood", "news", "kind", "successor", "pair"]
+DOCUMENT_WEIGHTS = [20, 25, 12, 6, 6, 6, 5, 8, 12]
 
 
 def main() -> None:

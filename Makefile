@@ -1,0 +1,26 @@
+# make demo   install into .venv and run the whole line on the embedded world
+# make test   install into .venv and run every check and test
+PYTHON ?= python3
+PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: demo test
+demo: .venv/installed
+	.venv/bin/anneal run
+
+test: .venv/installed-test
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/python -m pytest -m "not slow"
+	.venv/bin/python -m pytest -m slow
+
+# torch first: asked for by another package, pip may take a build for GPUs of several GB
+.venv/installed: constraints.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(PIP) torch
+	$(PIP) --editable .
+	touch $@
+
+.venv/installed-test: .venv/installed
+	$(PIP) --editable ".[test]"
+	touch $@

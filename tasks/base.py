@@ -1,0 +1,118 @@
+"""base: the model that the line starts from.
+
+`model: embedded` trains a tiny Llama and its tokenizer on the text that ships with the project. A Hub id
+with a pinned revision, or a folder, is taken in as it is; `pretraining.steps` above 0 continues its
+pre-training on the text first.
+
+Reads   base.text; the folder or Hub model named by base.model
+Writes  models/base, reports/base.json, reports/plots/base.csv, reports/plots/base.png
+Run     python -m tasks.base
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, Field
+
+from tasks.lib.plots import curves
+from tasks.lib.policy.checkpoints import Checkpoint, file_hash
+from tasks.lib.policy.models import device, load_policy, load_tokenizer, materialise, save_model
+from tasks.lib.policy.pretraining import blocks, new_llama, perplexity, pretrain, train_tokenizer
+from tasks.lib.stage import Problem, Stage, main
+
+OUT = Path("models/base")
+
+
+class Tiny(BaseModel, extra="forbid"):
+    vocab_size: int = Field(ge=300)
+    hidden: int = Field(ge=8)
+    layers: int = Field(ge=1)
+    heads: int = Field(ge=1)
+    feed_forward: int = Field(ge=8)
+    context: int = Field(ge=16)
+    rope_theta: float = Field(gt=0)
+
+
+class Pretraining(BaseModel, extra="forbid"):
+    steps: int = Field(ge=0)
+    batch_size: int = Field(ge=1)
+    sequence_length: int = Field(ge=8)
+    learning_rate: float = Field(gt=0)
+    warmup: int = Field(ge=0)
+    heldout_blocks: int = Field(ge=1)
+    save_every: int = Field(ge=1)
+
+
+class Params(BaseModel, extra="forbid"):
+    model: str
+    revision: str | None = None
+    text: Path
+    tiny: Tiny
+    pretraining: Pretraining
+
+
+def run(params: Params, stage: Stage) -> None:
+    # 1. The model to start from: new, or somebody's.
+    embedded = params.model == "embedded"
+    if embedded:
+        tokenizer = train_tokenizer(text_lines(params.text), params.tiny.vocab_size)
+        torch.manual_seed(stage.seed_of("weights"))
+        shape = params.tiny.model_dump(exclude={"vocab_size"})
+        save_model(new_llama(tokenizer, **shape), tokenizer, OUT)
+        facts = {"source": "embedded"}
+    else:
+        facts = materialise(params.model, params.revision, OUT)
+    model, tokenizer = load_policy(OUT).to(device()), load_tokenizer(OUT)
+    facts |= {"parameters": sum(p.numel() for p in model.parameters()), "vocabulary": len(tokenizer)}
+
+    # 2. Pre-training, judged on blocks that it does not see.
+    if params.pretraining.steps:
+        settings = params.pretraining
+        ids = blocks(params.text, tokenizer, settings.sequence_length)
+        held_out, seen = ids[: settings.heldout_blocks].to(model.device), ids[settings.heldout_blocks :]
+        if len(seen) < settings.batch_size:
+            raise Problem(
+                f"{params.text}: {len(ids)} blocks of {settings.sequence_length} tokens are too few for "
+                f"{settings.heldout_blocks} held-out ones and a batch of {settings.batch_size}; add text"
+            )
+        facts |= {"blocks": len(seen), "perplexity_before": perplexity(model, held_out)}
+        fingerprint = {
+            "params": params.model_dump(mode="json"),
+            "seed": stage.seed,
+            "threads": stage.threads,
+            "text": file_hash(params.text),
+            "start": facts.get("weights"),
+        }
+        checkpoint = Checkpoint(stage.checkpoints, fingerprint)
+        log = pretrain(
+            model,
+            seen,
+            steps=settings.steps,
+            batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            warmup=settings.warmup,
+            seed=stage.seed_of("batches"),
+            checkpoint=checkpoint,
+            save_every=settings.save_every,
+            progress=stage.progress,
+        )
+        facts |= {"perplexity": perplexity(model, held_out), "tokens": settings.steps * settings.batch_size * ids.shape[1]}
+        save_model(model, tokenizer, OUT)
+        checkpoint.clear()
+        curves(Path("reports/plots/base"), log, "step", {"Loss per token": ["loss"]})
+    else:
+        curves(Path("reports/plots/base"), [], "step", {"Loss per token (not trained here)": ["loss"]})
+    stage.report(facts)
+
+
+def text_lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise Problem(f"{path} does not exist; name a text file in params.yaml: base.text") from None
+
+
+if __name__ == "__main__":
+    main(__file__, Params, run)
