@@ -1,4 +1,4 @@
-"""ppo: reinforcement learning of the SFT model from the reward model, stopped by a judge that is not the reward.
+"""ppo: reinforcement learning from the reward model, until a judge that is not the reward has enough.
 
 Reads   models/sft, models/reward, data/curated/{policy,validation}.parquet, the panel if `judge` names one
 Writes  models/ppo, reports/ppo.json, reports/plots/ppo.csv, reports/plots/ppo.png
@@ -39,9 +39,7 @@ PANELS = {
 class Params(PPOConfig, extra="forbid"):
     critic: Literal["reward", "policy"] = "reward"  # starts as the reward model; or is a head on the policy
     lora: Lora | None = None
-    judge: str | None = (
-        None  # a panel file; null: the reward on held-out prompts, which over-optimises unseen
-    )
+    judge: str | None = None  # a panel file; null: the reward itself, which cannot see over-optimisation
     validation_prompts: PositiveInt = 128
 
 
@@ -101,7 +99,7 @@ def run(params: Params, stage: Stage) -> None:
 def prompts_of(
     path: Path, tokenizer: Any, room: int, count: int | None = None
 ) -> tuple[list[Prompt], list[dict[str, Any]]]:
-    """The first `count` rows by id (a hash: a random choice that stays when rows are added) and their prompts."""
+    """The prompts and rows of a file, or the first `count` by id: ids are hashes, so that is a fair choice."""
     rows = sorted(read_parquet(path), key=lambda row: row["id"])[:count]
     if not rows:
         raise Problem(f"{path} has no rows; raise its share in render.shares")

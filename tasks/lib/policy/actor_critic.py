@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from pydantic import BaseModel, PositiveFloat, PositiveInt
+from pydantic import BaseModel, PositiveInt
 from torch import Tensor, nn
 
 from tasks.lib.policy.batches import position_ids
@@ -24,7 +24,7 @@ class Lora(BaseModel, extra="forbid"):
     """Train low-rank adapters on all linear layers instead of the whole policy (arXiv 2106.09685)."""
 
     r: PositiveInt = 8  # rank
-    alpha: PositiveFloat = 16  # the update is scaled by alpha / r
+    alpha: PositiveInt = 16  # the update is scaled by alpha / r
 
 
 class ActorCritic(nn.Module):

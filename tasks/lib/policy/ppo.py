@@ -249,7 +249,8 @@ def update(
             if not math.isfinite(figures["loss"] + norm):
                 raise Problem(
                     f"{where}: the loss is {figures['loss']:.3g}, its gradient's norm {norm:.3g} on the "
-                    f"prompts {_named([episodes.ids[i] for i in rows])}; no step was taken; lower ppo.learning_rate"
+                    f"prompts {_named([episodes.ids[i] for i in rows])}; no step was taken; "
+                    "lower ppo.learning_rate"
                 )
             optimizer.step()
             steps.append(figures | {"grad_norm": norm})
@@ -304,9 +305,7 @@ def _check_answers(scores: Tensor, ended: Tensor, config: PPOConfig, iteration: 
         what = f"ppo: iteration {iteration}: none of {len(ended)} answers ended"
         if iteration == 1 and config.missing_eos == "replace":
             limit = config.max_new_tokens
-            raise Problem(
-                f"{what} within {limit} tokens; raise ppo.max_new_tokens, or teach models/sft to end its answers"
-            )
+            raise Problem(f"{what} within {limit} tokens; raise ppo.max_new_tokens or train sft longer")
         print(f"{what} (warning)", flush=True)
     if len(scores) > 1 and bool((scores == scores[0]).all()):
         same = f"ppo: iteration {iteration}: every answer got the reward {scores[0]:.4g}"
