@@ -96,7 +96,7 @@ def model_card(
             "",
             "## Formats",
             "",
-            "Each format against the fp32 model, on the fp32 model's answers: logits, nats per token, and the "
+            "Each format against the fp32 model, on the fp32 model's answers: logits, nats per token, the "
             "share of equal next tokens. A format beyond its bound is not released.",
             "",
             table(formats),

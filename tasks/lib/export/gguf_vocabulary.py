@@ -162,7 +162,8 @@ def describe(tokenizer: Any, size: int) -> Vocabulary:
 
 def adds_prefix_space(tokenizer: Any) -> bool:
     """True if the byte-level tokenizer puts a space before a text. llama.cpp never does: the text must."""
-    return '"add_prefix_space":true' in tokenizer.backend_tokenizer.to_str().replace(" ", "")
+    layout = json.loads(tokenizer.backend_tokenizer.to_str())["pre_tokenizer"]  # not the decoder
+    return '"add_prefix_space": true' in json.dumps(layout)
 
 
 def _pre_tokenizer(layout: dict[str, Any]) -> str:
