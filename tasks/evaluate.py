@@ -41,7 +41,7 @@ Greedy answers; means with 95 % bootstrap intervals over rows.
 - KL: from {reference}, estimated on one answer per row sampled at temperature 1
 - guess: a choice at random (0 for free answers); constant: the best constant answer per task, with hindsight
 
-Models are selected on the split `validation`, whose figures flatter the chosen one. The others are results."""
+Models are selected on the split `validation`: its figures flatter the chosen one. The others are results."""
 VALUES = (
     "exact_match",
     "rank_classification",

@@ -1,0 +1,129 @@
+"""choose: the aligned policy is the better candidate, or the model it started from, by a stated rule.
+
+Reads   reports/evaluate.json, models/{sft,dpo,ppo}
+Writes  models/policy (a copy of the chosen folder), reports/choose.json
+Run     python -m tasks.choose
+
+A candidate must beat the model that stays with an interval above one half, keep its content and stay within a
+KL budget; of those that do, the highest win rate is chosen. The rule reads the split `select_on` only. The best of
+several looks better than it is on the rows that chose it, so results are reported on the splits `report_on`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, NonNegativeFloat
+
+from tasks.lib.evaluation.intervals import Interval
+from tasks.lib.evaluation.selection import Candidate, Rule, choose_best
+from tasks.lib.policy.models import replaced_folder, weights_hash
+from tasks.lib.stage import Problem, Stage, main
+
+EVALUATION = Path("reports/evaluate.json")
+OUT = Path("models/policy")
+REPORTED = ("exact_match", "win_rate", "reward_win_rate", "gold", "closing", "kl")
+Report = dict[str, Any]
+
+
+class Params(BaseModel, extra="forbid"):
+    candidates: dict[str, str] = Field(min_length=1)
+    stay: str
+    stay_folder: str
+    judge: Literal["win_rate", "reward_win_rate"] = "win_rate"
+    select_on: str = "validation"
+    report_on: list[str] = ["rows", "templates", "clusters"]
+    max_content_loss: float = Field(0.05, ge=0, le=1)
+    max_kl: NonNegativeFloat = 15.0
+
+
+def run(params: Params, stage: Stage) -> None:
+    # 1. What was evaluated must be what is there now.
+    if params.select_on in params.report_on:
+        where = f"params.yaml: choose.report_on: {params.select_on}"
+        raise Problem(f"{where} is the split that selects; a result on it would flatter the chosen model")
+    report = evaluation()
+    folders = {**params.candidates, params.stay: params.stay_folder}
+    for name, folder in folders.items():
+        if figure(report, f"{name}.weights") != weights_hash(folder):
+            raise Problem(f"{folder} is not the model that {EVALUATION} is about; run evaluate again")
+
+    # 2. The rule.
+    candidates = [candidate(report, name, params) for name in params.candidates]
+    rule = Rule(params.max_content_loss, params.max_kl)
+    choice = choose_best(candidates, rule, params.stay)
+    chosen = choice.name or params.stay
+    for line in choice.reasons:
+        print(f"choose: {line}")
+
+    # 3. The chosen folder, copied and read back.
+    copy_model(Path(folders[chosen]), OUT, figure(report, f"{chosen}.weights"))
+    figures: Report = {"chosen": chosen, "reason": choice.reasons[0], "selected_on": params.select_on}
+    for each, line in zip(candidates, choice.reasons[1:], strict=True):
+        figures |= {f"{each.name}.passes": not rule.objections(each), f"{each.name}.verdict": line}
+        figures |= {
+            f"{each.name}.win_rate": each.win_rate.mean,
+            f"{each.name}.win_rate_low": each.win_rate.low,
+        }
+        figures |= {f"{each.name}.exact_match_change": each.content_change, f"{each.name}.kl": each.kl}
+    figures |= reported(report, chosen, params)
+    stage.report({**figures, "weights": figure(report, f"{chosen}.weights")})
+
+
+def evaluation() -> Report:
+    """The flat figures of the stage evaluate."""
+    try:
+        report = json.loads(EVALUATION.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise Problem(f"{EVALUATION} does not exist; run the stage evaluate") from None
+    except ValueError as error:
+        raise Problem(f"{EVALUATION}: not JSON ({error}); run evaluate again") from None
+    if not isinstance(report, dict):
+        raise Problem(
+            f"{EVALUATION}: expected flat figures, found a {type(report).__name__}; run evaluate again"
+        )
+    return report
+
+
+def figure(report: Report, key: str) -> Any:
+    """One figure; a missing one is a Problem that names it."""
+    if key not in report:
+        raise Problem(
+            f"{EVALUATION}: the figure {key} is missing; let evaluate produce it, or change choose's params"
+        )
+    return report[key]
+
+
+def candidate(report: Report, name: str, params: Params) -> Candidate:
+    """A candidate's figures on the selection split."""
+    stem = f"{name}.{params.select_on}"
+    ends = [figure(report, f"{stem}.{params.judge}{end}") for end in ("", "_low", "_high")]
+    stays = figure(report, f"{params.stay}.{params.select_on}.exact_match")
+    change = figure(report, f"{stem}.exact_match") - stays
+    return Candidate(name, Interval(*ends), change, figure(report, f"{stem}.kl"))
+
+
+def reported(report: Report, chosen: str, params: Params) -> Report:
+    """The chosen model's figures on the splits that did not choose it; and print them."""
+    found: Report = {}
+    for split in params.report_on:
+        mine = {metric: report.get(f"{chosen}.{split}.{metric}") for metric in REPORTED}
+        found |= {f"chosen.{split}.{metric}": value for metric, value in mine.items() if value is not None}
+        shown = "  ".join(f"{metric} {value:.3g}" for metric, value in mine.items() if value is not None)
+        print(f"choose: {chosen} on {split}: {shown or 'not evaluated'}")
+    return found
+
+
+def copy_model(source: Path, destination: Path, expected: str) -> None:
+    """Copy a model folder whole or not at all. Problem if what arrives has other weights than `expected`."""
+    with replaced_folder(destination) as folder:
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+        if weights_hash(folder) != expected:
+            raise Problem(f"{source}: the copy's weights differ; check the disk and run choose again")
+
+
+if __name__ == "__main__":
+    main(__file__, Params, run)
