@@ -68,7 +68,8 @@ def read_graph(targets: Sequence[str] = ()) -> Graph:
         nodes = {name: _node(stages[name], whole) for name in order}
         _refuse_missing_sources(repo, [stages[name] for name in nodes])
         status = repo.status(targets=list(nodes)) if nodes else {}
-    return Graph(nodes, {name: list(_reasons(status.get(name, []))) for name in nodes})
+        changes = {name: list(_reasons(status.get(name, []), stages[name])) for name in nodes}
+    return Graph(nodes, changes)
 
 
 def read_lock(path: Path = LOCKFILE) -> dict[str, Locked]:
@@ -102,6 +103,7 @@ def _repo() -> Iterator[Repo]:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         cause = str(error.__cause__ or "").strip().splitlines()
         text = " ".join([*lines, *(cause[-1:] if cause and cause[-1] not in lines else [])])
+        text = text.replace('in "<unicode string>",', "at")
         raise Problem(f"dvc: {' '.join(text.split())}") from None
 
 
@@ -133,15 +135,27 @@ def _refuse_missing_sources(repo: Repo, stages: Sequence[Any]) -> None:
                 raise Problem(f"{stage.addressing}: {shown} is missing and no stage makes it; put it there")
 
 
-def _reasons(status: Sequence[Any]) -> Iterator[str]:
-    """DVC's status of one stage in words: `params.yaml: sft.epochs modified`, `models/sft deleted`."""
+def _reasons(status: Sequence[Any], stage: Any) -> Iterator[str]:
+    """DVC's status of one stage in words: `params.yaml: sft.epochs 2 -> 3`, `models/sft deleted`."""
     for entry in status:
         if isinstance(entry, str):
             yield entry
             continue
         for paths in entry.values():
             for path, change in paths.items():
-                if isinstance(change, dict):
-                    yield from (f"{path}: {key} {how}" for key, how in change.items())
-                else:
+                if not isinstance(change, dict):
                     yield f"{path} {change}"
+                    continue
+                dep = next(dep for dep in stage.deps if str(dep) == path)
+                old, new = dep.hash_info.value or {}, dep.read_params()
+                for key in change:
+                    yield from (f"{path}: {line}" for line in _differences(key, old.get(key), new.get(key)))
+
+
+def _differences(key: str, old: Any, new: Any) -> Iterator[str]:
+    """The leaves that differ between two values of a parameter."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for inner in dict.fromkeys([*old, *new]):
+            yield from _differences(f"{key}.{inner}", old.get(inner), new.get(inner))
+    elif old != new:
+        yield f"{key} {old!r} -> {new!r}"

@@ -56,10 +56,17 @@ def problems(path: Path = PARAMS_FILE) -> Iterator[str]:
         return
     pipeline = DVC_FILE.read_text(encoding="utf-8")
     stages = dict.fromkeys(match[2] for match in MODULE.finditer(pipeline))
+    known = [
+        *stages,
+        *SHARED_KEYS,
+        *(n for n in document if re.search(rf"\b{re.escape(str(n))}\b", pipeline)),
+    ]
     for name in document:
-        if name not in (*stages, *SHARED_KEYS) and not re.search(rf"\b{re.escape(str(name))}\b", pipeline):
-            near = difflib.get_close_matches(str(name), [*stages, *SHARED_KEYS], n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else f"the stages are {', '.join(stages)}"
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+            hint = (
+                f"did you mean {near[0]}?" if near else f"known sections: {', '.join(dict.fromkeys(known))}"
+            )
             yield f"{path}: the section {name} belongs to no stage; {hint}"
     for name in stages:
         try:

@@ -16,7 +16,7 @@ from flows import child
 from tasks.lib.stage import Problem
 
 HOME = Path(".anneal") / "prefect"
-STARTUP_SECONDS = 120
+STARTUP_SECONDS = 300  # 10 on a quiet machine, the first time 20: it makes its database
 # A temporary server runs no schedules and has nobody to look at it; what it must do is record task runs.
 UNUSED = ("SCHEDULER", "LATE_RUNS", "PAUSE_EXPIRATIONS", "CANCELLATION_CLEANUP", "FOREMAN", "TRIGGERS")
 
@@ -76,9 +76,8 @@ def ready(
                 return
         time.sleep(0.1)
     log = (home / "server.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    raise Problem(
-        f"the temporary Prefect server did not start: {log[-1] if log else 'no output'} ({home}/server.log)"
-    )
+    said = log[-1] if log else f"no answer after {seconds:.0f} seconds"
+    raise Problem(f"the temporary Prefect server did not start: {said} ({home}/server.log)")
 
 
 @contextlib.contextmanager

@@ -1,0 +1,84 @@
+"""Small git + dvc workspaces with shell stages, and one Prefect server for all tests of a session."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from small_projects import ENDLESS, ENDLESS_STAGE, PARAMS, PIPELINE, ROOT
+
+from flows import child, telemetry
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A committed workspace with PIPELINE; it is the current folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / "reports").mkdir()
+    (tmp_path / ".dvc" / "config").write_text("[core]\n    analytics = false\n    check_update = false\n")
+    (tmp_path / ".dvc" / ".gitignore").write_text("/config.local\n/tmp\n/cache\n")
+    (tmp_path / ".gitignore").write_text(".anneal/\n")
+    (tmp_path / "raw.txt").write_text("raw one\n")
+    (tmp_path / "params.yaml").write_text(PARAMS)
+    (tmp_path / "dvc.yaml").write_text(PIPELINE)
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "init.defaultBranch=main"]
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "start"]):
+        subprocess.run([*git, *command], check=True)
+    return tmp_path
+
+
+@pytest.fixture
+def endless(project: Path) -> Path:
+    """A workspace whose stage never ends and has a grandchild."""
+    (project / "dvc.yaml").write_text(ENDLESS)
+    (project / "endless.py").write_text(ENDLESS_STAGE)
+    return project
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of one Prefect server; PREFECT_API_URL names it in this process and its children."""
+    from flows import server as servers
+
+    telemetry.switch_off()
+    home = tmp_path_factory.mktemp("prefect")
+    process, url = servers.start(home)
+    with servers.stopped(process):
+        servers.ready(process, url, home)
+        yield url
+
+
+@pytest.fixture
+def anneal() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the command line in the current folder."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "flows.cli", *arguments]
+        environment = child.child_environment() | {"PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+
+    return run
+
+
+@pytest.fixture
+def start_anneal() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start the command line in the current folder; what is left of it is killed after the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        environment = child.child_environment() | {"PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-m", "flows.cli", *arguments]
+        output = subprocess.PIPE, subprocess.STDOUT
+        started.append(
+            subprocess.Popen(command, env=environment, stdout=output[0], stderr=output[1], text=True)
+        )
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()

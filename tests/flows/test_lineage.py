@@ -1,0 +1,69 @@
+"""The picture and the page say what the run did."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as xml
+from pathlib import Path
+
+import pytest
+
+from flows import lineage, summary
+from flows.graph import Locked
+from flows.outcome import Outcome
+
+EDGES = {
+    "base": (),
+    "render": (),
+    "sft": ("base", "render"),
+    "dpo": ("sft", "base"),
+    "check@rows": ("render",),
+}
+LOCK = {
+    "sft": Locked(
+        {"models/base": "aa", "tasks/sft.py": "bb"}, {"models/sft": "27e42099", "reports/sft.json": "c"}
+    )
+}
+
+
+def test_the_picture_has_a_box_per_stage_and_an_edge_per_direct_dependency() -> None:
+    root = xml.fromstring(lineage.draw(EDGES, {"sft": Outcome("Failed")}))
+    boxes = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text") if text.get("font-weight")]
+    assert sorted(boxes) == sorted(EDGES)
+    paths = list(root.iter("{http://www.w3.org/2000/svg}path"))
+    assert len(paths) == 4  # base -> dpo goes without saying: base -> sft -> dpo
+    fills = {rect.get("fill") for rect in root.iter("{http://www.w3.org/2000/svg}rect")}
+    assert lineage.COLOURS["Failed"][0] in fills
+    assert lineage.draw({}, {}).startswith("<svg")
+
+
+def test_tags_name_artifacts_of_stages_that_are_done() -> None:
+    assert lineage.tags({"sft": Outcome("Completed")}, LOCK) == ["models/sft@27e42099"]
+    assert lineage.tags({"sft": Outcome("Failed")}, LOCK) == []
+
+
+def test_the_page_is_a_markdown_table(workspace: Path) -> None:
+    reports = workspace / "reports"
+    (reports / "check").mkdir(parents=True)
+    (reports / "check" / "rows.json").write_text('{"failed": 0, "detail": [1]}')
+    outcomes = {
+        "sft": Outcome("Cached"),
+        "check@rows": Outcome("Completed"),
+        "dpo": Outcome("Failed", "a|b\nmore"),
+    }
+    lines = lineage.markdown(outcomes, LOCK | {"check@rows": Locked({}, {})}, "x.svg").splitlines()
+    assert (
+        lines[4] == "| **sft** | Cached | models/base@`aa` | models/sft@`27e42099`, reports/sft.json@`c` |  |"
+    )
+    assert lines[5] == "| **check@rows** | Completed |  |  | failed 0 |"
+    assert lines[6] == "| **dpo** | Failed |  |  | a\\|b |"
+
+
+def test_the_summary_names_one_figure_per_stage(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(summary.HEADLINES, "sft", ("exact match", "before", "after"))
+    assert summary.headline("sft", {"before": 0, "after": 0.8812}) == "exact match 0 -> 0.881"
+    assert summary.headline("new", {"rows_read": 12}) == "rows read 12"
+    assert summary.headline("empty", {}) == ""
+
+
+def test_keys_of_artifacts_are_what_prefect_takes() -> None:
+    assert lineage.key("check@Rows_1") == "check-rows-1"

@@ -1,0 +1,186 @@
+"""The flow runs what changed, caches the rest, keeps failures to their branch, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import pytest
+from small_projects import at_work, wait_until
+
+from flows import outcome
+from flows.graph import read_lock
+from tasks.lib.stage import Problem, read_yaml
+
+
+@pytest.fixture
+def flow(server: str) -> Callable[..., tuple[Any, dict[str, str]]]:
+    """Run the flow in this process; its final state and the state of each stage."""
+
+    def run(**parameters: Any) -> tuple[Any, dict[str, str]]:
+        from flows.post_training import post_training
+
+        state = post_training(**parameters, return_state=True)
+        return state, {name: entry["state"] for name, entry in outcome.read()["stages"].items()}
+
+    return run
+
+
+def test_only_what_depends_on_a_change_runs_again(project: Path, flow: Callable[..., Any]) -> None:
+    state, states = flow()
+    assert state.is_completed()
+    assert set(states.values()) == {"Completed"} and len(states) == 6
+
+    state, states = flow()
+    assert state.message == "6 cached"
+
+    params = Path("params.yaml")
+    params.write_text(params.read_text().replace("2e-5", "3e-5"))
+    state, states = flow()
+    again = {name for name, ended in states.items() if ended == "Completed"}
+    assert again == {"right"}  # its output came out as before: `behind` is unchanged after all
+    assert "came out as before" in outcome.read()["stages"]["behind"]["reason"]
+
+    Path("raw.txt").write_text("raw two\n")  # left takes two letters of it, which are the same
+    state, states = flow(targets=["ends", "behind"])
+    assert states["left"] == states["behind"] == "Completed"
+    assert states["ends@a"] == states["ends@b"] == "Cached"
+
+
+def test_a_failure_skips_what_depends_on_it_and_nothing_else(project: Path, flow: Callable[..., Any]) -> None:
+    Path("broken").touch()
+    state, states = flow()
+    assert state.is_failed()
+    assert "right: right is broken" in state.message
+    assert states.pop("right") == "Failed"
+    assert states.pop("behind") == "Skipped"
+    assert set(states.values()) == {"Completed"} and len(states) == 4
+
+    task_states = states_on_the_server(state)
+    assert task_states["behind"] == ("CANCELLED", "Skipped")
+    assert task_states["right"] == ("FAILED", "Failed")
+    Path("broken").unlink()
+    state, states = flow()
+    assert [name for name, ended in states.items() if ended == "Completed"] == ["right", "behind"]
+
+
+def states_on_the_server(state: Any) -> dict[str, tuple[str, str]]:
+    """The six task runs as the server has them in the end: name -> type and name of the state."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+    run = state.state_details.flow_run_id
+    chosen = FlowRunFilter(id=FlowRunFilterId(any_=[run]))
+    with get_client(sync_client=True) as client:
+
+        def read() -> dict[str, tuple[str, str]]:
+            found = client.read_task_runs(flow_run_filter=chosen)
+            return {
+                t.name: (t.state.type.value, t.state.name) for t in found if t.state and t.state.is_final()
+            }
+
+        wait_until(lambda: len(read()) == 6, 20)
+        return read()
+
+
+def test_the_page_reports_only_what_is_true_of_this_run(project: Path, flow: Callable[..., Any]) -> None:
+    flow()
+    old = read_lock()["right"].outputs["right.txt"]
+    Path("raw.txt").write_text("raw three\n")
+    Path("broken").touch()
+    state, _ = flow()
+    page = (Path(".anneal") / "lineage.md").read_text()
+    assert f"right.txt@`{old}`" not in page  # dvc.lock still has it
+    assert f"left.txt@`{read_lock()['left'].outputs['left.txt']}`" in page
+    assert "| **right** | Failed |  |  | right is broken |" in page
+    assert "loss 0.25" in page
+
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        tags = client.read_flow_run(state.state_details.flow_run_id).tags
+        artifacts = client.read_artifacts()
+    assert any(tag.startswith("left.txt@") for tag in tags)
+    assert not any(tag.startswith(("right.txt@", "reports")) for tag in tags)
+    assert {"lineage", "left"} <= {artifact.key for artifact in artifacts}
+
+
+def test_flow_and_dvc_repro_write_the_same_lock(project: Path, flow: Callable[..., Any]) -> None:
+    flow()
+    by_flow = read_yaml(Path("dvc.lock"))
+    Path("dvc.lock").unlink()
+    subprocess.run(["dvc", "repro", "-q", "--force"], check=True)
+    assert read_yaml(Path("dvc.lock")) == by_flow
+
+
+def test_a_crash_is_tried_again_and_a_mistake_is_not(project: Path, flow: Callable[..., Any]) -> None:
+    crash = "test -e tried || { touch tried; exit 1; }; echo done > out"
+    mistake = "echo x >> tries; echo anneal: no such file; exit 1"
+    stages = f"stages:\n  crash:\n    cmd: '{crash}'\n    outs: [out]\n  mistake:\n    cmd: '{mistake}'\n"
+    Path("dvc.yaml").write_text(stages.replace("anneal: ", "anneal:\\x20").replace("'", '"'))
+    _, states = flow(retries=2, retry_delay_seconds=0)
+    assert states == {"crash": "Completed", "mistake": "Failed"}
+    assert Path("tries").read_text() == "x\n"
+
+
+def test_a_click_on_cancel_ends_the_stages(endless: Path, flow: Callable[..., Any]) -> None:
+    def click() -> None:
+        from prefect.client.orchestration import get_client
+        from prefect.states import State, StateType
+
+        assert wait_until(Path("pids").exists)
+        with get_client(sync_client=True) as client:
+            run = client.read_flow_runs(limit=1, sort="START_TIME_DESC")[0]  # type: ignore[arg-type]
+            client.set_flow_run_state(run.id, State(type=StateType.CANCELLING))
+
+    thread = threading.Thread(target=click)
+    thread.start()
+    state, states = flow()
+    thread.join()
+    assert state.is_cancelled()
+    assert states["endless"] == "Cancelled"
+    assert not at_work(endless)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_no_stage_outlives_the_run(
+    endless: Path, server: str, start_anneal: Callable[..., subprocess.Popen[str]], number: signal.Signals
+) -> None:
+    run = start_anneal("run")
+    assert wait_until(Path("pids").exists)
+    second = start_anneal("run").communicate()[0]
+    assert f"anneal: process {run.pid} on " in second and "Traceback" not in second
+    run.send_signal(number)
+    output = run.communicate(timeout=40)[0]
+    assert wait_until(lambda: not at_work(endless), 30)
+    if number != signal.SIGKILL:
+        assert "Traceback" not in output
+        assert run.returncode == 130
+        assert outcome.read()["stages"]["endless"]["state"] == "Cancelled"
+    Path("endless.py").write_text("open('endless.txt', 'w')")
+    assert start_anneal("run").wait(60) == 0
+
+
+def test_stages_start_when_their_dependencies_ended_and_a_place_is_free() -> None:
+    from flows.post_training import in_order
+
+    ended: SimpleQueue[str] = SimpleQueue()
+    order = in_order({"a": (), "b": (), "c": ("a",), "d": ()}, 2, ended)
+    assert [next(order), next(order)] == ["a", "b"]
+    ended.put("a")
+    assert next(order) == "d"
+    ended.put("b")
+    assert next(order) == "c"
+    ended.put("c")
+    ended.put("d")
+    assert list(order) == []
+
+
+def test_a_problem_before_the_first_stage_fails_the_flow(project: Path, flow: Callable[..., Any]) -> None:
+    with pytest.raises(Problem, match="there is no stage nothing"):
+        flow(targets=["nothing"])[0].result()

@@ -1,0 +1,89 @@
+"""Presets and --set are laid over the committed params.yaml; params.yaml is validated as a whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flows import params
+from tasks.lib.stage import Problem, read_yaml
+
+STAGE = """
+import sys
+from pydantic import BaseModel
+from tasks.lib.stage import main
+class Trainer(BaseModel, extra="forbid"):
+    learning_rate: float
+class Params(BaseModel, extra="forbid"):
+    epochs: int
+    trainer: Trainer
+"""
+
+
+def test_a_preset_changes_values_and_keeps_comments(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WHERE", "s3://somewhere")
+    Path("preset.yaml").write_text("right: {y: 1e-3}\nleft: {x: '${WHERE}/base'}\n")
+    changed = params.lay_over(Path("preset.yaml"), ["seed=7", "left.z=[1, 2]"])
+    assert changed == [
+        "right.y: 2e-05 -> 0.001",
+        "left.x: 1 -> 's3://somewhere/base'",
+        "seed: 1 -> 7",
+        "left.z: 'unset' -> [1, 2]",
+    ]
+    text = Path("params.yaml").read_text()
+    assert "# kept" in text and "# why" in text
+    assert read_yaml(Path("params.yaml"))["right"]["y"] == 1e-3
+
+
+def test_a_second_preset_replaces_the_first(project: Path) -> None:
+    params.lay_over(None, ["left.x=5"])
+    params.lay_over(None, ["right.y=0.1"])
+    document = read_yaml(Path("params.yaml"))
+    assert (document["left"]["x"], document["right"]["y"]) == (1, 0.1)
+
+
+def test_a_persons_changes_are_not_overwritten(project: Path) -> None:
+    text = Path("params.yaml").read_text().replace("x: 1", "x: 3")
+    Path("params.yaml").write_text(text)
+    with pytest.raises(Problem, match="not committed"):
+        params.lay_over(None, ["seed=2"])
+    assert Path("params.yaml").read_text() == text
+    params.lay_over(None, ["seed=2"], keep=True)
+    assert read_yaml(Path("params.yaml"))["left"]["x"] == 3
+
+
+def test_mistakes_in_a_preset_leave_params_as_it_was(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Path("params.yaml").read_bytes()
+    monkeypatch.delenv("NOT_SET", raising=False)
+    Path("preset.yaml").write_text("left: {x: '${NOT_SET}'}\n")
+    with pytest.raises(Problem, match=r"preset.yaml: \$\{NOT_SET\} is not set"):
+        params.lay_over(Path("preset.yaml"), [])
+    with pytest.raises(Problem, match=r"presets/none.yaml"):
+        params.lay_over(Path("presets/none.yaml"), [])
+    with pytest.raises(Problem, match="expected key=value"):
+        params.lay_over(None, ["seed"])
+    with pytest.raises(Problem, match=r"params.yaml: the section lefft belongs to no stage; did you mean"):
+        params.lay_over(None, ["lefft.x=1"])
+    assert Path("params.yaml").read_bytes() == before
+
+
+def test_every_mistake_is_named_with_the_nearest_right_key(project: Path) -> None:
+    stage = Path("tasks")
+    stage.mkdir()
+    (stage / "__init__.py").write_text("import pkgutil\n__path__ = pkgutil.extend_path(__path__, __name__)\n")
+    (stage / "tune.py").write_text(STAGE)
+    Path("dvc.yaml").write_text("stages:\n  tune:\n    cmd: python -m tasks.tune\n    params: [tune]\n")
+    good = "seed: 1\nthreads: 1\ntune:\n  epochs: 2\n  trainer: {learning_rate: 2e-5}\n"
+    Path("params.yaml").write_text(good)
+    params.check()
+    assert params.CHECKED.is_file()
+    Path("params.yaml").write_text(good.replace("learning_rate", "learnign_rate") + "tunes: {}\n")
+    with pytest.raises(Problem) as raised:
+        params.check()
+    lines = str(raised.value).splitlines()
+    assert lines[0] == "params.yaml: the section tunes belongs to no stage; did you mean tune?"
+    assert "did you mean learning_rate?" in lines[1]
+    Path("params.yaml").write_text(good.replace("epochs: 2", "epochs: two"))
+    with pytest.raises(Problem, match=r'tune\.epochs: input should be a valid integer.* found "two"'):
+        params.check()
