@@ -1,0 +1,253 @@
+"""Claims about the reward model: where it reads, what it stores, how it trains."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import preference_world as world
+import pytest
+import torch
+
+from tasks.lib.policy.checkpoints import Checkpoint
+from tasks.lib.policy.models import save_model
+from tasks.lib.preferences.ranking_loss import ranking_loss
+from tasks.lib.preferences.reward_model import (
+    Group,
+    batch_ranks,
+    encoded,
+    from_policy,
+    grouped,
+    load_reward,
+    normalise,
+    raw_scores,
+    rewards,
+    score,
+)
+from tasks.lib.preferences.reward_training import Training, schedule, train
+from tasks.lib.stage import Problem
+
+PROMPT = [{"role": "user", "content": "The film was fine"}]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return world.tokenizer()
+
+
+@pytest.fixture
+def model():
+    return from_policy(world.policy(), seed=1)
+
+
+def ranking(annotator: str, answers: list[str], ranks: list[int], text: str = "The film was fine") -> dict:
+    return {"id": f"{annotator}-{text}", "prompt": [{"role": "user", "content": text}], "answers": answers,
+            "ranks": ranks, "annotator": annotator}  # fmt: skip
+
+
+def test_the_head_starts_as_the_papers_say_and_the_body_as_the_policy(model):
+    body = world.policy().base_model.state_dict()
+    assert all(torch.equal(tensor, body[name]) for name, tensor in model.base_model.state_dict().items())
+    assert model.score.weight.shape == (1, 32) and model.score.bias is None
+    assert model.score.weight.std().item() == pytest.approx(1 / math.sqrt(33), rel=0.4)
+
+
+def test_a_reward_does_not_depend_on_who_shares_the_batch(model):
+    sequences = [[5, 6, 7, 1], [5, 1], [8, 9, 10, 11, 12, 1]]
+    alone = [rewards(model, [ids], pad_id=0).item() for ids in sequences]
+    assert rewards(model, sequences, pad_id=0).tolist() == pytest.approx(alone, abs=1e-6)
+    assert raw_scores(model, sequences, batch_size=2) == pytest.approx(alone, abs=1e-6)
+
+
+def test_the_last_token_is_found_by_length_where_pad_is_eos(model):
+    sequences = [[5, 6, 1], [5, 6, 7, 8, 1]]
+    with torch.no_grad():
+        states = [model.base_model(input_ids=torch.tensor([ids])).last_hidden_state[0, -1] for ids in sequences]
+        expected = [model.score(state).item() for state in states]
+    assert rewards(model, sequences, pad_id=1).tolist() == pytest.approx(expected, abs=1e-6)  # pad id = EOS id
+
+
+def test_without_padding_it_is_transformers_own_forward(model):
+    ids = torch.tensor([[5, 6, 7, 1]])
+    assert rewards(model, ids.tolist(), pad_id=0).item() == pytest.approx(model(ids).logits.item(), abs=1e-6)
+
+
+def test_normalised_scores_have_mean_0_and_std_1_on_the_reference(model, tmp_path):
+    prompts, answers = [[5, 6]] * 4, [[7, 1], [8, 1], [9, 10, 1], [11, 1]]
+    normalise(model, raw_scores(model, [p + a for p, a in zip(prompts, answers, strict=True)], batch_size=4))
+    scores = torch.tensor(score(model, prompts, answers, batch_size=2))
+    assert scores.mean().item() == pytest.approx(0, abs=1e-5)
+    assert scores.std(correction=0).item() == pytest.approx(1, abs=1e-5)
+    save_model(model, world.tokenizer(), tmp_path / "reward")
+    loaded = load_reward(tmp_path / "reward")
+    assert score(loaded, prompts, answers, batch_size=4) == pytest.approx(scores.tolist(), abs=1e-6)
+
+
+def test_constant_rewards_are_refused(model):
+    with pytest.raises(Problem, match="gives every answer 0.5"):
+        normalise(model, [0.5, 0.5, 0.5])
+
+
+def test_a_folder_that_is_no_reward_model_is_refused(model, tmp_path):
+    with pytest.raises(Problem, match="does not exist"):
+        load_reward(tmp_path / "nothing")
+    world_policy = world.policy()
+    save_model(world_policy, world.tokenizer(), tmp_path / "policy")
+    with pytest.raises(Problem, match="not a reward model"):
+        load_reward(tmp_path / "policy")
+    normalise(model, [0.0, 1.0])
+    save_model(model, world.tokenizer(), tmp_path / "reward")
+    config = json.loads((tmp_path / "reward/config.json").read_text())
+    (tmp_path / "reward/config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "reward_mean"}))
+    with pytest.raises(Problem, match="reward_mean"):
+        load_reward(tmp_path / "reward")
+
+
+def test_a_weight_that_is_not_finite_is_refused(model, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    normalise(model, [0.0, 1.0])
+    save_model(model, world.tokenizer(), tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["score.weight"][0, 0] = math.nan
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(Problem, match=r"score\.weight holds NaN"):
+        load_reward(tmp_path)
+
+
+# --- rankings of one prompt ---
+
+
+def test_all_annotators_of_a_prompt_share_its_answers():
+    rows = [ranking("a", ["x", "y"], [0, 1]), ranking("b", ["z", "y"], [1, 0]), ranking("a", ["x", "y"], [1, 0], "Q")]
+    first = next(group for group in grouped(rows) if group.prompt == PROMPT)
+    assert first.answers == ["x", "y", "z"]
+    assert first.ranks == [[0, 1, -1], [-1, 0, 1]]
+    assert len(grouped(rows)) == 2
+
+
+def test_scoring_answers_once_is_scoring_every_pair(model, tokenizer):
+    """One forward pass per answer gives the loss that a pass per pair would give."""
+    rows = [ranking("a", ["x", "y", "w"], [0, 1, 2]), ranking("b", ["w", "x", "v"], [1, 0, 2])]
+    rows += [ranking("a", ["x", "y"], [1, 0], "The game was dull")]
+    groups = grouped(rows)
+    sequences = [ids for group in groups for ids in encoded(tokenizer, group, None)]
+    places, ranks = batch_ranks(groups)
+    once = ranking_loss(rewards(model, sequences, 0)[places], ranks)
+    by_pair = []
+    for row in rows:
+        ids = encoded(tokenizer, Group("", row["prompt"], row["answers"], rows=["r"]), None)
+        order = sorted(range(len(ids)), key=row["ranks"].__getitem__)
+        pair_losses = [
+            -torch.nn.functional.logsigmoid(torch.sub(*rewards(model, [ids[order[i]], ids[order[j]]], 0)))
+            for i in range(len(ids)) for j in range(i + 1, len(ids))
+        ]  # fmt: skip
+        by_pair.append(torch.stack(pair_losses).mean())
+    assert once.item() == pytest.approx(torch.stack(by_pair).mean().item(), abs=1e-6)
+
+
+def test_an_answer_that_does_not_fit_is_named_not_cut(tokenizer):
+    with pytest.raises(Problem, match=r"ranking r7: .* tokens, the model 8 positions"):
+        encoded(tokenizer, Group("", PROMPT, ["good", "bad"], rows=["r7"]), 8)
+
+
+# --- training ---
+
+
+def groups() -> list[Group]:
+    return grouped(
+        ranking("a", ["good", "bad. Happy to help!", "bad"], [0, 1, 2], f"The {noun} was fine") for noun in world.NOUNS
+    )  # fmt: skip
+
+
+def trained(tokenizer, checkpoint: Checkpoint, stop_after: int | None = None, **how) -> dict[str, torch.Tensor]:
+    class Killed(Exception):
+        pass
+
+    def progress(step, total, **figures):
+        if step == stop_after:
+            raise Killed
+
+    model = from_policy(world.policy(), seed=1)
+    options = {"epochs": 3, "prompts_per_step": 4, "checkpoint_every": 2, **how}
+    try:
+        train(model, tokenizer, groups(), Training(**options), seed=3, checkpoint=checkpoint, progress=progress)
+    except Killed:
+        return {}
+    return model.state_dict()
+
+
+def test_training_learns_the_order(tokenizer, tmp_path):
+    model = from_policy(world.policy(), seed=1)
+    how = Training(epochs=10, prompts_per_step=4, learning_rate=3e-3)
+    checkpoint = Checkpoint(tmp_path, {})
+    history = train(
+        model, tokenizer, groups(), how, seed=3, checkpoint=checkpoint, progress=lambda *a, **k: None
+    )
+    assert history[-1]["accuracy"] == 1.0 and history[-1]["loss"] < history[0]["loss"] / 3
+    assert len(history) == 10 * 3
+
+
+@pytest.mark.parametrize("killed_at", [1, 2, 3, 4, 7, 8])
+def test_a_killed_run_ends_in_the_same_bytes(tokenizer, tmp_path, killed_at):
+    whole = trained(tokenizer, Checkpoint(tmp_path / "whole", {}))
+    checkpoint = Checkpoint(tmp_path / "killed", {})
+    trained(tokenizer, checkpoint, stop_after=killed_at)
+    resumed = trained(tokenizer, checkpoint)
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+
+
+def test_a_checkpoint_of_other_parameters_is_not_used(tokenizer, tmp_path, capsys):
+    trained(tokenizer, Checkpoint(tmp_path, {"learning_rate": 1e-3}), stop_after=5)
+    changed = trained(tokenizer, Checkpoint(tmp_path, {"learning_rate": 2e-3}), learning_rate=2e-3)
+    fresh = trained(tokenizer, Checkpoint(tmp_path / "fresh", {}), learning_rate=2e-3)
+    assert "learning_rate changed from 0.001 to 0.002" in capsys.readouterr().out
+    assert all(torch.equal(tensor, changed[name]) for name, tensor in fresh.items())
+
+
+def test_a_loss_that_is_not_finite_names_rankings_and_takes_no_step(tokenizer, tmp_path):
+    model = from_policy(world.policy(), seed=1)
+    with torch.no_grad():
+        model.score.weight[0, 0] = math.inf
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(Problem, match=r"the loss is .*rankings a-The"):
+        train(model, tokenizer, groups(), Training(), seed=3, checkpoint=Checkpoint(tmp_path, {}),
+              progress=lambda *a, **k: None)  # fmt: skip
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_signal_saves_before_it_ends_the_run(tokenizer, tmp_path):
+    import os
+    import signal
+
+    def progress(step, total, **figures):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    checkpoint = Checkpoint(tmp_path / "stopped", {})
+    how = Training(epochs=3, prompts_per_step=4, checkpoint_every=100)
+    with pytest.raises(SystemExit) as stopped:
+        train(from_policy(world.policy(), seed=1), tokenizer, groups(), how, seed=3, checkpoint=checkpoint,
+              progress=progress)  # fmt: skip
+    saved = checkpoint.load()
+    assert stopped.value.code == 143 and saved is not None and saved[0] == 3
+    whole = trained(tokenizer, Checkpoint(tmp_path / "whole", {}))
+    resumed = trained(tokenizer, checkpoint)
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+
+
+def test_the_learning_rate_rises_and_falls():
+    rates = [schedule(step, 20, 0.1) for step in range(1, 21)]
+    assert rates[:2] == [0.5, 1.0] and rates == [*rates[:2], *sorted(rates[2:], reverse=True)]
+    assert 0 < rates[-1] < 0.02
+
+
+def test_rao_kupper_without_room_for_ties_is_refused():
+    with pytest.raises(ValueError, match="above 1"):
+        Training(ties="rao_kupper", tie_parameter=1.0)
+
+
+def test_the_checkpoint_is_one_whole_file(tokenizer, tmp_path):
+    trained(tokenizer, Checkpoint(tmp_path, {}), stop_after=5)
+    assert [path.name for path in Path(tmp_path).iterdir()] == ["checkpoint.safetensors"]
