@@ -25,6 +25,11 @@ from tasks.lib.stage import Problem, Stage, main
 
 BASE, OUT = Path("models/base"), Path("models/sft")
 TRAIN, VALIDATION = Path("data/curated/train.parquet"), Path("data/curated/validation.parquet")
+FIGURES = {
+    "loss": "loss",
+    "eval_loss": "validation_loss",
+    "eval_mean_token_accuracy": "validation_accuracy",
+}
 IGNORED = -100  # the label of a token that is not trained
 
 
@@ -41,8 +46,8 @@ def run(params: Params, stage: Stage) -> None:
     from trl import SFTConfig, SFTTrainer
 
     # 1. Settings first: a wrong one should not cost a minute.
-    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"} if params.keep == "best" else {}
-    config = configured(SFTConfig, stage, params.trainer, eval_on_start=True, **best)
+    keep = {"load_best_model_at_end": params.keep == "best", "metric_for_best_model": "eval_loss"}
+    config = configured(SFTConfig, stage, params.trainer, eval_on_start=True, **keep)
     lora = None
     if params.lora is not None:
         lora = LoraConfig(**{"task_type": "CAUSAL_LM"} | known_keys("sft.lora", params.lora, LoraConfig))
@@ -73,8 +78,7 @@ def run(params: Params, stage: Stage) -> None:
 
     # 4. Adapters are merged into the full-precision weights; the model is an ordinary one again.
     trained = trainer.model.merge_and_unload() if lora else trainer.model
-    names = {"loss": "loss", "eval_loss": "validation_loss", "eval_mean_token_accuracy": "validation_accuracy"}
-    steps = curve(log, names)
+    steps = curve(log, FIGURES)
     losses = [row["loss"] for row in steps if "loss" in row]
     evaluated = [row for row in steps if "validation_loss" in row]
     least = min(evaluated, key=lambda row: row["validation_loss"])
@@ -123,8 +127,8 @@ def tokenised(tokenizer: Any, path: Path, max_length: int | None) -> tuple[list[
             labels = [i if trained else IGNORED for i, trained in zip(ids, is_answer, strict=True)]
             rows.append({"row": len(rows), "id": row["id"], "input_ids": ids, "labels": labels})
     if not rows:
-        reason = f"all {len(given)} are longer than sft.trainer.max_length = {max_length}" if given else "it is empty"
-        raise Problem(f"{path}: no rows to use: {reason}")
+        reason = f"all {len(given)} are longer than sft.trainer.max_length = {max_length}"
+        raise Problem(f"{path}: no rows to use: {reason if given else 'it is empty'}")
     return rows, len(given) - len(rows)
 
 

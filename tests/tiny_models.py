@@ -11,7 +11,7 @@ from tasks.lib.data.rows import INSTRUCTION, RANKING, content_id, write_parquet
 from tasks.lib.policy.models import save_model
 from tasks.lib.policy.pretraining import new_llama, train_tokenizer
 
-WORDS = "red blue green small large round old new fast slow warm cold".split()
+WORDS = ["red", "blue", "green", "small", "large", "round", "old", "new", "fast", "slow", "warm", "cold"]
 
 
 def tiny_tokenizer() -> Any:
@@ -33,9 +33,10 @@ def instruction(number: int) -> dict[str, Any]:
     words = [WORDS[number % 12], WORDS[(number * 7 + 3) % 12]]
     prompt, answer = f"Say the first word {' '.join(words[: 1 + number % 2])}", words[0]
     return {
-        "id": content_id(prompt, number), "source": "tiny", "license": "CC0-1.0", "cluster": "copy", "task": "first",
-        "template": "say", "split": "train", "messages": [{"role": "user", "content": prompt}], "answer": answer,
-        "choices": None, "label": answer, "row": content_id(prompt), "text": prompt,
+        "id": content_id(prompt, number), "source": "tiny", "license": "CC0-1.0", "cluster": "copy",
+        "task": "first", "template": "say", "split": "train", "answer": answer, "label": answer,
+        "messages": [{"role": "user", "content": prompt}], "choices": None, "row": content_id(prompt),
+        "text": prompt,
     }  # fmt: skip
 
 

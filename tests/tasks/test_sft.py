@@ -1,4 +1,4 @@
-"""Fine-tuning trains the answer and the EOS, nothing else, and ends in the same bytes after any interruption."""
+"""Fine-tuning trains the answer and the EOS, nothing else, and an interrupted run ends in the same bytes."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def train(**changes: Any) -> dict[str, Any]:
     return json.loads(Path("reports/sft.json").read_text())
 
 
-def artifacts(workspace: Path) -> dict[str, bytes]:
-    files = [*(workspace / "models/sft").iterdir(), *(workspace / "reports").rglob("sft.*")]
+def artifacts(workspace: Path, stage: str = "sft") -> dict[str, bytes]:
+    files = [*(workspace / "models" / stage).iterdir(), *(workspace / "reports").rglob(f"{stage}.*")]
     return {str(file.relative_to(workspace)): file.read_bytes() for file in files}
 
 
@@ -110,7 +110,8 @@ def test_a_checkpoint_of_other_parameters_is_discarded_and_the_key_named(
 
 def test_the_loss_is_the_mean_over_answer_and_eos_of_the_effective_batch(inputs: Path) -> None:
     """One step on all 40 rows: the reported loss equals the sum over trained tokens / their number."""
-    report = train(trainer={"max_steps": 1, "per_device_train_batch_size": 10, "gradient_accumulation_steps": 4})
+    accumulated = {"per_device_train_batch_size": 10, "gradient_accumulation_steps": 4}
+    report = train(trainer={"max_steps": 1, **accumulated})
     model, tokenizer = load_policy("models/base"), load_tokenizer("models/base")
     total, count = 0.0, 0
     for row in sft.tokenised(tokenizer, sft.TRAIN, None)[0]:
@@ -169,7 +170,7 @@ def test_the_trained_tokens_are_shown(inputs: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"trainer": {"learning_rat": 1}}, "sft.trainer.learning_rat is not a key .* did you mean learning_rate?"),
+        ({"trainer": {"learning_rat": 1}}, "sft.trainer.learning_rat is not a key .* mean learning_rate?"),
         ({"trainer": {"packing": True}}, "sft.trainer.packing cannot be set here"),
         ({"trainer": {"save_strategy": "no"}}, "use save_steps"),
         ({"lora": {"alpha": 1}}, "sft.lora.alpha is not a key of LoraConfig; did you mean"),

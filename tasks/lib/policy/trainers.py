@@ -107,12 +107,20 @@ class LengthSampler(Sampler[int]):
 def ours(Base: Any) -> Any:
     """The trainer class `Base` of TRL for rows that carry `row` (their number) and are tokenised already.
 
-    A loss that is not finite is a Problem before the optimiser's step. The first one is kept in `first_loss`.
+    A loss that is not finite is a Problem before the optimiser's step, and so is a first loss other than
+    `first_loss`. `lengths` and `ids` are those of the training rows.
     """
 
     class Trainer(Base):
-        def __init__(self, *, lengths: Sequence[int], ids: Sequence[str], **settings: Any) -> None:
-            self.lengths, self.ids, self.first_loss = lengths, ids, None
+        def __init__(
+            self,
+            *,
+            lengths: Sequence[int],
+            ids: Sequence[str],
+            first_loss: float | None = None,
+            **settings: Any,
+        ) -> None:
+            self.lengths, self.ids, self.first_loss = lengths, ids, first_loss
             super().__init__(**settings)
             collate = self.data_collator
             self.data_collator = lambda rows: {
@@ -131,8 +139,9 @@ def ours(Base: Any) -> Any:
                     f"the loss is {loss} at step {self.state.global_step + 1}; rows {names}"
                     f"{' and more' if len(rows) > 8 else ''}; look at them or lower the learning rate"
                 )
-            if self.model.training and self.first_loss is None and self.state.global_step == 0:
-                self.first_loss = loss
+            expected = self.first_loss if self.model.training and self.state.global_step == 0 else None
+            if expected is not None and not math.isclose(loss, expected, abs_tol=1e-5):
+                raise Problem(f"the first loss is {loss:.6g}, not {expected:.6g}: another reference?")
             return result
 
         def _prepare_dataset(self, dataset: Any, *args: Any, **settings: Any) -> Any:

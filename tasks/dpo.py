@@ -1,0 +1,213 @@
+"""dpo: direct preference optimisation (2305.18290) of the SFT model on rankings.
+
+Reads   models/sft, data/preferences/{train,heldout}.parquet, reports/check/rankings.json
+Writes  models/dpo, reports/dpo.json, reports/plots/dpo.csv, reports/plots/dpo.png
+Run     python -m tasks.dpo
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import shutil
+from collections import Counter
+from itertools import combinations
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from pydantic import BaseModel, Field
+
+from tasks.lib.data.rows import content_id, read_parquet
+from tasks.lib.plots import curves
+from tasks.lib.policy.chat import answer_ids, prompt_ids
+from tasks.lib.policy.checkpoints import file_hash
+from tasks.lib.policy.generation import generate
+from tasks.lib.policy.logprobs import answer_logprobs
+from tasks.lib.policy.models import load_policy, load_tokenizer, save_model, weights_hash
+from tasks.lib.policy.trainers import configured, curve, known_keys, ours, train
+from tasks.lib.stage import Problem, Stage, main
+
+SFT, OUT = Path("models/sft"), Path("models/dpo")
+TRAIN, HELD_OUT = Path("data/preferences/train.parquet"), Path("data/preferences/heldout.parquet")
+FIGURES = {
+    "loss": "loss",
+    "eval_loss": "heldout_loss",
+    "rewards/accuracies": "accuracy",
+    "eval_rewards/accuracies": "heldout_accuracy",
+    "rewards/margins": "margin",
+    "eval_rewards/margins": "heldout_margin",
+    "logps/chosen": "logp_chosen",
+    "logps/rejected": "logp_rejected",
+}
+
+
+class Params(BaseModel, extra="forbid"):
+    trainer: dict[str, Any] = {}  # fields of trl.DPOConfig
+    lora: dict[str, Any] | None = None  # fields of peft.LoraConfig; without its adapter it is the reference
+    pairs_per_prompt: int = Field(2, ge=1)  # so that a prompt with many answers does not count more
+    samples: int = Field(128, ge=0)  # held-out prompts answered at the end, for KL and length
+    max_new_tokens: int = Field(32, ge=1)  # of those answers
+
+
+def run(params: Params, stage: Stage) -> None:
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import DPOConfig, DPOTrainer
+
+    # 1. Settings first: a wrong one should not cost a minute.
+    config = configured(DPOConfig, stage, params.trainer, eval_on_start=True)
+    lora = None
+    if params.lora is not None:
+        lora = LoraConfig(**{"task_type": "CAUSAL_LM"} | known_keys("dpo.lora", params.lora, LoraConfig))
+
+    # 2. Rankings become pairs, pairs become ids. A pair that is too long is dropped, never cut.
+    tokenizer, model = load_tokenizer(SFT), load_policy(SFT)
+    pairs, facts = pairs_of(read_parquet(TRAIN), params.pairs_per_prompt, stage.seed_of("pairs"))
+    rows, too_long = tokenised(tokenizer, pairs, config.max_length, TRAIN)
+    held_out_pairs, _ = pairs_of(read_parquet(HELD_OUT), params.pairs_per_prompt, stage.seed_of("pairs"))
+    held_out, held_out_too_long = tokenised(tokenizer, held_out_pairs, config.max_length, HELD_OUT)
+    print(f"dpo: {len(rows)} pairs; {too_long} dropped, longer than {config.max_length} tokens", flush=True)
+
+    # 3. Train. The reference is the SFT model: itself, or the policy with its adapter off.
+    torch.manual_seed(stage.seed_of("adapter"))
+    own_reference = lora is None and not config.precompute_ref_log_probs
+    trainer = ours(DPOTrainer)(
+        model=model,
+        ref_model=load_policy(SFT) if own_reference else None,
+        args=config,
+        processing_class=tokenizer,
+        peft_config=lora,
+        train_dataset=Dataset.from_list(rows),
+        eval_dataset=Dataset.from_list(held_out),
+        lengths=[length_of(row) for row in rows],
+        ids=[row["id"] for row in rows],
+        first_loss=math.log(2) if starts_at_log_2(config) else None,
+    )
+    inputs = {str(SFT): weights_hash(SFT), **{str(path): file_hash(path) for path in (TRAIN, HELD_OUT)}}
+    fingerprint = {"params": params.model_dump(), "seed": stage.seed, "inputs": inputs}
+    shown = {"loss": "loss", "rewards/margins": "margin", "eval_rewards/accuracies": "held-out accuracy"}
+    log = train(trainer, stage, fingerprint, shown)
+    steps = curve(log, FIGURES)
+
+    # 4. Save, and measure what was saved.
+    save_model(trainer.model.merge_and_unload() if lora else trainer.model, tokenizer, OUT)
+    last = [row for row in steps if "heldout_loss" in row][-1]
+    trained = [row for row in steps if "loss" in row]
+    report = {
+        "pairs": len(rows),
+        **facts,
+        "pairs_too_long": too_long,
+        "heldout_pairs": len(held_out),
+        "heldout_pairs_too_long": held_out_too_long,
+        "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        "steps": trainer.state.global_step,
+        "epochs": trainer.state.epoch,
+        "loss_first": trained[0]["loss"],
+        "loss_last": mean(row["loss"] for row in trained[-20:]),
+        "accuracy_last": mean(row["accuracy"] for row in trained[-20:]),
+        "margin_last": mean(row["margin"] for row in trained[-20:]),
+        **{name: last[name] for name in ("heldout_loss", "heldout_accuracy", "heldout_margin")},
+        **drift(tokenizer, held_out, params, stage),
+    }
+    panels = {
+        "Loss": ["loss", "heldout_loss"],
+        "Pairs in the right order": ["accuracy", "heldout_accuracy"],
+        "Margin (beta x log-ratio)": ["margin", "heldout_margin"],
+        "Log-probability of the answer": ["logp_chosen", "logp_rejected"],
+    }
+    curves(Path("reports/plots/dpo"), steps, "step", panels)
+    stage.report(report)
+    shutil.rmtree(stage.checkpoints, ignore_errors=True)
+
+
+def pairs_of(
+    rankings: list[dict[str, Any]], per_prompt: int, seed: int
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Pairs {id, prompt, chosen, rejected} that most annotators of a prompt agree on, and what was left out.
+
+    Annotators vote on every two answers of a prompt; ties, and pairs without a majority, are left out.
+    `per_prompt` of them are drawn by a seed of the prompt, so that every prompt weighs about the same.
+    """
+    votes: dict[str, Counter[tuple[str, str]]] = {}
+    for row in rankings:
+        count = votes.setdefault(json.dumps(row["prompt"], sort_keys=True), Counter())
+        for (a, rank_a), (b, rank_b) in combinations(zip(row["answers"], row["ranks"], strict=True), 2):
+            better, worse = (a, b) if rank_a <= rank_b else (b, a)
+            count[(better, worse) if rank_a != rank_b else ("", "")] += 1
+    pairs, undecided = [], 0
+    for prompt, count in votes.items():
+        ties = count.pop(("", ""), 0)
+        decided = [(a, b) for (a, b), n in count.items() if n > count.get((b, a), 0)]
+        undecided += ties + sum(n == count.get((b, a), 0) for (a, b), n in count.items()) // 2
+        chance = random.Random(f"{seed}/{prompt}")
+        for a, b in chance.sample(sorted(decided), min(per_prompt, len(decided))):
+            pairs.append({"prompt": json.loads(prompt), "chosen": a, "rejected": b})
+    facts = {"prompts": len(votes), "annotators": len({row["annotator"] for row in rankings})}
+    return pairs, facts | {"ties_and_draws": undecided}
+
+
+def tokenised(
+    tokenizer: Any, pairs: list[dict[str, Any]], max_length: int | None, path: Path
+) -> tuple[list[dict[str, Any]], int]:
+    """Pairs as the ids that TRL's collator takes, and how many were left out because they are too long."""
+    rows = []
+    for pair in pairs:
+        ids = {"prompt_ids": prompt_ids(tokenizer, pair["prompt"])}
+        ids |= {f"{which}_ids": answer_ids(tokenizer, pair[which]) for which in ("chosen", "rejected")}
+        if ids["chosen_ids"] == ids["rejected_ids"]:
+            prompt = pair["prompt"][-1]["content"][:60]
+            raise Problem(f"{path}: two answers to {prompt!r} are equal, but one is preferred; drop one")
+        if max_length is None or length_of(ids) <= max_length:
+            rows.append({"row": len(rows), "id": content_id(pair), **ids})
+    if not rows:
+        reason = f"all {len(pairs)} are longer than dpo.trainer.max_length = {max_length}"
+        raise Problem(f"{path}: no pairs to use: {reason if pairs else 'there are only ties'}")
+    return rows, len(pairs) - len(rows)
+
+
+def length_of(row: dict[str, Any]) -> int:
+    """Tokens of the longer of the two sequences."""
+    return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+
+
+def starts_at_log_2(config: Any) -> bool:
+    """True where the first loss is exactly log 2, because both passes see the same batch and weights."""
+    is_plain = config.loss_type == ["sigmoid"] and not config.label_smoothing and not config.use_weighting
+    return is_plain and not config.precompute_ref_log_probs
+
+
+def drift(tokenizer: Any, held_out: list[dict[str, Any]], params: Params, stage: Stage) -> dict[str, float]:
+    """KL(policy || SFT) in nats per answer, estimated on answers that the policy samples, and lengths."""
+    prompts = list({tuple(row["prompt_ids"]): None for row in held_out})[: params.samples]
+    if not prompts:
+        return {}
+    settings: dict[str, Any] = {
+        "eos_id": tokenizer.eos_token_id,
+        "pad_id": tokenizer.pad_token_id,
+        "max_new_tokens": params.max_new_tokens,
+        "temperature": 1.0,
+        "batch_size": 64,
+        "seed": stage.seed_of("drift"),
+    }
+    policy, reference = load_policy(OUT), load_policy(SFT)
+    answers = generate(policy, prompts, **settings)
+    ratios = [
+        (a - b).sum().item()
+        for a, b in zip(
+            answer_logprobs(policy, prompts, answers, batch_size=64),
+            answer_logprobs(reference, prompts, answers, batch_size=64),
+            strict=True,
+        )
+    ]
+    return {
+        "kl": mean(ratios),
+        "answer_tokens": mean(map(len, answers)),
+        "answer_tokens_sft": mean(map(len, generate(reference, prompts, **settings))),
+    }
+
+
+if __name__ == "__main__":
+    main(__file__, Params, run)

@@ -1,0 +1,138 @@
+"""DPO starts at log 2, uses the annotators' majority, and an interrupted run ends in the same bytes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_sft import artifacts, child, interrupt
+from tiny_models import WORDS, ranking, write_model, write_rankings
+
+from tasks import dpo
+from tasks.lib.data.rows import RANKING, write_parquet
+from tasks.lib.policy.logprobs import answer_logprobs
+from tasks.lib.policy.losses import dpo_loss
+from tasks.lib.policy.models import load_policy, load_tokenizer
+from tasks.lib.stage import Problem, Stage
+
+TRAINER = {"max_steps": 8, "learning_rate": 3e-3, "per_device_train_batch_size": 8, "max_length": 64,
+           "eval_steps": 4, "save_steps": 4}  # fmt: skip
+
+
+@pytest.fixture
+def inputs(workspace: Path) -> Path:
+    write_model(workspace / "models/sft")
+    write_rankings(workspace / "data/preferences/train.parquet", range(10))
+    write_rankings(workspace / "data/preferences/heldout.parquet", range(10, 12))
+    return workspace
+
+
+def train(**changes: Any) -> dict[str, Any]:
+    trainer = {**TRAINER, **changes.pop("trainer", {})}
+    dpo.run(dpo.Params(**{"trainer": trainer, "samples": 2, "max_new_tokens": 4, **changes}), Stage("dpo"))
+    return json.loads(Path("reports/dpo.json").read_text())
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 4, "target_modules": "all-linear"}])
+def test_the_first_loss_is_log_2_and_pairs_are_learned(inputs: Path, lora: dict[str, Any] | None) -> None:
+    report = train(lora=lora, trainer={"max_steps": 30, "learning_rate": 1e-2})
+    assert report["loss_first"] == pytest.approx(math.log(2), abs=1e-6)
+    assert report["loss_last"] < report["loss_first"]
+    assert report["accuracy_last"] > 0.8
+    assert report["kl"] != 0
+    if lora:
+        assert report["trainable_parameters"] < 10_000
+        assert (
+            load_file("models/dpo/model.safetensors").keys()
+            == load_file("models/sft/model.safetensors").keys()
+        )
+
+
+def test_the_held_out_loss_is_that_of_the_formula(inputs: Path) -> None:
+    report = train()
+    tokenizer, policy, reference = load_tokenizer(dpo.OUT), load_policy(dpo.OUT), load_policy(dpo.SFT)
+    pairs, _ = dpo.pairs_of(dpo.read_parquet(dpo.HELD_OUT), 2, Stage("dpo").seed_of("pairs"))
+    rows, _ = dpo.tokenised(tokenizer, pairs, None, dpo.HELD_OUT)
+    prompts = [row["prompt_ids"] for row in rows]
+    sums = []
+    for model in (policy, reference):
+        for key in ("chosen_ids", "rejected_ids"):
+            logprobs = answer_logprobs(model, prompts, [row[key] for row in rows], batch_size=4)
+            sums.append(torch.stack([of_answer.sum() for of_answer in logprobs]))
+    assert report["heldout_loss"] == pytest.approx(dpo_loss(*sums, beta=0.1).mean().item(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "step", "number"),
+    [("on_step_end", 6, signal.SIGKILL), ("on_save", 8, signal.SIGKILL), ("on_step_end", 5, signal.SIGTERM)],
+)
+def test_a_run_that_was_killed_ends_in_the_same_bytes(
+    inputs: Path, monkeypatch: pytest.MonkeyPatch, method: str, step: int, number: signal.Signals
+) -> None:
+    train()
+    expected = artifacts(inputs, "dpo")
+    with monkeypatch.context() as patch:
+        interrupt(patch, method, step, number)
+        status = child(train)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 128 + signal.SIGTERM
+    for name in expected:
+        (inputs / name).unlink()
+    train()
+    assert artifacts(inputs, "dpo") == expected
+
+
+def test_pairs_are_the_majority_of_the_annotators_without_ties() -> None:
+    """a > b by two of three; a > c by one, c > a by one, one tie; b = c by two, c > b by one."""
+    ranks = {"ada": [0, 1, 1], "ben": [0, 2, 0], "eve": [1, 0, 0]}
+    prompt = [{"role": "user", "content": "Which?"}]
+    answers = ["a", "b", "c"]
+    rows = [{"prompt": prompt, "answers": answers, "ranks": r, "annotator": n} for n, r in ranks.items()]
+    pairs, facts = dpo.pairs_of(rows, 9, seed=0)
+    assert {(pair["chosen"], pair["rejected"]) for pair in pairs} == {("a", "b"), ("c", "b")}
+    assert facts == {"prompts": 1, "annotators": 3, "ties_and_draws": 4}  # 3 single ties and the draw
+
+
+def test_a_prompt_with_many_answers_does_not_count_more() -> None:
+    many = ranking(0) | {"answers": WORDS, "ranks": list(range(12))}
+    pairs, facts = dpo.pairs_of([many, ranking(1)], 2, seed=0)
+    assert len(pairs) == 4
+    assert facts == {"prompts": 2, "annotators": 1, "ties_and_draws": 0}
+
+
+def test_the_order_of_annotators_and_answers_changes_nothing() -> None:
+    turned = ranking(0) | {"answers": ranking(0)["answers"][::-1], "ranks": [2, 1, 0]}
+    other = ranking(0, "ben")
+    assert dpo.pairs_of([turned, other], 2, 0) == dpo.pairs_of([other, ranking(0)], 2, 0)
+
+
+def test_equal_answers_are_refused_and_the_prompt_named(inputs: Path) -> None:
+    write_parquet(dpo.TRAIN, [ranking(0) | {"answers": ["red", "red ", "blue"]}], RANKING)
+    with pytest.raises(Problem, match=r"train.parquet: two answers to 'Say the word red .* are equal"):
+        train(pairs_per_prompt=9)
+
+
+def test_rankings_of_ties_only_are_a_problem(inputs: Path) -> None:
+    write_parquet(dpo.TRAIN, [ranking(0) | {"ranks": [0, 0, 0]}], RANKING)
+    with pytest.raises(Problem, match="there are only ties"):
+        train()
+
+
+def test_a_first_loss_other_than_log_2_stops_the_run(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference is another model than the policy, as after merging the wrong adapter."""
+    write_model(inputs / "models/other", seed=1)
+    load, paths = dpo.load_policy, iter([dpo.SFT, "models/other"])
+    monkeypatch.setattr(dpo, "load_policy", lambda path: load(next(paths)))
+    with pytest.raises(Problem, match=r"the first loss is .*, not 0.693147"):
+        train()
+
+
+def test_a_misspelt_key_of_the_trainer_is_named(workspace: Path) -> None:
+    with pytest.raises(Problem, match=r"dpo.trainer.betta is not a key of DPOConfig; did you mean beta\?"):
+        dpo.run(dpo.Params(trainer={"betta": 0.2}), Stage("dpo"))
