@@ -99,7 +99,7 @@ def run(params: Params, stage: Stage) -> None:
 def prompts_of(
     path: Path, tokenizer: Any, room: int, count: int | None = None
 ) -> tuple[list[Prompt], list[dict[str, Any]]]:
-    """The prompts and rows of a file, or the first `count` by id: ids are hashes, so that is a fair choice."""
+    """The prompts and rows of a file, or the first `count` by id: ids are hashes, a fair choice."""
     rows = sorted(read_parquet(path), key=lambda row: row["id"])[:count]
     if not rows:
         raise Problem(f"{path} has no rows; raise its share in render.shares")
