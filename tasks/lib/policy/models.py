@@ -55,6 +55,8 @@ def load_tokenizer(path: str | Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare Exceptions
         raise Problem(f"{folder}: the tokenizer cannot be read: {_first_line(error)}") from None
+    for key in ("is_local", "local_files_only"):  # how it was loaded is no property of it
+        tokenizer.init_kwargs.pop(key, None)
     if tokenizer.eos_token_id is None:
         raise Problem(f"{folder}: the tokenizer has no EOS token; answers could not end")
     return tokenizer

@@ -1,0 +1,44 @@
+"""Padding is masked by length, and batches of about equal length hold every row once."""
+
+from __future__ import annotations
+
+import torch
+from tiny_models import tiny_llama, tiny_tokenizer
+
+from tasks.lib.policy.batches import buckets, left_pad, minibatches, position_ids, right_pad
+
+
+def test_masks_come_from_lengths_even_if_the_pad_token_is_in_the_text() -> None:
+    ids, is_token = left_pad([[7, 7], [1, 2, 7]], pad_id=7)
+    assert ids.tolist() == [[7, 7, 7], [1, 2, 7]]
+    assert is_token.tolist() == [[False, True, True], [True, True, True]]
+    ids, is_token = right_pad([[7, 7], [1, 2, 7]], pad_id=7)
+    assert is_token.tolist() == [[True, True, False], [True, True, True]]
+
+
+def test_positions_count_from_the_first_token() -> None:
+    _, is_token = left_pad([[5, 6], [1, 2, 3, 4]], 0)
+    assert position_ids(is_token).tolist() == [[0, 0, 0, 1], [0, 1, 2, 3]]
+
+
+def test_left_padding_does_not_change_logits() -> None:
+    model = tiny_llama(tiny_tokenizer()).eval()
+    short, long = [9, 8, 7], [1, 2, 3, 4, 5, 6]
+    ids, is_token = left_pad([short, long], pad_id=0)
+    padded = model(ids, attention_mask=is_token.long(), position_ids=position_ids(is_token)).logits[0, -3:]
+    alone = model(torch.tensor([short])).logits[0]
+    torch.testing.assert_close(padded, alone, atol=1e-6, rtol=0)
+
+
+def test_minibatches_hold_every_row_once_in_full_batches_of_like_length() -> None:
+    lengths = [i * 37 % 101 for i in range(203)]
+    batches = minibatches(lengths, 8, seed=1)
+    assert sorted(row for batch in batches for row in batch) == list(range(203))
+    assert [len(batch) for batch in batches] == [8] * 25 + [3]
+    width = max(max(lengths[i] for i in batch) - min(lengths[i] for i in batch) for batch in batches)
+    assert width < 10
+    assert batches == minibatches(lengths, 8, seed=1) != minibatches(lengths, 8, seed=2)
+
+
+def test_buckets_start_with_the_longest() -> None:
+    assert buckets([1, 5, 3], 2) == [[1, 2], [0]]
