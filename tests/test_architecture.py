@@ -1,0 +1,309 @@
+"""The rules of docs/architecture.md, held by reading imports: no rule here needs a reviewer's memory."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.lib.stage import SHARED_KEYS, read_yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("flows", "tasks", "data_contracts")
+STAGES = sorted(path.stem for path in (ROOT / "tasks").glob("*.py") if path.stem != "__init__")
+HOMES = {"prefect": "flows", "dvc": "flows", "great_expectations": "data_contracts"}
+BELOW = {  # a subject of the library, and the subjects it may import besides itself
+    "data": set(),
+    "policy": {"data"},
+    "preferences": {"policy", "data"},
+    "evaluation": {"policy", "data"},
+    "export": {"evaluation", "policy", "data"},
+}
+EMPTY_WORDS = {"util", "utils", "helper", "helpers", "common", "manager", "managers", "misc", "registry"}
+
+
+@functools.cache
+def modules() -> dict[str, Path]:
+    """Dotted name -> file of everything that the project installs."""
+    files = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+    names = {path: path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") for path in files}
+    return {name.removesuffix(".__init__"): path for path, name in names.items()}
+
+
+@functools.cache
+def imports(module: str, at_run_time_only: bool = False) -> frozenset[str]:
+    """What a module imports, anywhere in it: dotted names of this project's modules, top names of others."""
+    found: set[str] = set()
+    for node in nodes(ast.parse(modules()[module].read_text(encoding="utf-8")), at_run_time_only):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative import; write the whole name"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name.split(".")[0] in PACKAGES:
+                parts = name.split(".")
+                prefixes = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
+                found.add(next(prefix for prefix in prefixes if prefix in modules()))
+            else:
+                found.add(name.split(".")[0])
+    return frozenset(found)
+
+
+def nodes(tree: ast.AST, at_run_time_only: bool) -> Iterator[ast.AST]:
+    for node in ast.iter_child_nodes(tree):
+        if at_run_time_only and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        yield node
+        yield from nodes(node, at_run_time_only)
+
+
+def reached(module: str) -> set[str]:
+    """The project's modules that a run of `module` can load, itself included."""
+    found, waiting = set(), [module]
+    while waiting:
+        name = waiting.pop()
+        if name in modules() and name not in found:
+            found.add(name)
+            waiting += imports(name, at_run_time_only=True)
+    return found
+
+
+@functools.cache
+def entries() -> dict[str, dict[str, Any]]:
+    """The stages of dvc.yaml; of a `foreach` or `matrix` entry its `do` part or itself."""
+    document = read_yaml(ROOT / "dvc.yaml")
+    return {name: entry.get("do", entry) for name, entry in document["stages"].items()}
+
+
+def listed(entry: dict[str, Any], key: str) -> list[str]:
+    """The paths under deps, outs, metrics or plots, with or without settings."""
+    return [item if isinstance(item, str) else next(iter(item)) for item in entry.get(key, [])]
+
+
+def sources() -> list[Path]:
+    """Every Python file of the project."""
+    return [
+        path
+        for folder in (*PACKAGES, "tests", "benchmarks")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+    ]
+
+
+def subject(module: str) -> str | None:
+    """`policy` of `tasks.lib.policy.losses`; None outside the library's subjects."""
+    parts = module.split(".")
+    return parts[2] if parts[:2] == ["tasks", "lib"] and len(parts) > 3 else None
+
+
+# --- one word per stage ---
+
+
+def test_one_word_names_a_stage_in_files_params_graph_and_tests() -> None:
+    sections = [key for key in read_yaml(ROOT / "params.yaml") if key not in SHARED_KEYS]
+    assert sorted(sections) == STAGES
+    assert sorted(entries()) == STAGES
+    tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests" / "tasks").glob("test_*.py")}
+    assert [stage for stage in STAGES if stage not in tests] == []
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_graph_runs_a_stage_by_its_word_and_reads_its_section(stage: str) -> None:
+    entry = entries()[stage]
+    assert re.fullmatch(rf"python -m tasks\.{stage}( \$\{{item\}})?", entry["cmd"]), entry["cmd"]
+    assert {str(key).split(".")[0] for key in entry["params"]} >= {stage, *SHARED_KEYS}
+    if "${item}" not in entry["cmd"]:
+        assert f"reports/{stage}.json" in listed(entry, "metrics")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_is_a_docstring_params_run_and_a_main_line(stage: str) -> None:
+    tree = ast.parse(modules()[f"tasks.{stage}"].read_text(encoding="utf-8"))
+    text = ast.get_docstring(tree) or ""
+    assert text.startswith(f"{stage}: ")
+    for word in ("Reads ", "Writes ", f"python -m tasks.{stage}"):
+        assert word in text, f"the docstring does not say: {word}"
+    assert any(isinstance(node, ast.FunctionDef) and node.name == "run" for node in tree.body)
+    for node in (node for node in tree.body if isinstance(node, ast.ClassDef)):
+        if "BaseModel" in map(ast.unparse, node.bases):
+            assert [ast.unparse(word) for word in node.keywords] == ["extra='forbid'"], node.name
+    assert "Params" in {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+    last = tree.body[-1]
+    assert isinstance(last, ast.If) and ast.unparse(last.test) == "__name__ == '__main__'"
+
+
+# --- arrows ---
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_imports_no_stage(stage: str) -> None:
+    others = {f"tasks.{other}" for other in STAGES if other != stage}
+    assert imports(f"tasks.{stage}") & others == set()
+    assert {name for name in imports(f"tasks.{stage}") if name.startswith("flows")} == set()
+
+
+@pytest.mark.parametrize("module", sorted(name for name in modules() if name.startswith("tasks.lib")))
+def test_the_library_imports_only_what_is_below_it(module: str) -> None:
+    ours = {name for name in imports(module) if name.split(".")[0] in PACKAGES}
+    assert {name for name in ours if not name.startswith("tasks.lib")} == set()
+    mine = subject(module)
+    allowed = {None, mine, *BELOW[mine]} if mine else {None}
+    assert {name for name in ours if subject(name) not in allowed} == set()
+
+
+def test_contracts_import_the_library_but_no_stage_and_no_flow() -> None:
+    for module in (name for name in modules() if name.startswith("data_contracts")):
+        ours = {name for name in imports(module) if name.split(".")[0] in ("tasks", "flows")}
+        assert {name for name in ours if not name.startswith("tasks.lib")} == set(), module
+
+
+def test_imports_form_no_circle() -> None:
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join((*path, module))
+        if module in modules() and module not in done:
+            for name in imports(module, at_run_time_only=True):
+                visit(name, (*path, module))
+            done.add(module)
+
+    for module in modules():
+        visit(module, ())
+
+
+@pytest.mark.parametrize("package", HOMES)
+def test_a_heavy_package_has_one_home(package: str) -> None:
+    strangers = [
+        name for name in modules() if package in imports(name) and not name.startswith(HOMES[package])
+    ]
+    assert strangers == []
+
+
+def test_the_losses_load_neither_orchestrator_nor_contracts() -> None:
+    program = f"import sys, tasks.lib.policy.losses; print(sorted({set(HOMES)!r} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+# --- the graph knows the code ---
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_code_dependencies_cover_what_a_stage_imports(stage: str) -> None:
+    needed = {modules()[name] for name in reached(f"tasks.{stage}")}
+    needed = {
+        path.relative_to(ROOT) for path in needed if path.stat().st_size
+    }  # empty __init__.py: nothing to see
+    deps = [Path(dep) for dep in listed(entries()[stage], "deps")]
+    missing = [str(path) for path in sorted(needed) if not any(path.is_relative_to(dep) for dep in deps)]
+    assert missing == [], f"dvc.yaml: {stage}: deps lack {missing}"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_code_dependencies_exist_and_are_used(stage: str) -> None:
+    used = {modules()[name] for name in reached(f"tasks.{stage}")}
+    for dep in listed(entries()[stage], "deps"):
+        if dep.split("/")[0] in PACKAGES:
+            path = ROOT / dep
+            assert path.exists(), f"dvc.yaml: {stage}: {dep} does not exist"
+            assert any(each.is_relative_to(path) for each in used), (
+                f"dvc.yaml: {stage}: {dep} is not imported"
+            )
+
+
+def test_the_graph_has_no_two_stages_with_one_output() -> None:
+    outputs = [
+        out
+        for entry in entries().values()
+        for key in ("outs", "metrics", "plots")
+        for out in listed(entry, key)
+    ]
+    assert sorted(outputs) == sorted(set(outputs))
+
+
+# --- names ---
+
+
+def test_no_module_is_named_after_an_installed_package_or_the_standard_library() -> None:
+    names = {part for module in modules() for part in module.split(".")} - {*STAGES}
+    assert names & set(sys.stdlib_module_names) == set()
+    assert names & packages_of_constraints() == set()
+    assert {*STAGES} & (set(sys.stdlib_module_names) | packages_of_constraints()) == set()
+
+
+@functools.cache
+def packages_of_constraints() -> frozenset[str]:
+    """Top-level names of the packages in constraints.txt (not of whatever else a machine has installed)."""
+    names: set[str] = set()
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        if "==" in line:
+            try:
+                files = distribution(line.split("==")[0].strip()).files or []
+            except PackageNotFoundError:
+                continue
+            names |= {
+                file.parts[0].removesuffix(".py")
+                for file in files
+                if file.suffix == ".py" and len(file.parts) < 3
+            }
+    return frozenset(names)
+
+
+def test_nothing_is_called_utils_helpers_common_or_manager() -> None:
+    for path in sources():
+        assert not EMPTY_WORDS & set(path.stem.lower().split("_")), path
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                words = {word.lower() for word in re.findall(r"[A-Z][a-z]+", node.name)}
+                assert not EMPTY_WORDS & words, f"{path}: {node.name}"
+
+
+def test_every_python_file_says_what_it_is() -> None:
+    silent = [
+        path
+        for path in sources()
+        if path.stat().st_size and not ast.get_docstring(ast.parse(path.read_bytes()))
+    ]
+    assert silent == []
+
+
+def test_no_file_holds_a_path_of_this_machine() -> None:
+    local = [
+        str(ROOT).encode() + b"/",
+        str(Path.home()).encode() + b"/",
+        b"/work" + b"/main",
+        b"/work" + b"/shared",
+    ]
+    for path in text_files():
+        content = path.read_bytes()
+        assert not [word for word in local if word in content], path
+
+
+def text_files() -> Iterator[Path]:
+    """The project's own files, not what stages and tools make."""
+    made = {"models", "reports", "export", "dvc_plots", "build", "__pycache__"}
+    for path in sorted(ROOT.rglob("*")):
+        parts = path.relative_to(ROOT).parts
+        hidden = any(part.startswith(".") and part not in (".ci", ".github", ".dvc") for part in parts[:-1])
+        ours = (
+            not hidden
+            and parts[0] not in made
+            and "__pycache__" not in parts
+            and not parts[0].endswith(".egg-info")
+        )
+        inside_data = parts[0] != "data" or parts[:2] == ("data", "raw")
+        cache = parts[:2] in ((".dvc", "cache"), (".dvc", "tmp"), (".dvc", "config.local"))
+        if path.is_file() and ours and inside_data and not cache:
+            yield path

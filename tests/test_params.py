@@ -1,0 +1,102 @@
+"""params.yaml: every key is read by somebody and explained, every preset fits."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+from ruamel.yaml import YAML
+
+from tasks.lib.stage import SHARED_KEYS, Problem, read_params, read_yaml, validated
+
+ROOT = Path(__file__).resolve().parents[1]
+FILE = ROOT / "params.yaml"
+PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
+STAGES = sorted(path.stem for path in (ROOT / "tasks").glob("*.py") if path.stem != "__init__")
+
+
+def params_of(stage: str) -> type[BaseModel]:
+    return importlib.import_module(f"tasks.{stage}").Params
+
+
+def nested(model: type[BaseModel], key: str) -> type[BaseModel] | None:
+    """The model of a field that is a group of keys (or null)."""
+    annotation = model.model_fields[key].annotation
+    options = [annotation, *getattr(annotation, "__args__", ())]
+    return next((one for one in options if isinstance(one, type) and issubclass(one, BaseModel)), None)
+
+
+def unexplained(lines: list[str], section: Any, model: type[BaseModel], where: str) -> list[str]:
+    """Fields without a comment on their line, or alone on the line before or after it."""
+    found = []
+    for key, value in section.items():
+        group = nested(model, key)
+        if group and isinstance(value, dict) and set(value) <= set(group.model_fields):
+            found += unexplained(lines, value, group, f"{where}.{key}")
+            continue
+        number = section.lc.key(key)[0]
+        around = [line.strip() for line in lines[max(number - 1, 0) : number + 2]]
+        if "# " not in lines[number] and not any(line.startswith("# ") for line in around):
+            found.append(f"{where}.{key}")
+    return found
+
+
+def missing(section: dict[str, Any], model: type[BaseModel], where: str) -> list[str]:
+    """Fields that params.yaml does not show."""
+    found = [f"{where}.{key}" for key in model.model_fields if key not in section]
+    for key in model.model_fields:
+        group, value = nested(model, key), section.get(key)
+        if group and isinstance(value, dict) and set(value) <= set(group.model_fields):
+            found += missing(value, group, f"{where}.{key}")
+    return found
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_key_is_a_field_and_every_field_a_key(stage: str) -> None:
+    read_params(stage, params_of(stage), FILE)  # a key that nobody reads is a Problem
+    assert missing(read_yaml(FILE)[stage], params_of(stage), stage) == []
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_key_is_explained(stage: str) -> None:
+    text = FILE.read_text(encoding="utf-8")
+    section = YAML().load(text)[stage]
+    assert unexplained(text.splitlines(), section, params_of(stage), stage) == []
+
+
+def test_no_section_without_a_stage() -> None:
+    assert sorted(set(read_yaml(FILE)) - {*SHARED_KEYS}) == STAGES
+
+
+def test_a_repeated_key_is_an_error_that_names_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(FILE.read_text(encoding="utf-8") + "\nseed: 2\n")
+    with pytest.raises(Problem, match=r"params\.yaml:\d+:\d+: .*duplicate key"):
+        read_yaml(path)
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_a_preset_fits_the_schemas(preset: Path) -> None:
+    overlay = read_yaml(preset)
+    assert isinstance(overlay, dict) and overlay
+    laid = merged(read_yaml(FILE), overlay)
+    assert set(laid) == {*SHARED_KEYS, *STAGES}, "a section of no stage"
+    for stage in set(overlay) - {*SHARED_KEYS}:
+        validated(stage, params_of(stage), laid[stage], preset)
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_a_preset_says_what_it_is_for(preset: Path) -> None:
+    assert preset.read_text(encoding="utf-8").startswith("# ")
+
+
+def merged(document: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
+    """As `anneal run --preset` lays it: groups are merged, everything else is replaced."""
+    both = dict(document)
+    for key, value in overlay.items():
+        old = both.get(key)
+        both[key] = merged(old, value) if isinstance(value, dict) and isinstance(old, dict) else value
+    return both
