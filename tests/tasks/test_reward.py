@@ -1,0 +1,80 @@
+"""Claims about the reward stage, on a tiny world whose panel likes right answers with a closing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import preference_world as world
+import pytest
+
+from tasks import annotate, preferences, reward
+from tasks.lib.stage import Problem, Stage
+
+HOW = {"epochs": 8, "prompts_per_step": 4, "learning_rate": 3e-3, "checkpoint_every": 2}
+OUTPUTS = ["models/reward/model.safetensors", "models/reward/config.json", "reports/reward.json",
+           "reports/plots/reward.png", "reports/plots/reward_reliability.csv"]  # fmt: skip
+
+
+def run(**how) -> dict:
+    reward.run(reward.Params(training={**HOW, **how}), Stage("reward", seed=1))
+    return json.loads(Path("reports/reward.json").read_text())
+
+
+@pytest.fixture
+def annotated(workspace):
+    world.write_model()
+    world.write_instructions()
+    world.write_candidates()
+    world.write_panel()
+    annotate.run(annotate.Params(careless=0), Stage("annotate"))
+    preferences.run(preferences.Params(annotators={"1": "ada"}, heldout_share=0.25), Stage("preferences"))
+    return workspace
+
+
+def test_the_reward_model_learns_what_the_panel_likes(annotated):
+    figures = run()
+    assert figures["pair_accuracy"] > 0.8 and figures["pair_accuracy_low"] > 0.6
+    assert figures["noise_ceiling"] > 0.9
+    assert {"accuracy_ada", "accuracy_2", "accuracy_majority", "accuracy_longer", "ece"} <= figures.keys()
+    assert all(Path(output).exists() for output in OUTPUTS)
+    assert not Stage("reward").checkpoints.exists()
+
+
+def test_a_model_no_better_than_a_coin_is_not_written(annotated, monkeypatch):
+    monkeypatch.setattr(reward.calibration.Judged, "hit", property(lambda self: 0.5))
+    with pytest.raises(Problem, match=r"0\.500 of \d+ cases, no better than a coin"):
+        run(epochs=1)
+    assert not Path("models/reward").exists() and not Path("reports/reward.json").exists()
+    reward.run(reward.Params(training={**HOW, "epochs": 1}, require_above_chance=False), Stage("reward"))
+    assert Path("models/reward").exists()
+
+
+def test_a_run_killed_with_9_goes_on_and_ends_in_the_same_bytes(annotated):
+    Path("params.yaml").write_text(json.dumps({"seed": 1, "threads": 1, "reward": {"training": HOW}}))
+    run()
+    whole = [Path(output).read_bytes() for output in OUTPUTS]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "tasks.reward"]
+    checkpoint = Stage("reward").checkpoints / "checkpoint.safetensors"
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as child:
+        while not checkpoint.exists() and child.poll() is None:
+            pass
+        child.send_signal(signal.SIGKILL)
+    assert checkpoint.exists()
+    resumed = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "going on after step" in resumed.stdout
+    assert [Path(output).read_bytes() for output in OUTPUTS] == whole
+
+
+def test_a_misspelt_parameter_is_named_without_loading_a_model(workspace):
+    Path("params.yaml").write_text('{"seed": 1, "threads": 1, "reward": {"training": {"epoch": 1}}}')
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-m", "tasks.reward"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "reward.training.epoch is not a key of stage reward; did you mean epochs?" in done.stderr
