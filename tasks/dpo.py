@@ -153,7 +153,7 @@ def tokenised(
     tokenizer: Any, pairs: list[dict[str, Any]], max_length: int | None, path: Path
 ) -> tuple[list[dict[str, Any]], int]:
     """Pairs as the ids that TRL's collator takes, and how many were left out because they are too long."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for pair in pairs:
         ids = {"prompt_ids": prompt_ids(tokenizer, pair["prompt"])}
         ids |= {f"{which}_ids": answer_ids(tokenizer, pair[which]) for which in ("chosen", "rejected")}

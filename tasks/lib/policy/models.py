@@ -78,7 +78,7 @@ def load_policy(path: str | Path, *, dtype: torch.dtype = torch.float32) -> Any:
         for key, value in config.to_dict().items():
             if isinstance(value, float) and re.search(r"dropout|pdrop", key):
                 setattr(config, key, 0.0)  # log-probs of two passes are compared: dropout would be noise
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
@@ -87,6 +87,7 @@ def load_policy(path: str | Path, *, dtype: torch.dtype = torch.float32) -> Any:
             use_safetensors=True,
             output_loading_info=True,
         )
+        model, info = loaded
     except Problem:
         raise
     except Exception as error:  # safetensors, OS, configuration and shape errors have no common class

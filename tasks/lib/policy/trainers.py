@@ -112,6 +112,8 @@ def ours(Base: Any) -> Any:
     """
 
     class Trainer(Base):
+        data_collator: Any
+
         def __init__(
             self,
             *,
@@ -123,10 +125,7 @@ def ours(Base: Any) -> Any:
             self.lengths, self.ids, self.first_loss = lengths, ids, first_loss
             super().__init__(**settings)
             collate = self.data_collator
-            self.data_collator = lambda rows: {
-                **collate(rows),
-                "row": torch.tensor([row["row"] for row in rows]),
-            }
+            self.data_collator = lambda rows: collate(rows) | {"row": torch.tensor([r["row"] for r in rows])}
             self.remove_callback(PrinterCallback)
 
         def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **settings: Any) -> Any:
