@@ -20,6 +20,7 @@ from tasks.lib.plots import curves
 from tasks.lib.policy.chat import example_ids, preview
 from tasks.lib.policy.checkpoints import file_hash
 from tasks.lib.policy.models import load_policy, load_tokenizer, save_model, weights_hash
+from tasks.lib.policy.muon import Muon
 from tasks.lib.policy.trainers import configured, curve, known_keys, ours, train
 from tasks.lib.stage import Problem, Stage, main
 
@@ -35,6 +36,7 @@ IGNORED = -100  # the label of a token that is not trained
 
 class Params(BaseModel, extra="forbid"):
     trainer: dict[str, Any] = {}  # fields of trl.SFTConfig
+    optimizer: Literal["muon", "trainer"] = "trainer"  # trainer: the one that `trainer.optim` names
     lora: dict[str, Any] | None = None  # fields of peft.LoraConfig; null trains all weights
     keep: Literal["last", "best"] = "last"  # the weights to keep: at the end, or of the least validation loss
     preview_rows: int = Field(3, ge=0)  # rows printed before training, the trained tokens in [[ ]]
@@ -50,6 +52,8 @@ def run(params: Params, stage: Stage) -> None:
     config = configured(SFTConfig, stage, params.trainer, eval_on_start=True, **keep)
     lora = None
     if params.lora is not None:
+        if params.optimizer == "muon":
+            raise Problem("params.yaml: sft.optimizer: muon trains all weights; with sft.lora use `trainer`")
         lora = LoraConfig(**{"task_type": "CAUSAL_LM"} | known_keys("sft.lora", params.lora, LoraConfig))
 
     # 2. Rows become ids with labels on the answer and the EOS. A row that is too long is dropped, never cut.
@@ -67,6 +71,7 @@ def run(params: Params, stage: Stage) -> None:
         args=config,
         processing_class=tokenizer,
         peft_config=lora,
+        optimizers=(Muon(model, config.learning_rate) if params.optimizer == "muon" else None, None),
         train_dataset=Dataset.from_list(rows),
         eval_dataset=Dataset.from_list(held_out),
         lengths=[len(row["input_ids"]) for row in rows],
@@ -116,7 +121,7 @@ def run(params: Params, stage: Stage) -> None:
 
 def tokenised(tokenizer: Any, path: Path, max_length: int | None) -> tuple[list[dict[str, Any]], int]:
     """Rows with `input_ids` and `labels`, and how many were left out because they are too long."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     given = read_parquet(path, ["id", "messages", "answer"])
     for row in given:
         try:

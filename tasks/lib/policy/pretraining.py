@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tasks.lib.policy.checkpoints import Checkpoint, optimizer_tensors, restore_optimizer
+from tasks.lib.policy.muon import Muon
 from tasks.lib.stage import Problem
 
 SPECIAL_TOKENS = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
@@ -110,17 +111,6 @@ def perplexity(model: Any, ids: Tensor, batch_size: int = 64) -> float:
     return float(torch.exp(torch.stack(losses).sum() / len(ids)))
 
 
-def optimizers(model: Any, learning_rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers, AdamW for embeddings, head and norms, as Muon's author does."""
-    outside = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
-    inside = [p for p in model.parameters() if p.ndim == 2 and id(p) not in outside]
-    rest = [p for p in model.parameters() if p.ndim != 2 or id(p) in outside]
-    return [
-        torch.optim.Muon(inside, lr=learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=learning_rate, weight_decay=0.0),
-    ]
-
-
 def learning_rate_at(step: int, steps: int, warmup: int) -> float:
     """The share of the peak rate: linear warm-up, then a cosine down to a tenth."""
     if step < warmup:
@@ -146,15 +136,14 @@ def pretrain(
     Problem when the loss is not finite, before the weights are touched.
     """
     parameters = dict(model.named_parameters())
-    both = optimizers(model, learning_rate)
+    optimizer = Muon(model, learning_rate)
     first, log = 0, []
     if (found := checkpoint.load()) is not None:
         first, tensors, log = found
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(tensors[f"model.{name}"])
-        for n, optimizer in enumerate(both):
-            restore_optimizer(optimizer, tensors, f"optimizer{n}.")
+        restore_optimizer(optimizer, tensors)
         print(f"base: goes on from step {first}", flush=True)
     model.train()
     for step in range(first, steps):
@@ -166,16 +155,13 @@ def pretrain(
             raise Problem(f"base: the loss is {loss.item()} at step {step + 1}; lower base.pretraining.learning_rate")
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-        for optimizer in both:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate * learning_rate_at(step, steps, warmup)
-            optimizer.step()
-            optimizer.zero_grad()
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * learning_rate_at(step, steps, warmup)
+        optimizer.step()
+        optimizer.zero_grad()
         log.append({"step": step + 1, "loss": loss.item()})
         progress(step + 1, steps, loss=loss.item())
         if (step + 1) % save_every == 0 and step + 1 < steps:
-            tensors = {f"model.{name}": parameter for name, parameter in parameters.items()}
-            for n, optimizer in enumerate(both):
-                tensors |= optimizer_tensors(optimizer, f"optimizer{n}.")
-            checkpoint.save(step + 1, tensors, log)
+            weights = {f"model.{name}": parameter for name, parameter in parameters.items()}
+            checkpoint.save(step + 1, weights | optimizer_tensors(optimizer), log)
     return log

@@ -1,0 +1,86 @@
+"""Muon (Jordan et al. 2024): momentum whose matrices are made orthogonal before they are applied.
+
+The same rule as torch.optim.Muon with `adjust_lr_fn="match_rms_adamw"` (tested against it), but in float32 and
+with matrices of one shape side by side: torch's works in bfloat16, which took four times as long on the CPU.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic with a steep slope at 0, as published with Muon
+
+
+def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Matrices (N, R, C) with their singular values pushed to about 1, by Newton-Schulz iteration."""
+    a, b, c = NEWTON_SCHULZ
+    x = matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if matrices.shape[1] > matrices.shape[2] else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for the matrices inside the layers; Adam for embeddings, head, norms and biases, at the same rate.
+
+    The RMS of a matrix's update is 0.2 per unit of rate, so rates are those of AdamW. One optimiser, so that
+    a Trainer's schedule and checkpoints hold for both rules.
+    """
+
+    def __init__(self, model: Any, lr: float, *, momentum: float = 0.95, weight_decay: float = 0.01) -> None:
+        tables = {id(m.weight) for m in (model.get_input_embeddings(), model.get_output_embeddings())}
+        trained = [p for p in model.parameters() if p.requires_grad]
+        inside = [p for p in trained if p.ndim == 2 and id(p) not in tables]
+        rest = [p for p in trained if p.ndim != 2 or id(p) in tables]
+        groups = [{"params": inside, "rule": "muon"}, {"params": rest, "rule": "adam"}]
+        super().__init__(
+            [group for group in groups if group["params"]],
+            {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "betas": (0.9, 0.999), "eps": 1e-8},
+        )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            (self._muon if group["rule"] == "muon" else self._adam)(group)
+
+    def _muon(self, group: dict[str, Any]) -> None:
+        by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                by_shape[parameter.shape].append(parameter)
+        for shape, parameters in by_shape.items():
+            updates = orthogonalised(torch.stack([self._nesterov(p, group["momentum"]) for p in parameters]))
+            rate = group["lr"] * 0.2 * max(shape) ** 0.5
+            for parameter, update in zip(parameters, updates, strict=True):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=rate)
+
+    def _nesterov(self, parameter: Tensor, momentum: float) -> Tensor:
+        assert parameter.grad is not None
+        state = self.state[parameter]
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        state["momentum"].lerp_(parameter.grad, 1 - momentum)
+        return parameter.grad.lerp(state["momentum"], momentum)
+
+    def _adam(self, group: dict[str, Any]) -> None:
+        first, second = group["betas"]
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            state = self.state[parameter]
+            if not state:
+                state["step"] = torch.tensor(0.0)
+                state["mean"], state["square"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+            state["step"] += 1
+            state["mean"].lerp_(parameter.grad, 1 - first)
+            state["square"].mul_(second).addcmul_(parameter.grad, parameter.grad, value=1 - second)
+            mean = state["mean"] / (1 - first ** state["step"].item())
+            square = state["square"] / (1 - second ** state["step"].item())
+            parameter.sub_(group["lr"] * mean / (square.sqrt() + group["eps"]))
