@@ -13,10 +13,10 @@ from pydantic import BaseModel, Field
 from tasks.lib.stage import rounded
 
 LOADING = {
-    "safetensors": 'AutoModelForCausalLM.from_pretrained("{folder}")  # transformers',
-    "int8": 'AutoModelForCausalLM.from_pretrained("{folder}")  # transformers with bitsandbytes',
-    "nf4": 'AutoModelForCausalLM.from_pretrained("{folder}")  # transformers with bitsandbytes',
-    "gguf": "llama-cli --jinja -m {file}  # llama.cpp",
+    "safetensors": '`AutoModelForCausalLM.from_pretrained("{}")` of transformers',
+    "int8": '`AutoModelForCausalLM.from_pretrained("{}")` of transformers, with bitsandbytes',
+    "nf4": '`AutoModelForCausalLM.from_pretrained("{}")` of transformers, with bitsandbytes',
+    "gguf": "`llama-cli --jinja -m {}` of llama.cpp",
 }
 
 
@@ -63,7 +63,7 @@ def model_card(
         "tags": ["post-training", "distillation"],
     }
     loading = "\n".join(
-        LOADING[kind.split("-")[0]].format(folder=path, file=path) for kind, path in files.items()
+        f"- {kind}: {LOADING[kind.split('-')[0]].format(path)}" for kind, path in files.items()
     )
     space = (
         "\nThe GGUF files' chat template is the model's. Give llama.cpp raw text with a leading space: "
@@ -101,9 +101,7 @@ def model_card(
             "",
             table(formats),
             "",
-            "```python",
             loading,
-            "```",
             space if needs_space and any(kind.startswith("gguf") for kind in files) else "",
             "## Limits",
             "",

@@ -164,7 +164,7 @@ def read_gguf(path: Path) -> tuple[LlamaForCausalLM, Vocabulary]:
     for target in model.state_dict():
         if target == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        stored = data[names.get_name(target, try_suffixes=(".weight",))]
+        stored = data[str(names.get_name(target, try_suffixes=(".weight",)))]
         weights[target] = torch.tensor(_permuted(target, stored, config, undo=True), dtype=torch.float32)
     model.load_state_dict(weights, strict=False)
     model.tie_weights()

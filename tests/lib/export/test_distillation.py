@@ -1,0 +1,106 @@
+"""A student starts as the teacher's layers, and learns from its most probable tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import tiny_llama, tiny_tokenizer
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from tasks.lib.export.distillation import (
+    Targets,
+    chosen_layers,
+    corrected_loss,
+    divergence,
+    student_of,
+    taught,
+    taught_loss,
+)
+from tasks.lib.policy.generation import generate
+from tasks.lib.stage import Problem
+
+PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13]]
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Any:
+    return tiny_llama(tiny_tokenizer()).eval()
+
+
+def targets_of(teacher: Any, top_k: int) -> Targets:
+    return taught(teacher, PROMPTS, top_k=top_k, eos_id=1, pad_id=0, max_new_tokens=6, batch_size=2)
+
+
+def test_every_second_layer_or_the_given_ones() -> None:
+    assert chosen_layers(2, 4) == [0, 2]
+    assert chosen_layers(2, 5) == [0, 2, 4]
+    assert chosen_layers([1, 3], 4) == [1, 3]
+    for wrong in ([4], [-1], [], [2, 0], [1, 1]):
+        with pytest.raises(Problem, match="rising layer numbers from 0 to 3"):
+            chosen_layers(wrong, 4)
+
+
+def test_a_student_of_all_layers_is_the_teacher_and_one_of_fewer_generates(teacher: Any) -> None:
+    ids = torch.arange(10)[None]
+    same = student_of(teacher, [0, 1])
+    assert torch.equal(same(ids).logits, teacher(ids).logits)
+    student = student_of(teacher, [1])
+    assert torch.equal(student.model.layers[0].mlp.up_proj.weight, teacher.model.layers[1].mlp.up_proj.weight)
+    assert student.config.num_hidden_layers == 1 and teacher.config.num_hidden_layers == 2
+    with_cache = generate(
+        student, PROMPTS, eos_id=1, pad_id=0, max_new_tokens=5, temperature=0, batch_size=3, seed=0
+    )
+    expected = []
+    for prompt in PROMPTS:
+        row = list(prompt)
+        while len(row) < len(prompt) + 5 and row[-1] != 1:
+            row.append(int(student(torch.tensor([row]), use_cache=False).logits[0, -1].argmax()))
+        expected.append(row[len(prompt) :])
+    assert with_cache == expected  # each layer knows its place in the KV cache
+
+
+def test_gpt2_has_layers_by_another_name() -> None:
+    model = GPT2LMHeadModel(GPT2Config(n_layer=4, n_head=2, n_embd=8, vocab_size=20, n_positions=16)).eval()
+    student = student_of(model, [0, 2])
+    assert student.config.n_layer == 2
+    assert torch.equal(student.transformer.h[1].mlp.c_fc.weight, model.transformer.h[2].mlp.c_fc.weight)
+
+
+def test_with_the_whole_vocabulary_kept_the_teacher_teaches_itself_nothing(teacher: Any) -> None:
+    targets = targets_of(teacher, 300)
+    assert taught_loss(teacher, PROMPTS, targets, [0, 1, 2], 1.0, 2.0).item() == pytest.approx(0, abs=1e-5)
+    assert divergence(teacher, teacher, PROMPTS, targets.answers, 2) == pytest.approx(0, abs=1e-6)
+    assert corrected_loss(teacher, teacher, PROMPTS, targets.answers, 1.0).item() == pytest.approx(
+        0, abs=1e-6
+    )
+
+
+def test_top_k_logits_become_the_renormalised_distribution(teacher: Any) -> None:
+    targets = targets_of(teacher, 2)
+    answer = targets.answers[1]
+    logits = teacher(torch.tensor([[*PROMPTS[1], *answer]])).logits[0, len(PROMPTS[1]) - 1 : -1]
+    dense = targets.dense([1], len(answer), logits.shape[-1])[0].softmax(-1)
+    best = logits.topk(2)
+    assert torch.allclose(dense.gather(-1, best.indices), best.values.softmax(-1), atol=1e-5)
+    assert torch.allclose(dense.sum(-1), torch.ones(len(answer))) and int((dense > 0).sum()) == 2 * len(
+        answer
+    )
+
+
+def test_targets_survive_a_checkpoint(teacher: Any) -> None:
+    targets = targets_of(teacher, 4)
+    back = Targets.of(targets.tensors())
+    assert back.answers == targets.answers and torch.equal(back.logits, targets.logits)
+
+
+def test_the_size_of_the_gradient_does_not_change_with_a_high_temperature(teacher: Any) -> None:
+    targets, norms = targets_of(teacher, 300), []
+    for temperature in (20.0, 80.0):
+        student = student_of(teacher, [1])
+        for weight in student.parameters():
+            weight.data += 0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+        taught_loss(student, PROMPTS, targets, [0, 1, 2], 1.0, temperature).backward()
+        norms.append(sum(float(weight.grad.pow(2).sum()) for weight in student.parameters()) ** 0.5)
+    assert norms[0] == pytest.approx(norms[1], rel=0.05)
