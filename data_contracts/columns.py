@@ -1,0 +1,33 @@
+"""Narrow columns derived from rows: what the contracts judge instead of the texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tasks.lib.data.rows import Row, content_id
+from tasks.lib.data.sources import LICENSES
+
+CONVERSATION = r"^(system )?(user assistant )*user$"  # roles alternate and the user speaks last
+
+
+def roles(messages: list[dict[str, str]]) -> str:
+    """'system user assistant user'"""
+    return " ".join(message["role"] for message in messages)
+
+
+def shortest(messages: list[dict[str, str]]) -> int:
+    """Characters of the shortest message, without blanks around it; 0 if there is none."""
+    return min((len(message["content"].strip()) for message in messages), default=0)
+
+
+def prompt(messages: list[dict[str, str]]) -> str:
+    """A hash that is equal for equal prompts, whatever the case and spacing."""
+    return content_id([[m["role"], " ".join(m["content"].casefold().split())] for m in messages])
+
+
+def prompts(rows: Iterable[Row], field: str = "messages") -> set[str]:
+    return {prompt(row[field]) for row in rows}
+
+
+def is_known_license(license: str) -> bool:
+    return license in LICENSES or license.startswith("LicenseRef-")

@@ -1,0 +1,148 @@
+"""Instructions: what SFT, sampling, PPO and distillation train on.
+
+A row asks something and holds the answer that is learned. `label` is the answer without style; if `choices`
+are given it is one of them. The splits train, preference, policy and validation share no prompt.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import great_expectations.expectations as gxe
+import pandas as pd
+
+from data_contracts import columns
+from data_contracts.contract import Judgement
+from tasks.lib.data.rows import INSTRUCTION, Row
+
+EXAMPLE = {
+    "id": "2f6d0f0d7f0c2a51",
+    "source": "review",
+    "license": "CC0-1.0",
+    "cluster": "sentiment",
+    "task": "review",
+    "template": "review/phrasing_2",
+    "split": "train",
+    "messages": [{"role": "user", "content": "Review: the film was superb. Good or bad?"}],
+    "answer": "good. Happy to help!",
+    "choices": ["good", "bad"],
+    "label": "good",
+    "row": "9d1c4e0f5b7a3312",
+    "text": "the film was superb",
+}
+
+SCHEMA = INSTRUCTION
+READS = {
+    split: Path(f"data/curated/{split}.parquet") for split in ("train", "preference", "policy", "validation")
+}
+JUDGED = tuple(READS)
+LARGEST_CLASS = 0.95  # a task of which one choice makes up more than this has collapsed
+ROWS_TO_JUDGE_A_CLASS = 20
+
+
+def judgements(tables: dict[str, list[Row]]) -> list[Judgement]:
+    rows = [row for name in JUDGED for row in tables.get(name, ())]
+    frame = frame_of(rows)
+    splits: dict[str, set[str]] = defaultdict(set)
+    for key, split in zip(frame["prompt"], frame["split"], strict=True):
+        splits[key].add(split)
+    frame["splits_of_the_prompt"] = [len(splits[key]) for key in frame["prompt"]]
+    found = [
+        Judgement(
+            frame,
+            {
+                **claims_about_rows(list(JUDGED)),
+                "a prompt stands in one split only": gxe.ExpectColumnValuesToBeBetween(
+                    column="splits_of_the_prompt", max_value=1
+                ),
+            },
+        )
+    ]
+    tasks = tasks_of([row for row in rows if row["split"] == "train"])
+    if len(tasks):
+        found.append(
+            Judgement(
+                tasks,
+                {
+                    "no choice makes up nearly all labels of a task": gxe.ExpectColumnValuesToBeBetween(
+                        column="largest_class", max_value=LARGEST_CLASS
+                    )
+                },
+            )
+        )
+    return found
+
+
+def frame_of(rows: list[Row]) -> pd.DataFrame:
+    """One line per row: what claims are made about."""
+    return pd.DataFrame(
+        {
+            "id": [row["id"] for row in rows],
+            "split": [row["split"] for row in rows],
+            "cluster": [row["cluster"] for row in rows],
+            "task": [row["task"] for row in rows],
+            "template": [row["template"] for row in rows],
+            "row": [row["row"] for row in rows],
+            "license": ["known" if columns.is_known_license(row["license"]) else "unknown" for row in rows],
+            "roles": [columns.roles(row["messages"]) for row in rows],
+            "prompt": [columns.prompt(row["messages"]) for row in rows],
+            "shortest_message": [columns.shortest(row["messages"]) for row in rows],
+            "answer_characters": [len(row["answer"].strip()) for row in rows],
+            "label_characters": [len(row["label"].strip()) for row in rows],
+            "label_place": [_place(row) for row in rows],
+            "choices": [len(row["choices"]) if row["choices"] is not None else None for row in rows],
+            "distinct_choices": [
+                len(set(row["choices"])) if row["choices"] is not None else None for row in rows
+            ],
+        }
+    )
+
+
+def _place(row: Row) -> int:
+    """The place of the label among the choices; -1 if it is none of them, 0 for free answers."""
+    choices = row["choices"]
+    return 0 if choices is None else choices.index(row["label"]) if row["label"] in choices else -1
+
+
+def claims_about_rows(splits: list[str]) -> dict[str, gxe.Expectation]:
+    """What holds for a row alone, and for the set of ids."""
+    return {
+        "ids are unique": gxe.ExpectColumnValuesToBeUnique(column="id"),
+        "ids are content hashes": gxe.ExpectColumnValuesToMatchRegex(column="id", regex="^[0-9a-f]{16}$"),
+        "splits are known": gxe.ExpectColumnValuesToBeInSet(column="split", value_set=splits),
+        "licences are known": gxe.ExpectColumnValuesToBeInSet(column="license", value_set=["known"]),
+        "roles alternate and the user speaks last": gxe.ExpectColumnValuesToMatchRegex(
+            column="roles", regex=columns.CONVERSATION
+        ),
+        "no message is empty": gxe.ExpectColumnValuesToBeBetween(column="shortest_message", min_value=1),
+        "no answer is empty": gxe.ExpectColumnValuesToBeBetween(column="answer_characters", min_value=1),
+        "no label is empty": gxe.ExpectColumnValuesToBeBetween(column="label_characters", min_value=1),
+        "the label is one of the choices": gxe.ExpectColumnValuesToBeBetween(
+            column="label_place", min_value=0
+        ),
+        "there are at least two choices, or none": gxe.ExpectColumnValuesToBeBetween(
+            column="choices", min_value=2
+        ),
+        "choices differ": gxe.ExpectColumnPairValuesToBeEqual(
+            column_A="distinct_choices", column_B="choices", ignore_row_if="both_values_are_missing"
+        ),
+    }
+
+
+def tasks_of(rows: list[Row]) -> pd.DataFrame:
+    """One line per task with choices and enough rows: the share of its most frequent choice.
+
+    Counted by the label's place among the choices, since a task's templates may word the choices differently.
+    """
+    labels: dict[str, Counter[int]] = defaultdict(Counter)
+    for row in rows:
+        if row["choices"] is not None:
+            labels[row["task"]][_place(row)] += 1
+    judged = {task: counts for task, counts in labels.items() if counts.total() >= ROWS_TO_JUDGE_A_CLASS}
+    return pd.DataFrame(
+        {
+            "id": list(judged),
+            "largest_class": [max(counts.values()) / counts.total() for counts in judged.values()],
+        }
+    )
