@@ -78,11 +78,17 @@ def cause(tail: list[str]) -> str:
 
 
 def contract_report(name: str, since: float) -> list[str]:
-    """The contract's report that a check wrote before it failed, as lines; [] for another stage."""
+    """What the report of a check says is violated, as lines; [] for another stage or an older report."""
     path = Path("reports").joinpath(*name.split("@")).with_suffix(".json")
     try:
         if "@" not in name or path.stat().st_mtime < since:
             return []
-        return ["", f"{path}:", json.dumps(json.loads(path.read_text(encoding="utf-8")), indent=1)[:4000]]
-    except (OSError, ValueError):
+        results = json.loads(path.read_text(encoding="utf-8"))["results"]
+        return ["", f"violated, from {path}:"] + [
+            f"- {result['claim']} (field {result['field']}): {result['violations']} of {result['rows']} "
+            f"rows, ids {', '.join(result['ids'][:10])}"
+            for result in results
+            if result["violations"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError):
         return []

@@ -34,10 +34,13 @@ def given() -> str | None:
     return os.environ.get("PREFECT_API_URL") or None
 
 
-def start(home: Path = HOME, pages: bool = False) -> tuple[subprocess.Popen[str], str]:
+def start(
+    home: Path = HOME, pages: bool = False, services: bool = False
+) -> tuple[subprocess.Popen[str], str]:
     """Start a server on a free loopback port and return it at once with its API address; see `ready`.
 
-    Sets PREFECT_HOME and PREFECT_API_URL for this process and its children: the user's profile is not read.
+    `pages` serves the UI too, `services` runs schedules too: both take longer to start. Sets PREFECT_HOME and
+    PREFECT_API_URL for this process and its children: the user's profile is not read.
     """
     home.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:
@@ -46,7 +49,7 @@ def start(home: Path = HOME, pages: bool = False) -> tuple[subprocess.Popen[str]
     os.environ["PREFECT_HOME"] = str(home.resolve())
     os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
     settings = {"PREFECT_UI_ENABLED": "1" if pages else "0", "PREFECT_SERVER_LOGGING_LEVEL": "WARNING"}
-    if not pages:
+    if not services:
         settings |= {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in UNUSED}
     command = [sys.executable, "-P", "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
     options = ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"]
