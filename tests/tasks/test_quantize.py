@@ -1,0 +1,53 @@
+"""quantize writes every format whole or nothing, the same bytes each time, and says what each costs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_models import write_model
+
+from tasks import quantize
+from tasks.lib.export.manifest import verify
+from tasks.lib.stage import Problem, Stage
+
+FORMATS = ["safetensors", "safetensors-bf16", "int8", "nf4", "gguf-f16", "gguf-q8_0"]
+
+
+def run(formats: list[str]) -> dict[str, Any]:
+    settings: dict[str, Any] = {"model": "models/student", "name": "tiny", "formats": formats}
+    quantize.run(quantize.Params(**settings, int8_threshold=6.0, keep=["lm_head"]), Stage("quantize"))
+    return json.loads(Path("reports/quantize.json").read_text())
+
+
+def test_every_format_is_written_with_what_it_costs(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_model(workspace / "models/student")
+    report = run(FORMATS)
+    assert verify(Path("export/formats"))["formats"] == FORMATS
+    assert report["safetensors.max_weight_error"] == 0
+    assert report["int8.mean_weight_error"] < report["nf4.mean_weight_error"]
+    assert report["gguf-f16.bits_per_weight"] < report["safetensors.bits_per_weight"]
+    assert report["nf4.bits_per_quantised_weight"] < 4.6  # tiny matrices: the blocks of scales are half empty
+    assert "rows of 16 do not divide by 32; kept as F16" in capsys.readouterr().out
+    before = {file: file.read_bytes() for file in Path("export").rglob("*") if file.is_file()}
+    run(FORMATS)
+    assert {file: file.read_bytes() for file in before} == before
+
+
+def test_a_failure_leaves_the_earlier_export(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_model(workspace / "models/student")
+    run(["safetensors"])
+    before = (workspace / "export/formats/manifest.json").read_bytes()
+
+    def refuse(*_: Any) -> list[str]:
+        raise Problem("gguf: no")
+
+    monkeypatch.setattr(quantize, "write_gguf", refuse)
+    with pytest.raises(Problem, match="gguf: no"):
+        run(["safetensors", "gguf-f16"])
+    assert (workspace / "export/formats/manifest.json").read_bytes() == before
+    assert [path.name for path in (workspace / "export").iterdir()] == ["formats"]
