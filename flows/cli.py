@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from flows import telemetry
 
@@ -83,25 +86,32 @@ def _run(options: argparse.Namespace) -> int:
     if options.parallel < 1 or options.retries < 0:
         raise Problem("--parallel needs at least 1, --retries at least 0")
     workspace.check()
+    signal.signal(signal.SIGTERM, _interrupted)  # ends like Ctrl-C: children stopped, the record written
     with workspace.held():
         for line in params.lay_over(options.preset, options.set, options.keep):
             print(f"params.yaml  {line}")
+        outcome.FILE.unlink(missing_ok=True)
         arguments = {
             "targets": [*options.targets, *options.stage],
             "force": options.force,
             "parallel": options.parallel,
             "retries": options.retries,
         }
-        if server.given():
-            state = _flow(arguments)
-        else:
-            process, url = server.start()
-            with server.stopped(process):
-                _refuse_mistakes(arguments["targets"])  # while the server starts
+        with contextlib.ExitStack() as stack:
+            if not (url := server.given()):
+                process, url = server.start()
+                stack.enter_context(server.stopped(process))
+            _refuse_mistakes(arguments["targets"])  # while the server starts
+            if server.is_temporary():
                 server.ready(process, url)
-                state = _flow(arguments)
+            _run_flow(arguments, url)
         summary.show(outcome.read())
-    return {"COMPLETED": 0, "CANCELLED": 130}.get(state, 1)
+    states = {entry["state"] for entry in outcome.read()["stages"].values()}
+    return 130 if "Cancelled" in states else 1 if "Failed" in states else 0
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _refuse_mistakes(targets: list[str]) -> None:
@@ -112,11 +122,22 @@ def _refuse_mistakes(targets: list[str]) -> None:
     from flows import post_training  # noqa: F401  (takes seconds: import it while the server starts)
 
 
-def _flow(arguments: dict[str, object]) -> str:
-    """Run the flow in this process; the type of its final state."""
+def _run_flow(arguments: dict[str, Any], url: str) -> None:
+    """Run the flow in this process. A server that dies on the way does not undo what the stages did."""
+    from flows import outcome
     from flows.post_training import post_training
+    from tasks.lib.stage import Problem
 
-    return post_training(**arguments, return_state=True).type.value  # type: ignore[call-overload, no-any-return]
+    try:
+        state = post_training(**arguments, return_state=True)
+    except Exception as error:
+        said = f"the Prefect server at {url} does not answer ({str(error).splitlines()[0][:120] or error!r})"
+        if not outcome.FILE.exists():
+            raise Problem(f"{said}; nothing was run") from None
+        print(f"anneal: {said}; the stages went on without it", file=sys.stderr)
+        return
+    if not outcome.FILE.exists():
+        raise Problem(str(state.message))
 
 
 def _status(options: argparse.Namespace) -> int:

@@ -33,6 +33,7 @@ from flows.child import Children  # noqa: E402
 from flows.graph import Graph, read_graph, read_lock  # noqa: E402
 from flows.outcome import DONE, Outcome  # noqa: E402
 from flows.repro import bring_up_to_date  # noqa: E402
+from tasks.lib.stage import Problem  # noqa: E402
 
 CANCEL_POLL_SECONDS = 3.0
 
@@ -50,17 +51,17 @@ def post_training(
     A stage that failed for another reason than a user's mistake is tried again `retries` times, from its last
     checkpoint on. `force` runs unchanged stages too. The flow fails when a stage failed, after all others.
     """
-    with workspace.held() as lock, stopped_at_the_end(Children((lock,))) as children:
+    with workspace.held() as lock:
         workspace.check()
         params.check()
-        run = Run(read_graph(targets or ()), children, force)
+        run = Run(read_graph(targets or ()), Children((lock,)), force)
         one_stage = stage.with_options(retries=retries, retry_delay_seconds=retry_delay_seconds)
-        futures: dict[str, Any] = {}
-        with recorded(run), stopped_when_cancelled(children):
+        with recorded(run), stopped_at_the_end(run), stopped_when_cancelled(run.children):
             for name in in_order(run.graph.edges(), parallel, run.ended):
-                upstream = [allow_failure(futures[above]) for above in run.graph.nodes[name].upstream]
-                futures[name] = one_stage.submit(name, run, wait_for=upstream)  # type: ignore[call-overload]
-                futures[name].add_done_callback(lambda _, name=name: run.ended.put(name))
+                upstream = [allow_failure(run.futures[above]) for above in run.graph.nodes[name].upstream]
+                future = one_stage.submit(name, run, wait_for=upstream)  # type: ignore[call-overload]
+                future.add_done_callback(lambda _, name=name: run.ended.put(name))
+                run.futures[name] = future
         return final_state(run)
 
 
@@ -98,6 +99,7 @@ class Run:
         self.children = children
         self.force = force
         self.outcomes: dict[str, Outcome] = {}
+        self.futures: dict[str, Any] = {}
         self.ended: SimpleQueue[str] = SimpleQueue()
         self.before = {name: lineage.figures(name) for name in graph.nodes}
         self.started = time.monotonic()
@@ -133,12 +135,14 @@ def final_state(run: Run) -> State:
 
 
 @contextmanager
-def stopped_at_the_end(children: Children) -> Iterator[Children]:
+def stopped_at_the_end(run: Run) -> Iterator[None]:
     """No child outlives the flow: SIGTERM and Ctrl-C arrive as exceptions in the flow's thread."""
     try:
-        yield children
+        yield
     finally:
-        children.stop()
+        run.children.stop()
+        for future in run.futures.values():
+            future.wait(10)  # until it has said how it ended
 
 
 @contextmanager
@@ -205,6 +209,8 @@ class OneLine(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if record.exc_info and record.exc_info[0] is None:
             return False  # "Task run failed with state ..." and no exception
+        if record.exc_info and isinstance(record.exc_info[1], Problem):
+            record.exc_info = None  # a user's mistake needs no traceback
         message = record.getMessage()
         if message.startswith("View at ") and server.is_temporary():
             return False

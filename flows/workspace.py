@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -60,7 +61,8 @@ def held(lock: Path = LOCK) -> Iterator[int]:
         except BlockingIOError:
             raise Problem(_holder(os.pread(descriptor, 4096, 0))) from None
         since = datetime.now(UTC).astimezone().isoformat(timespec="seconds")
-        holder = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since})
+        what = " ".join([Path(sys.argv[0]).name, *sys.argv[1:2]])
+        holder = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since, "what": what})
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, holder.encode(), 0)
         _held.append(descriptor)
@@ -74,14 +76,14 @@ def held(lock: Path = LOCK) -> Iterator[int]:
 def _holder(content: bytes) -> str:
     try:
         holder = json.loads(content)
-        pid, host, since = holder["pid"], holder["host"], holder["since"]
+        pid, host, since, what = (holder[key] for key in ("pid", "host", "since", "what"))
     except (ValueError, KeyError, TypeError):
         return "another run is starting in this folder; wait for it to end"
     if host == socket.gethostname() and not _alive(pid):
         return (
             f"the run of process {pid} on {host} was killed, its stages are ending; try again in 15 seconds"
         )
-    return f"process {pid} on {host} has been running in this folder since {since}; wait for it, or stop it"
+    return f"process {pid} on {host} ({what}) has this folder since {since}; wait for it, or stop it"
 
 
 def _alive(pid: int) -> bool:

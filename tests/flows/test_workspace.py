@@ -37,7 +37,10 @@ def test_a_second_run_is_refused_naming_the_holder(project: Path) -> None:
     holder = subprocess.Popen([sys.executable, "-c", HOLDER], env=environment, stdout=subprocess.PIPE)
     try:
         assert holder.stdout and holder.stdout.readline() == b"held\n"
-        with pytest.raises(Problem, match=rf"process {holder.pid} on .* since 20"), subject.held():
+        with (
+            pytest.raises(Problem, match=rf"process {holder.pid} on \S+ \(-c\) has this folder since 20"),
+            subject.held(),
+        ):
             pass
     finally:
         holder.kill()
