@@ -58,12 +58,18 @@ def judgements(tables: dict[str, list[Row]]) -> list[Judgement]:
         ),
     }
     if preference := tables.get("preference"):
+        frame["instruction_in_preference"] = columns.seen(
+            frame["instruction"], {row["id"] for row in preference}
+        )
         claims["the instruction is one of the split preference"] = gxe.ExpectColumnValuesToBeInSet(
-            column="instruction", value_set=sorted(row["id"] for row in preference)
+            column="instruction_in_preference", value_set=["seen"]
         )
     if evaluation := tables.get("evaluation"):
-        claims["no prompt is an evaluation prompt"] = gxe.ExpectColumnValuesToNotBeInSet(
-            column="prompt", value_set=sorted(columns.prompts(evaluation))
+        frame["prompt_in_evaluation"] = columns.seen(
+            frame["prompt"], columns.prompts(row["messages"] for row in evaluation)
+        )
+        claims["no prompt is an evaluation prompt"] = gxe.ExpectColumnValuesToBeInSet(
+            column="prompt_in_evaluation", value_set=["new"]
         )
     return [Judgement(frame, claims)]
 

@@ -32,7 +32,7 @@ class Judgement:
     """A frame of derived columns with the column `id`, and what must hold for it: claim -> expectation."""
 
     frame: pd.DataFrame
-    claims: dict[str, Expectation]
+    claims: Mapping[str, Expectation]
 
 
 @dataclass(frozen=True)

@@ -40,35 +40,30 @@ SPLITS = ("rows", "templates", "clusters")
 
 def judgements(tables: dict[str, list[Row]]) -> list[Judgement]:
     rows = tables["evaluation"]
-    seen = [row for name in TRAINING for row in tables.get(name, ())]
-    found = [Judgement(frame_of(rows), claims_about_rows(list(SPLITS)))]
-    if not seen:
-        return found
-    found.append(
-        Judgement(
-            frame_of(rows),
-            {
-                "no id is seen in training": _absent("id", {row["id"] for row in seen}),
-                "no raw row is seen in training": _absent("row", {row["row"] for row in seen}),
-                "no prompt is seen in training": _absent("prompt", columns.prompts(seen)),
-            },
-        )
-    )
-    new = {
-        "templates": ("no held-out template is seen in training", "template"),
-        "clusters": ("no held-out cluster is seen in training", "cluster"),
-    }
-    for split, (claim, field) in new.items():
-        if heldout := [row for row in rows if row["split"] == split]:
-            claims = {claim: _absent(field, {row[field] for row in seen})}
-            found.append(Judgement(frame_of(heldout), claims))
-    if known := [row for row in rows if row["split"] == "rows"]:
-        claim = "new rows are asked through templates that training sees"
-        templates = sorted({row["template"] for row in seen})
-        claims = {claim: gxe.ExpectColumnValuesToBeInSet(column="template", value_set=templates)}
-        found.append(Judgement(frame_of(known), claims))
+    training = [row for name in TRAINING for row in tables.get(name, ())]
+    frame, claims = frame_of(rows), claims_about_rows(list(SPLITS))
+    if not training:
+        return [Judgement(frame, claims)]
+    for field, elsewhere in {
+        "id": {row["id"] for row in training},
+        "row": {row["row"] for row in training},
+        "prompt": columns.prompts(row["messages"] for row in training),
+    }.items():
+        frame[f"{field}_in_training"] = columns.seen(frame[field], elsewhere)
+        claims[f"no {field} is seen in training"] = _is(f"{field}_in_training", "new")
+    found = [Judgement(frame, claims)]
+    for split, field, state, claim in (
+        ("templates", "template", "new", "no held-out template is seen in training"),
+        ("clusters", "cluster", "new", "no held-out cluster is seen in training"),
+        ("rows", "template", "seen", "new rows are asked through templates that training sees"),
+    ):
+        part = frame.loc[frame["split"] == split, ["id", field]]
+        if len(part):
+            column = f"{field}_in_training"
+            part = part.assign(**{column: columns.seen(part[field], {row[field] for row in training})})
+            found.append(Judgement(part, {claim: _is(column, state)}))
     return found
 
 
-def _absent(column: str, values: set[str]) -> gxe.Expectation:
-    return gxe.ExpectColumnValuesToNotBeInSet(column=column, value_set=sorted(values))
+def _is(column: str, state: str) -> gxe.Expectation:
+    return gxe.ExpectColumnValuesToBeInSet(column=column, value_set=[state])

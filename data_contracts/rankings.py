@@ -82,7 +82,10 @@ def judgements(tables: dict[str, list[Row]]) -> list[Judgement]:
         ),
     }
     if evaluation := tables.get("evaluation"):
-        claims["no prompt is an evaluation prompt"] = gxe.ExpectColumnValuesToNotBeInSet(
-            column="prompt", value_set=sorted(columns.prompts(evaluation))
+        frame["prompt_in_evaluation"] = columns.seen(
+            frame["prompt"], columns.prompts(row["messages"] for row in evaluation)
+        )
+        claims["no prompt is an evaluation prompt"] = gxe.ExpectColumnValuesToBeInSet(
+            column="prompt_in_evaluation", value_set=["new"]
         )
     return [Judgement(frame, claims)]

@@ -109,7 +109,7 @@ def test_evaluation_must_be_new_in_the_way_its_split_says() -> None:
     assert not judged("evaluation", [new], train=[seen]).violated
     cases = {
         "no id is seen in training": {"id": seen["id"]},
-        "no raw row is seen in training": {"row": seen["row"]},
+        "no row is seen in training": {"row": seen["row"]},
         "no prompt is seen in training": {"messages": seen["messages"]},
         "no held-out template is seen in training": {"template": seen["template"]},
         "no held-out cluster is seen in training": {"split": "clusters"},
