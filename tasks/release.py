@@ -199,7 +199,7 @@ def _judge(
     talks = [row["messages"] for row in rows]
     texts = [talk[-1]["content"] for talk in talks]
     check_tokens(tokenizer, folder, vocabulary, talks, texts)
-    if vocabulary and (line := check_engine(weight_file(folder), tokenizer, reference, texts[:20])):
+    if vocabulary and (line := check_engine(weight_file(folder), model, tokenizer, talks[:20])):
         print(f"release: {folder.name}: {line}", flush=True)
     figures = drift(reference, model, prompts, answers, params.batch_size)
     right = []

@@ -23,7 +23,8 @@ PARAMS: dict[str, Any] = {
     "model": "models/student", "panel": None, "rows_per_split": 6, "max_new_tokens": 4, "batch_size": 8,
     "bounds": {"safetensors": EXACT, "int8": LOOSE, "gguf-f16": LOOSE}, "licenses": ["CC0-1.0"],
     "lineage": {"distill": ["models/student"]}, "reports": ["reports/quantize.json"],
-    "card": {"name": "tiny", "license": "cc0-1.0", "base": "Made here.", "use": "Tests.", "limits": ["It is tiny."]},
+    "card": {"name": "tiny", "license": "cc0-1.0", "base": "Made here.", "use": "Tests.",
+             "limits": ["It is tiny."]},
 }  # fmt: skip
 
 
@@ -110,7 +111,7 @@ def test_another_tokenizer_in_an_export_is_found(inputs: Path) -> None:
 def test_a_source_without_a_listed_licence_is_not_released(inputs: Path) -> None:
     rows = [instruction(1) | {"license": "CC-BY-NC-4.0"}]
     write_parquet(Path("data/curated/preference.parquet"), rows, INSTRUCTION)
-    with pytest.raises(Problem, match="rows of tiny have the licence CC-BY-NC-4.0"):
+    with pytest.raises(Problem, match=r"rows of tiny have the licence CC-BY-NC-4.0"):
         run()
 
 

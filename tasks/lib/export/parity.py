@@ -1,7 +1,8 @@
 """How far an exported format is from the model it was made of: logits, answers, tokens.
 
 A GGUF file is judged by what is in it: its dequantised weights in transformers' Llama, its own vocabulary.
-With llama-cpp-python installed (an extra), llama.cpp itself is asked too, in a child process that may crash.
+With the extra `engine` (xllamacpp: llama.cpp as a wheel) llama.cpp itself is asked too, in a child process
+that may crash.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from tasks.lib.policy.chat import Messages, prompt_ids
 from tasks.lib.policy.models import load_tokenizer
 from tasks.lib.stage import Problem
 
+ENGINE_TOLERANCE = 0.3  # nats; llama.cpp keeps its cache in f16 and rounds activations for q8_0
 ODD_TEXTS = (
     "", " ", "   three spaces", "ends in spaces   ", "tab\tand\r\nline\n\nends\n", "don't we'll I'M 'quoted'",
     "1234567890 3.14159 1e-5", "naïve café Ελληνικά русский", "中文 日本語 한국어 ไทย", "عربى עברית",
@@ -109,18 +111,18 @@ def as_engine_input(tokenizer: Any, text: str) -> str:
     return f" {text}" if needs_space else text
 
 
-def check_engine(file: Path, tokenizer: Any, reference: PreTrainedModel, texts: Sequence[str]) -> str | None:
-    """Ask llama.cpp for tokens and for the most probable next token of each text.
+def check_engine(file: Path, model: PreTrainedModel, tokenizer: Any, talks: Sequence[Messages]) -> str | None:
+    """Ask llama.cpp itself for the first token of its answer to each conversation.
 
-    Returns a line for the log, None without llama-cpp-python. Raises Problem when tokens differ, when more
-    than a tenth of the next tokens differ, or when the engine crashes.
+    `model` is what `read_gguf` made of the same file. Returns a line for the log, None without xllamacpp.
+    Raises Problem when a prompt has another number of tokens, when the log-probability of one of the five
+    likeliest tokens differs by more than ENGINE_TOLERANCE, or when the engine crashes.
     """
-    if find_spec("llama_cpp") is None:
+    if find_spec("xllamacpp") is None:
         return None
-    given = [as_engine_input(tokenizer, text) for text in texts]
     done = subprocess.run(
         [sys.executable, "-c", ENGINE, str(file)],
-        input=json.dumps(given),
+        input=json.dumps([list(talk) for talk in talks]),
         capture_output=True,
         text=True,
         check=False,
@@ -129,28 +131,30 @@ def check_engine(file: Path, tokenizer: Any, reference: PreTrainedModel, texts: 
     if done.returncode:
         tail = (done.stderr.strip().splitlines() or ["no output"])[-1]
         raise Problem(f"llama.cpp stopped with status {done.returncode}: {tail[:200]}")
-    alike = 0
-    for text, (ids, following) in zip(texts, json.loads(done.stdout), strict=True):
-        if ids != tokenizer(text).input_ids:
-            raise Problem(f"other tokens in llama.cpp for the text {text[:40]!r}")
+    most = 0.0
+    for talk, (count, best) in zip(talks, json.loads(done.stdout.splitlines()[-1]), strict=True):
+        ids = prompt_ids(tokenizer, talk)
+        if count != len(ids):
+            raise Problem(f"llama.cpp reads {count} tokens, not {len(ids)}, in {talk[-1]['content'][:40]!r}")
         with torch.no_grad():
-            logits = reference(torch.tensor([ids], device=reference.device)).logits
-        alike += int(logits[0, -1].argmax()) == following
-    if alike < 0.9 * len(texts):
-        raise Problem(f"llama.cpp agrees with the model on {alike} of {len(texts)} next tokens only")
-    return f"llama.cpp: tokens equal, {alike} of {len(texts)} next tokens equal"
+            expected = model(torch.tensor([ids], device=model.device)).logits[0, -1].log_softmax(-1)
+        most = max(most, *(abs(float(expected[index]) - logprob) for index, logprob in best))
+    if most > ENGINE_TOLERANCE:
+        raise Problem(f"llama.cpp gives other probabilities: a log-probability differs by {most:.3g}")
+    return f"llama.cpp agrees: {len(talks)} prompts, log-probabilities within {most:.2g}"
 
 
 ENGINE = """
 import json, sys
-import numpy as np
-from llama_cpp import Llama
-engine = Llama(sys.argv[1], n_ctx=0, n_threads=1, n_gpu_layers=0, logits_all=True, verbose=False)
-told = []
-for text in json.load(sys.stdin):
-    ids = engine.tokenize(text.encode(), add_bos=True, special=True)
-    engine.reset()
-    engine.eval(ids)
-    told.append([ids, int(np.argmax(engine.scores[len(ids) - 1]))])
-json.dump(told, sys.stdout)
+import xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path, params.n_parallel, params.warmup, params.cpuparams.n_threads = sys.argv[1], 1, False, 1
+server, told = xllamacpp.Server(params), []
+for talk in json.load(sys.stdin):
+    asked = {"messages": talk, "max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": 5}
+    answer = server.handle_chat_completions(asked)
+    best = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+    told.append([answer["usage"]["prompt_tokens"], [[token["id"], token["logprob"]] for token in best]])
+print()
+print(json.dumps(told), flush=True)
 """

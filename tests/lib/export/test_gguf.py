@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast as Fast
 from tasks.lib.export import gguf_vocabulary
 from tasks.lib.export.gguf_file import read_gguf, write_gguf
 from tasks.lib.export.gguf_vocabulary import describe
-from tasks.lib.export.parity import ODD_TEXTS, as_engine_input, check_tokens
+from tasks.lib.export.parity import ODD_TEXTS, as_engine_input, check_engine, check_tokens
 from tasks.lib.stage import Problem
 
 TEXTS = ["It's 12345 red, BLUE words!", "we'll  see\n\n what\tcomes ", "naïve 😀 <|user|> text"]
@@ -231,3 +231,24 @@ def test_stories260k_keeps_tokens_logits_and_story(shared: Path, tmp_path: Path)
         assert (rounded(model)(ids).logits - back(ids).logits).abs().max().item() < 1e-4
         written = back.generate(ids[:, :1], max_new_tokens=100, do_sample=False, eos_token_id=[1, 2])
     assert story.startswith(tokenizer.decode(written[0], skip_special_tokens=True).strip())
+
+
+def test_llama_cpp_itself_reads_the_same_tokens_and_gives_the_same_probabilities(tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp", reason="the extra `engine` is not installed")
+    tokenizer = tiny_tokenizer()
+    write_gguf(llama(len(tokenizer)), tokenizer, tmp_path / "m.gguf", "q8_0", "tiny")
+    model, _ = read_gguf(tmp_path / "m.gguf")
+    line = check_engine(
+        tmp_path / "m.gguf", model, tokenizer, [TALK, [{"role": "user", "content": "1 😀 \n é"}]]
+    )
+    assert line and line.startswith("llama.cpp agrees: 2 prompts")
+    with pytest.raises(Problem, match="other probabilities"):
+        check_engine(tmp_path / "m.gguf", scaled(model), tokenizer, [TALK])
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    with pytest.raises(Problem, match=r"llama.cpp stopped with status"):
+        check_engine(tmp_path / "m.gguf", model, tokenizer, [TALK])
+
+
+def scaled(model: Any) -> Any:
+    model.lm_head.weight.data *= 100
+    return model
