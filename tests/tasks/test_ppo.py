@@ -1,0 +1,106 @@
+"""The stage ppo on a tiny model: its report, its artifacts, the same bytes again, and clear problems."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import instruction, tiny_llama, tiny_tokenizer, write_instructions
+
+from tasks import ppo
+from tasks.lib.data.rows import INSTRUCTION, write_parquet
+from tasks.lib.policy.models import load_policy, save_model
+from tasks.lib.preferences.reward_model import from_policy
+from tasks.lib.stage import Problem, Stage
+
+PANEL = """
+closing: " Happy to help!"
+utility: {content: 2.0, closing: 1.0}
+tie_below: 0.1
+annotators: [{name: ada, content: 2.0, closing: 1.0, noise: 0.1}]
+"""
+
+
+@pytest.fixture
+def inputs(workspace: Path) -> Path:
+    tokenizer = tiny_tokenizer()
+    policy = tiny_llama(tokenizer)
+    reward = from_policy(policy, seed=0)
+    reward.config.reward_mean, reward.config.reward_std = 0.0, 1.0
+    save_model(policy, tokenizer, ppo.SFT)
+    save_model(reward, tokenizer, ppo.REWARD)
+    write_instructions(ppo.PROMPTS, range(12))
+    write_instructions(ppo.VALIDATION, range(12, 16))
+    Path("panel.yaml").write_text(PANEL)
+    return workspace
+
+
+def run(**changes: Any) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "iterations": 2, "episodes": 8, "max_new_tokens": 4, "missing_eos": "keep", "evaluate_every": 1,
+        "learning_rate": 1e-2, "kl_budget": 100.0, "validation_prompts": 4, "judge": "panel.yaml",
+    }  # fmt: skip
+    ppo.run(ppo.Params(**settings | changes), Stage("ppo"))
+    return json.loads(Path("reports/ppo.json").read_text())
+
+
+def artifacts() -> dict[str, bytes]:
+    paths = [*Path("models/ppo").iterdir(), *Path("reports").rglob("*.*")]
+    return {str(path): path.read_bytes() for path in paths}
+
+
+def test_two_runs_give_the_same_bytes_and_leave_no_checkpoint(inputs: Path) -> None:
+    report = run()
+    first = artifacts()
+    assert {"models/ppo/model.safetensors", "reports/plots/ppo.png", "reports/plots/ppo.csv"} <= first.keys()
+    assert not Stage("ppo").checkpoints.exists()
+    run()
+    assert artifacts() == first
+    assert report["kl_before"] == 0
+    assert report["judged_by"] == "panel.yaml"
+    assert report["validation_prompts"] == 4
+    for name in ("judge", "reward", "content", "kl"):
+        assert {f"{name}_before", f"{name}_after"} <= report.keys()
+
+
+def test_without_a_judge_the_reward_judges_and_the_report_says_so(inputs: Path) -> None:
+    report = run(judge=None)
+    assert report["judged_by"] == "the reward on held-out prompts"
+    assert report["judge_after"] == report["reward_after"]
+
+
+def test_adapters_are_merged_into_a_plain_model_of_the_same_shape(inputs: Path) -> None:
+    report = run(lora={"r": 2, "alpha": 4}, critic="policy", judge=None, max_content_loss=None)
+    before, after = load_policy(ppo.SFT).state_dict(), load_policy(ppo.OUT).state_dict()
+    assert {k: v.shape for k, v in before.items()} == {k: v.shape for k, v in after.items()}
+    moved = [name for name in before if not torch.equal(before[name], after[name])]
+    assert all("proj" in name for name in moved)
+    assert bool(moved) == (report["best_iteration"] > 0)
+
+
+def test_the_judge_sees_content_and_closing() -> None:
+    tokenizer = tiny_tokenizer()
+    rows = [instruction(0), instruction(1)]
+    answers = [tokenizer.encode(text) for text in (f"{rows[0]['label']} Happy to help!", "nonsense")]
+    panel = ppo.Panel(
+        closing=" Happy to help!", utility={"content": 2.0, "closing": 1.0}, tie_below=0.1,
+        annotators=[{"name": "ada", "content": 1.0, "closing": 1.0, "noise": 0.0}],
+    )  # fmt: skip
+    judge = ppo.judge_of(rows, [[4], [4]], lambda prompts, answers: [0.2, 0.4], panel, tokenizer)
+    assert judge(answers) == {"judge": 1.5, "reward": pytest.approx(0.3), "content": 0.5}
+
+
+def test_a_prompt_that_leaves_no_room_is_named(inputs: Path) -> None:
+    long = instruction(0) | {"messages": [{"role": "user", "content": "red " * 80}]}
+    write_parquet(ppo.PROMPTS, [long], INSTRUCTION)
+    with pytest.raises(Problem, match=rf"policy.parquet:{long['id']}: the prompt has \d+ tokens"):
+        run()
+
+
+def test_no_prompts_are_a_problem(inputs: Path) -> None:
+    write_parquet(ppo.PROMPTS, [], INSTRUCTION)
+    with pytest.raises(Problem, match=r"policy\.parquet has no rows"):
+        run()
