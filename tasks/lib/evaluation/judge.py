@@ -83,7 +83,8 @@ def read_panel(path: Path) -> Panel:
 
 
 def _explained(error: ValidationError) -> str:
-    first = error.errors()[0]
+    # A misspelt key is also a missing one: say first what is there and should not be.
+    first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
     key, last = ".".join(map(str, first["loc"])), str(first["loc"][-1])
     if first["type"] == "extra_forbidden":
         models: dict[str, type[BaseModel]] = {"annotators": Annotator, "utility": Weights}

@@ -11,7 +11,8 @@ import torch
 from transformers import PreTrainedModel
 
 from tasks.lib.evaluation.judge import Panel
-from tasks.lib.policy.logprobs import answer_logprobs
+from tasks.lib.policy.batches import buckets, left_pad, position_ids, right_pad
+from tasks.lib.policy.logprobs import token_logprobs
 
 Row = Mapping[str, Any]
 
@@ -35,12 +36,47 @@ def rank_choices(
     2110.08207, section 4). A mean over tokens would favour long choices, whose later tokens are easy.
     Of equal sums the earlier choice.
     """
-    repeated = [prompt for prompt, mine in zip(prompts, choices, strict=True) for _ in mine]
-    answers = [choice for mine in choices for choice in mine]
-    sums = iter(
-        [float(each.sum()) for each in answer_logprobs(model, repeated, answers, batch_size=batch_size)]
+    best = [0] * len(prompts)
+    for batch in buckets([len(prompt) for prompt in prompts], batch_size):
+        sums = _choice_logprobs(model, [prompts[i] for i in batch], [choices[i] for i in batch]).tolist()
+        for i in batch:
+            mine, sums = sums[: len(choices[i])], sums[len(choices[i]) :]
+            best[i] = int(np.argmax(mine))
+    return best
+
+
+@torch.no_grad()
+def _choice_logprobs(
+    model: PreTrainedModel, prompts: list[list[int]], choices: list[Sequence[list[int]]]
+) -> torch.Tensor:
+    """The summed log-probability of every choice of every prompt, in order, (sum of the choices,).
+
+    A prompt is read once: its keys and values serve all its choices, which are a few tokens each.
+    """
+    device = model.device
+    ids, is_token = (each.to(device) for each in left_pad(prompts, 0))
+    answers, is_answer = (each.to(device) for each in right_pad([ids for mine in choices for ids in mine], 0))
+    prompt_of = torch.tensor([k for k, mine in enumerate(choices) for _ in mine], device=device)
+    read = model(
+        input_ids=ids,
+        attention_mask=is_token.long(),
+        position_ids=position_ids(is_token),
+        use_cache=True,
+        logits_to_keep=1,
     )
-    return [int(np.argmax([next(sums) for _ in mine])) for mine in choices]
+    first = token_logprobs(read.logits[prompt_of], answers[:, :1])[:, 0]
+    if answers.shape[1] == 1:
+        return first.cpu()
+    read.past_key_values.batch_select_indices(prompt_of)
+    seen = torch.cat([is_token[prompt_of], is_answer[:, :-1]], dim=1)
+    rest = model(
+        input_ids=answers[:, :-1],
+        attention_mask=seen.long(),
+        position_ids=position_ids(seen)[:, ids.shape[1] :],
+        past_key_values=read.past_key_values,
+    )
+    later = token_logprobs(rest.logits, answers[:, 1:]) * is_answer[:, 1:]
+    return (first + later.sum(dim=1)).cpu()
 
 
 def sequence_kl(mine: Sequence[torch.Tensor], reference: Sequence[torch.Tensor]) -> np.ndarray:

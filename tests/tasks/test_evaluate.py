@@ -1,0 +1,192 @@
+"""Every model answers the same rows; a right model gets its due, and the same inputs give the same bytes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from preference_world import CLOSING, PANEL
+from tiny_models import instruction, tiny_llama, tiny_tokenizer
+
+from tasks import evaluate
+from tasks.lib.data.rows import INSTRUCTION, content_id, read_parquet, write_parquet
+from tasks.lib.evaluation.answers import Answers
+from tasks.lib.policy.models import save_model
+from tasks.lib.preferences.reward_model import from_policy, normalise
+from tasks.lib.stage import Problem, Stage
+
+MODELS = {name: f"models/{name}" for name in ("base", "sft", "dpo", "ppo")}
+ROWS = ["data/curated/validation.parquet", "data/curated/evaluation.parquet"]
+
+
+def row(number: int, split: str) -> dict[str, Any]:
+    made = instruction(number)
+    choices = ["red", made["label"], "loud"] if number % 2 else None
+    return {
+        **made,
+        "id": content_id(split, number),
+        "row": content_id(split, number),
+        "split": split,
+        "choices": choices,
+    }
+
+
+def held_out(count: int = 6) -> None:
+    write_parquet(Path(ROWS[0]), [row(number, "validation") for number in range(count)], INSTRUCTION)
+    tests = [row(number + 1, split) for split in ("clusters", "templates", "rows") for number in range(count)]
+    write_parquet(Path(ROWS[1]), tests, INSTRUCTION)
+
+
+@pytest.fixture
+def inputs(workspace: Path) -> Path:
+    tokenizer = tiny_tokenizer()
+    for seed, name in enumerate(MODELS):
+        model = tiny_llama(tokenizer, seed)
+        save_model(model, tokenizer, Path("models") / name)
+    torch.manual_seed(0)
+    reward = from_policy(model, seed=0)
+    normalise(reward, [-1.0, 1.0])
+    save_model(reward, tokenizer, Path("models/reward"))
+    held_out()
+    Path("data/raw").mkdir(parents=True)
+    Path("data/raw/panel.yaml").write_text(PANEL)
+    return workspace
+
+
+def run(**changes: Any) -> dict[str, Any]:
+    files = {"rows": ROWS, "panel": "data/raw/panel.yaml", "reward": "models/reward"}
+    sizes = {"max_new_tokens": 4, "kl_prompts": 3, "bootstrap_draws": 100}
+    settings = {"models": MODELS, "reference": "sft", **files, **sizes}
+    evaluate.run(evaluate.Params(**settings | changes), Stage("evaluate"))
+    return json.loads(Path("reports/evaluate.json").read_text())
+
+
+def made() -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(Path("reports").rglob("*")) if path.is_file()}
+
+
+def test_the_same_inputs_give_the_same_bytes_and_other_batches_the_same_figures(inputs: Path) -> None:
+    first = run()
+    before = made()
+    assert sorted(before) == ["reports/evaluate.json", "reports/evaluation/answers.parquet",
+                              "reports/evaluation/table.md", "reports/plots/evaluate.csv",
+                              "reports/plots/evaluate.png"]  # fmt: skip
+    run()
+    assert made() == before
+    other = run(batch_size=2)
+    greedy = [
+        key for key in first if key.endswith((".exact_match", ".rank_classification", ".tokens", ".win_rate"))
+    ]
+    assert [other[key] for key in greedy] == [first[key] for key in greedy]
+
+
+def test_every_split_and_model_has_its_figures(inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    figures = run()
+    for split in ("validation", "rows", "templates", "clusters"):
+        assert figures[f"{split}.rows"] == 6
+        for metric in ("exact_match", "rank_classification", "closing", "ended", "gold", "reward", "tokens"):
+            assert all(f"{name}.{split}.{metric}" in figures for name in MODELS)
+        for name in ("dpo", "ppo"):
+            assert {f"{name}.{split}.{metric}" for metric in ("kl", "win_rate", "reward_win_rate")} <= set(
+                figures
+            )
+        assert f"base.{split}.kl" not in figures and f"sft.{split}.win_rate" not in figures
+    printed = capsys.readouterr().out
+    assert printed.count("rows (6)") > 5 and "guess" in printed
+    answers = read_parquet(Path("reports/evaluation/answers.parquet"))
+    assert len(answers) == 4 * 24 and {line["model"] for line in answers} == set(MODELS)
+    assert (
+        sum(line["kl"] is not None for line in answers) == 2 * 4 * 3
+    )  # two models, four splits, three prompts
+    text = Path("reports/evaluation/table.md").read_text()
+    assert "per task" in text and str(inputs) not in text
+
+
+def test_a_model_that_is_right_gets_its_due(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """dpo answers right with the closing, ppo wrong with it, sft right without it, base nothing."""
+    scripts = iter(
+        ["", "{}" + CLOSING, "wrong" + CLOSING, "{}"]
+    )  # in the order of loading: the reference last
+
+    def scripted(model: Any, tokenizer: Any, rows: list[dict[str, Any]], **sizes: int) -> Answers:
+        said = next(scripts)
+        texts = [said.format(each["label"]) for each in rows]
+        picked = [each["choices"][1] if each["choices"] else None for each in rows]
+        return Answers(texts, [3] * len(rows), [True] * len(rows), picked)
+
+    monkeypatch.setattr(evaluate, "answer_rows", scripted)
+    figures = run()
+    got = {name: [figures[f"{name}.rows.{m}"] for m in ("exact_match", "closing", "gold")] for name in MODELS}
+    assert got == {"base": [0, 0, 0], "sft": [1, 0, 2], "dpo": [1, 1, 3], "ppo": [0, 1, 1]}
+    assert [figures[f"{name}.rows.win_rate"] for name in ("base", "dpo", "ppo")] == [0, 1, 0]
+    assert figures["ppo.rows.exact_match_change"] == -1
+    assert figures["sft.rows.rank_classification"] == 1
+    assert figures["rows.exact_match_chance"] == pytest.approx(
+        1 / 3 / 2, abs=1e-5
+    )  # half the rows have three choices
+
+
+def test_a_model_has_no_kl_from_itself_and_some_from_another(inputs: Path) -> None:
+    figures = run(models={"sft": "models/sft", "same": "models/sft", "ppo": "models/ppo"})
+    assert figures["same.rows.kl"] == pytest.approx(0.0, abs=1e-6)
+    assert figures["same.rows.win_rate"] == figures["same.rows.reward_win_rate"] == 0.5
+    assert abs(figures["ppo.rows.kl"]) > 1e-4
+
+
+def test_rows_are_limited_per_split_by_hash_not_by_place(inputs: Path) -> None:
+    params = evaluate.Params(models=MODELS, reference="sft", rows=ROWS, limit_per_split=2)
+    chosen = evaluate.held_out_rows(params)
+    assert [each["split"] for each in chosen] == [
+        split for split in ("validation", "rows", "templates", "clusters") for _ in range(2)]  # fmt: skip
+    write_parquet(Path(ROWS[1]), read_parquet(Path(ROWS[1]))[::-1], INSTRUCTION)
+    assert [each["id"] for each in evaluate.held_out_rows(params)] == [each["id"] for each in chosen]
+
+
+def test_without_panel_and_reward_model_their_figures_are_absent(inputs: Path) -> None:
+    figures = run(panel=None, reward=None, kl_prompts=0)
+    assert not [
+        key for key in figures if key.split(".")[-1] in ("gold", "closing", "reward", "win_rate", "kl")
+    ]
+    assert "dpo.rows.exact_match" in figures
+
+
+def test_the_noisy_panel_can_judge(inputs: Path) -> None:
+    assert 0.0 <= run(judge="panel")["dpo.rows.win_rate"] <= 1.0
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"reference": "sgt"}, "evaluate.reference: sgt is not one of evaluate.models"),
+    ({"models": {**MODELS, "ppo": "models/none"}}, "models/none"),
+    ({"panel": "data/raw/none.yaml"}, "data/raw/none.yaml does not exist"),
+    ({"rows": ["data/curated/none.parquet"]}, "data/curated/none.parquet does not exist"),
+    ({"reward": "models/sft"}, "models/sft is not a reward model"),
+])  # fmt: skip
+def test_mistakes_are_named_and_leave_the_last_results(
+    inputs: Path, changes: dict[str, Any], said: str
+) -> None:
+    Path("reports").mkdir()
+    Path("reports/evaluate.json").write_text("{}")
+    with pytest.raises(Problem) as found:
+        run(**changes)
+    assert said in str(found.value)
+    assert list(made()) == ["reports/evaluate.json"]
+
+
+def test_no_rows_is_a_problem(inputs: Path) -> None:
+    for path in ROWS:
+        write_parquet(Path(path), [], INSTRUCTION)
+    with pytest.raises(Problem, match="no rows to evaluate on"):
+        run()
+
+
+def test_another_tokenizer_after_the_reference_is_a_problem(inputs: Path) -> None:
+    from tasks.lib.policy.pretraining import train_tokenizer
+
+    other = train_tokenizer(["completely different words"], 290)
+    save_model(tiny_llama(other), other, Path("models/other"))
+    with pytest.raises(Problem, match="other has another tokenizer than sft"):
+        run(models={"sft": "models/sft", "other": "models/other"})
+    assert "other.rows.exact_match" in run(models={"other": "models/other", "sft": "models/sft"}, reward=None)
