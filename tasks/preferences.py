@@ -63,9 +63,10 @@ def run(params: Params, stage: Stage) -> None:
     for split, kept in splits.items():
         if not kept:
             raise Problem(
-                f"{params.annotations}: no rankings for {split} (of {len(rows)} in all; {len(dropped)} dropped); "
+                f"{params.annotations}: no rankings for {split} (of {len(rows)}; {len(dropped)} dropped); "
                 "annotate more prompts or change preferences.heldout_share"
             )
+    for split, kept in splits.items():
         write_parquet(Path("data/preferences") / f"{split}.parquet", kept, RANKING)
     ledger = [{"id": item.where, "rule": item.rule, "detail": item.detail} for item in dropped]
     write_parquet(Path("data/preferences/dropped.parquet"), ledger, LEDGER)

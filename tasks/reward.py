@@ -23,7 +23,7 @@ from tasks.lib.policy.models import load_policy, load_tokenizer, save_model, wei
 from tasks.lib.preferences import calibration
 from tasks.lib.preferences.agreement import verdicts
 from tasks.lib.preferences.rankings import prompt_id
-from tasks.lib.preferences.reward_model import Group, encoded, from_policy, grouped, normalise, raw_scores
+from tasks.lib.preferences.reward_model import Group, from_policy, group_scores, grouped, normalise, tokenized
 from tasks.lib.preferences.reward_training import Training, train
 from tasks.lib.stage import Problem, Stage, main
 
@@ -41,8 +41,9 @@ class Params(BaseModel, extra="forbid"):
 
 def run(params: Params, stage: Stage) -> None:
     train_rows, heldout = read_parquet(TRAIN), read_parquet(HELDOUT)
-    groups, tokenizer = grouped(train_rows), load_tokenizer("models/sft")
+    tokenizer = load_tokenizer("models/sft")
     model = from_policy(load_policy("models/sft"), stage.seed_of("head"))
+    groups = _fitting(model, tokenizer, grouped(train_rows), TRAIN)
     fingerprint = {
         **params.training.model_dump(exclude={"checkpoint_every"}),
         "seed": stage.seed,
@@ -52,7 +53,6 @@ def run(params: Params, stage: Stage) -> None:
     checkpoint = Checkpoint(stage.checkpoints, fingerprint)
     history = train(
         model,
-        tokenizer,
         groups,
         params.training,
         seed=stage.seed_of("order"),
@@ -61,8 +61,9 @@ def run(params: Params, stage: Stage) -> None:
     )
 
     candidates = read_parquet(CANDIDATES)[: params.reference_prompts]
-    reference = [Group("", c["prompt"], c["answers"], rows=[c["id"]]) for c in candidates]
-    scores = _score_all(model, tokenizer, reference, params.batch_size)
+    reference = [Group(c["id"], c["prompt"], c["answers"]) for c in candidates]
+    reference = _fitting(model, tokenizer, reference, CANDIDATES)
+    scores = group_scores(model, reference, batch_size=params.batch_size)
     normalise(model, [reward for of_prompt in scores for reward in of_prompt])
 
     figures, bins = _judge(model, tokenizer, heldout, params, stage)
@@ -91,25 +92,31 @@ def run(params: Params, stage: Stage) -> None:
     checkpoint.clear()
 
 
-def _score_all(model: Any, tokenizer: Any, groups: list[Group], batch_size: int) -> list[list[float]]:
-    """Raw rewards of every answer of every group."""
-    sequences = [encoded(tokenizer, group, model.config.max_position_embeddings) for group in groups]
-    flat = iter(raw_scores(model, [ids for of_group in sequences for ids in of_group], batch_size=batch_size))
-    return [[next(flat) for _ in of_group] for of_group in sequences]
+def _fitting(model: Any, tokenizer: Any, groups: list[Group], path: Path) -> list[Group]:
+    """The groups that fit the model, tokenized; how many do not is said. Problem when none does."""
+    room = getattr(model.config, "max_position_embeddings", None)
+    fitting = tokenized(tokenizer, groups, room)
+    if len(fitting) < len(groups):
+        print(f"reward: {path}: {len(groups) - len(fitting)} prompts left out, longer than {room} tokens")
+    if not fitting:
+        raise Problem(f"{path}: no prompt with its answers fits the model's {room} tokens; use shorter ones")
+    return fitting
 
 
 def _judge(
     model: Any, tokenizer: Any, heldout: Rows, params: Params, stage: Stage
 ) -> tuple[dict[str, Any], Rows]:
     """Figures on held-out rankings, and the bins of the reliability plot."""
-    groups = grouped(heldout)
-    scores = _score_all(model, tokenizer, groups, params.batch_size)
+    groups = _fitting(model, tokenizer, grouped(heldout), HELDOUT)
+    scores = group_scores(model, groups, batch_size=params.batch_size)
     reward_of = {
         (group.prompt_id, answer): reward
         for group, of_group in zip(groups, scores, strict=True)
         for answer, reward in zip(group.answers, of_group, strict=True)
     }
-    votes = verdicts({**row, "prompt_id": prompt_id(row["prompt"])} for row in heldout)
+    fits = {group.prompt_id for group in groups}
+    keyed = [{**row, "prompt_id": prompt_id(row["prompt"])} for row in heldout]
+    votes = verdicts(row for row in keyed if row["prompt_id"] in fits)
     judged = calibration.judged_pairs(votes, reward_of)
     if not judged:
         raise Problem(f"{HELDOUT}: no pair of answers is ordered (all tied); a reward model cannot be judged")

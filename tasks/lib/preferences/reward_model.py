@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +57,10 @@ def _head(model: Any) -> Any:
     return head
 
 
-def rewards(model: Any, sequences: Sequence[Sequence[int]], pad_id: int) -> Tensor:
+def rewards(model: Any, sequences: Sequence[Sequence[int]]) -> Tensor:
     """Raw rewards (B,) of token sequences (prompt, answer, EOS), each read at its last token by length."""
-    ids, is_token = (x.to(model.device) for x in right_pad(sequences, pad_id))
+    pad = model.config.pad_token_id or 0  # any id does: padding stands after the token that is read
+    ids, is_token = (x.to(model.device) for x in right_pad(sequences, pad))
     states = model.base_model(
         input_ids=ids, attention_mask=is_token.long(), use_cache=False
     ).last_hidden_state
@@ -70,10 +71,9 @@ def rewards(model: Any, sequences: Sequence[Sequence[int]], pad_id: int) -> Tens
 @torch.no_grad()
 def raw_scores(model: Any, sequences: Sequence[Sequence[int]], *, batch_size: int) -> list[float]:
     """Raw rewards in the order of `sequences`, from batches of like length."""
-    pad = model.config.pad_token_id or 0  # any id does: padding stands after the token that is read
     found = [0.0] * len(sequences)
     for batch in buckets([len(sequence) for sequence in sequences], batch_size):
-        for i, reward in zip(batch, rewards(model, [sequences[i] for i in batch], pad).tolist(), strict=True):
+        for i, reward in zip(batch, rewards(model, [sequences[i] for i in batch]).tolist(), strict=True):
             found[i] = reward
     return found
 
@@ -147,6 +147,7 @@ class Group:
         default_factory=list
     )  # a row per ranking; -1: that annotator did not see it
     rows: list[str] = field(default_factory=list)  # ids of the rankings
+    sequences: list[list[int]] = field(default_factory=list)  # ids per answer, once tokenized
 
 
 def grouped(rankings: Iterable[Mapping[str, Any]]) -> list[Group]:
@@ -166,17 +167,25 @@ def grouped(rankings: Iterable[Mapping[str, Any]]) -> list[Group]:
     return [groups[key] for key in sorted(groups)]
 
 
-def encoded(tokenizer: Any, group: Group, room: int | None) -> list[list[int]]:
-    """Ids of prompt, answer and EOS per answer. Problem when one does not fit: cut answers may be equal."""
-    start = prompt_ids(tokenizer, group.prompt)
-    sequences = [[*start, *answer_ids(tokenizer, answer)] for answer in group.answers]
-    longest = max(map(len, sequences))
-    if room and longest > room:
-        raise Problem(
-            f"ranking {group.rows[0]}: an answer with its prompt has {longest} tokens, the model {room} "
-            "positions; drop long rows in curate (cutting could make answers equal)"
-        )
-    return sequences
+def tokenized(tokenizer: Any, groups: Sequence[Group], room: int | None) -> list[Group]:
+    """The groups with the ids of prompt, answer and EOS per answer.
+
+    A group with an answer of more than `room` tokens is left out: cut answers may be equal.
+    """
+    fitting = []
+    for group in groups:
+        start = prompt_ids(tokenizer, group.prompt)
+        sequences = [[*start, *answer_ids(tokenizer, answer)] for answer in group.answers]
+        if not room or max(map(len, sequences)) <= room:
+            fitting.append(replace(group, sequences=sequences))
+    return fitting
+
+
+def group_scores(model: Any, groups: Sequence[Group], *, batch_size: int) -> list[list[float]]:
+    """Raw rewards of every answer of every group."""
+    flat = [ids for group in groups for ids in group.sequences]
+    scores = iter(raw_scores(model, flat, batch_size=batch_size))
+    return [[next(scores) for _ in group.sequences] for group in groups]
 
 
 def batch_ranks(groups: Sequence[Group]) -> tuple[Tensor, Tensor]:

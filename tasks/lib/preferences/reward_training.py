@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from tasks.lib.policy.checkpoints import Checkpoint, optimizer_tensors, restore_optimizer
 from tasks.lib.preferences.ranking_loss import pairs, ranking_loss
-from tasks.lib.preferences.reward_model import Group, batch_ranks, encoded, rewards
+from tasks.lib.preferences.reward_model import Group, batch_ranks, rewards
 from tasks.lib.stage import Problem
 
 History = list[dict[str, float]]
@@ -43,7 +43,6 @@ class Training(BaseModel, extra="forbid"):
 
 def train(
     model: Any,
-    tokenizer: Any,
     groups: Sequence[Group],
     how: Training,
     *,
@@ -51,14 +50,12 @@ def train(
     checkpoint: Checkpoint,
     progress: Callable[..., None],
 ) -> History:
-    """Train in place; returns loss and pair accuracy per step.
+    """Train in place on tokenized groups; returns loss and pair accuracy per step.
 
     Resumed after a kill it ends in the same bytes: the order of the prompts is a function of the seed, and
     the model has no dropout. SIGTERM and Ctrl-C save before they end the run. Problem when the loss is not
     finite, before the step is taken.
     """
-    room = model.config.max_position_embeddings
-    sequences = {group.prompt_id: encoded(tokenizer, group, room) for group in groups}
     batches = _batches(groups, how, seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=how.learning_rate, weight_decay=how.weight_decay)
     history: History = []
@@ -73,8 +70,7 @@ def train(
         for step, batch in enumerate(batches[len(history) :], len(history) + 1):
             for group in optimizer.param_groups:
                 group["lr"] = how.learning_rate * schedule(step, len(batches), how.warmup_share)
-            ids = [ids for one in batch for ids in sequences[one.prompt_id]]
-            history.append({"step": step, **_step(model, optimizer, ids, batch, how, tokenizer.pad_token_id)})
+            history.append({"step": step, **_step(model, optimizer, batch, how)})
             progress(step, len(batches), loss=history[-1]["loss"], accuracy=history[-1]["accuracy"])
             if signals or (step % how.checkpoint_every == 0 and step < len(batches)):
                 weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
@@ -86,16 +82,12 @@ def train(
 
 
 def _step(
-    model: Any,
-    optimizer: torch.optim.Optimizer,
-    ids: list[list[int]],
-    batch: list[Group],
-    how: Training,
-    pad: int,
+    model: Any, optimizer: torch.optim.Optimizer, batch: list[Group], how: Training
 ) -> dict[str, float]:
     """One optimiser step; each answer is scored once, whatever the number of annotators and pairs."""
     places, ranks = (x.to(model.device) for x in batch_ranks(batch))
-    scores = rewards(model, ids, pad)[places]
+    sequences = [ids for group in batch for ids in group.sequences]
+    scores = rewards(model, sequences)[places]
     loss = ranking_loss(scores, ranks, ties=how.ties, tie_parameter=how.tie_parameter, centring=how.centring)
     if not torch.isfinite(loss):
         rows = ", ".join(row for group in batch for row in group.rows[:1])[:200]

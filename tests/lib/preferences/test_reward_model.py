@@ -16,7 +16,6 @@ from tasks.lib.preferences.ranking_loss import ranking_loss
 from tasks.lib.preferences.reward_model import (
     Group,
     batch_ranks,
-    encoded,
     from_policy,
     grouped,
     load_reward,
@@ -24,6 +23,7 @@ from tasks.lib.preferences.reward_model import (
     raw_scores,
     rewards,
     score,
+    tokenized,
 )
 from tasks.lib.preferences.reward_training import Training, schedule, train
 from tasks.lib.stage import Problem
@@ -55,22 +55,25 @@ def test_the_head_starts_as_the_papers_say_and_the_body_as_the_policy(model):
 
 def test_a_reward_does_not_depend_on_who_shares_the_batch(model):
     sequences = [[5, 6, 7, 1], [5, 1], [8, 9, 10, 11, 12, 1]]
-    alone = [rewards(model, [ids], pad_id=0).item() for ids in sequences]
-    assert rewards(model, sequences, pad_id=0).tolist() == pytest.approx(alone, abs=1e-6)
+    alone = [rewards(model, [ids]).item() for ids in sequences]
+    assert rewards(model, sequences).tolist() == pytest.approx(alone, abs=1e-6)
     assert raw_scores(model, sequences, batch_size=2) == pytest.approx(alone, abs=1e-6)
 
 
 def test_the_last_token_is_found_by_length_where_pad_is_eos(model):
+    model.config.pad_token_id = 1
     sequences = [[5, 6, 1], [5, 6, 7, 8, 1]]
     with torch.no_grad():
-        states = [model.base_model(input_ids=torch.tensor([ids])).last_hidden_state[0, -1] for ids in sequences]
+        states = [
+            model.base_model(input_ids=torch.tensor([ids])).last_hidden_state[0, -1] for ids in sequences
+        ]
         expected = [model.score(state).item() for state in states]
-    assert rewards(model, sequences, pad_id=1).tolist() == pytest.approx(expected, abs=1e-6)  # pad id = EOS id
+    assert rewards(model, sequences).tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_without_padding_it_is_transformers_own_forward(model):
     ids = torch.tensor([[5, 6, 7, 1]])
-    assert rewards(model, ids.tolist(), pad_id=0).item() == pytest.approx(model(ids).logits.item(), abs=1e-6)
+    assert rewards(model, ids.tolist()).item() == pytest.approx(model(ids).logits.item(), abs=1e-6)
 
 
 def test_normalised_scores_have_mean_0_and_std_1_on_the_reference(model, tmp_path):
@@ -99,7 +102,9 @@ def test_a_folder_that_is_no_reward_model_is_refused(model, tmp_path):
     normalise(model, [0.0, 1.0])
     save_model(model, world.tokenizer(), tmp_path / "reward")
     config = json.loads((tmp_path / "reward/config.json").read_text())
-    (tmp_path / "reward/config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "reward_mean"}))
+    (tmp_path / "reward/config.json").write_text(
+        json.dumps({k: v for k, v in config.items() if k != "reward_mean"})
+    )
     with pytest.raises(Problem, match="reward_mean"):
         load_reward(tmp_path / "reward")
 
@@ -120,7 +125,11 @@ def test_a_weight_that_is_not_finite_is_refused(model, tmp_path):
 
 
 def test_all_annotators_of_a_prompt_share_its_answers():
-    rows = [ranking("a", ["x", "y"], [0, 1]), ranking("b", ["z", "y"], [1, 0]), ranking("a", ["x", "y"], [1, 0], "Q")]
+    rows = [
+        ranking("a", ["x", "y"], [0, 1]),
+        ranking("b", ["z", "y"], [1, 0]),
+        ranking("a", ["x", "y"], [1, 0], "Q"),
+    ]
     first = next(group for group in grouped(rows) if group.prompt == PROMPT)
     assert first.answers == ["x", "y", "z"]
     assert first.ranks == [[0, 1, -1], [-1, 0, 1]]
@@ -131,37 +140,40 @@ def test_scoring_answers_once_is_scoring_every_pair(model, tokenizer):
     """One forward pass per answer gives the loss that a pass per pair would give."""
     rows = [ranking("a", ["x", "y", "w"], [0, 1, 2]), ranking("b", ["w", "x", "v"], [1, 0, 2])]
     rows += [ranking("a", ["x", "y"], [1, 0], "The game was dull")]
-    groups = grouped(rows)
-    sequences = [ids for group in groups for ids in encoded(tokenizer, group, None)]
+    groups = tokenized(tokenizer, grouped(rows), None)
     places, ranks = batch_ranks(groups)
-    once = ranking_loss(rewards(model, sequences, 0)[places], ranks)
+    once = ranking_loss(rewards(model, [ids for group in groups for ids in group.sequences])[places], ranks)
     by_pair = []
     for row in rows:
-        ids = encoded(tokenizer, Group("", row["prompt"], row["answers"], rows=["r"]), None)
+        ids = tokenized(tokenizer, [Group("", row["prompt"], row["answers"])], None)[0].sequences
         order = sorted(range(len(ids)), key=row["ranks"].__getitem__)
         pair_losses = [
-            -torch.nn.functional.logsigmoid(torch.sub(*rewards(model, [ids[order[i]], ids[order[j]]], 0)))
+            -torch.nn.functional.logsigmoid(torch.sub(*rewards(model, [ids[order[i]], ids[order[j]]])))
             for i in range(len(ids)) for j in range(i + 1, len(ids))
         ]  # fmt: skip
         by_pair.append(torch.stack(pair_losses).mean())
     assert once.item() == pytest.approx(torch.stack(by_pair).mean().item(), abs=1e-6)
 
 
-def test_an_answer_that_does_not_fit_is_named_not_cut(tokenizer):
-    with pytest.raises(Problem, match=r"ranking r7: .* tokens, the model 8 positions"):
-        encoded(tokenizer, Group("", PROMPT, ["good", "bad"], rows=["r7"]), 8)
+def test_answers_that_do_not_fit_are_left_out_not_cut(tokenizer):
+    short, long = Group("s", PROMPT, ["good", "bad"]), Group("l", PROMPT, ["good", "bad " * 40])
+    assert [group.prompt_id for group in tokenized(tokenizer, [short, long], 40)] == ["s"]
+    assert all(ids[-1] == tokenizer.eos_token_id for ids in tokenized(tokenizer, [short], 40)[0].sequences)
 
 
 # --- training ---
 
 
-def groups() -> list[Group]:
-    return grouped(
+def groups(tokenizer) -> list[Group]:
+    rankings = (
         ranking("a", ["good", "bad. Happy to help!", "bad"], [0, 1, 2], f"The {noun} was fine") for noun in world.NOUNS
     )  # fmt: skip
+    return tokenized(tokenizer, grouped(rankings), None)
 
 
-def trained(tokenizer, checkpoint: Checkpoint, stop_after: int | None = None, **how) -> dict[str, torch.Tensor]:
+def trained(
+    tokenizer, checkpoint: Checkpoint, stop_after: int | None = None, **how
+) -> dict[str, torch.Tensor]:
     class Killed(Exception):
         pass
 
@@ -172,7 +184,7 @@ def trained(tokenizer, checkpoint: Checkpoint, stop_after: int | None = None, **
     model = from_policy(world.policy(), seed=1)
     options = {"epochs": 3, "prompts_per_step": 4, "checkpoint_every": 2, **how}
     try:
-        train(model, tokenizer, groups(), Training(**options), seed=3, checkpoint=checkpoint, progress=progress)
+        train(model, groups(tokenizer), Training(**options), seed=3, checkpoint=checkpoint, progress=progress)
     except Killed:
         return {}
     return model.state_dict()
@@ -183,7 +195,7 @@ def test_training_learns_the_order(tokenizer, tmp_path):
     how = Training(epochs=10, prompts_per_step=4, learning_rate=3e-3)
     checkpoint = Checkpoint(tmp_path, {})
     history = train(
-        model, tokenizer, groups(), how, seed=3, checkpoint=checkpoint, progress=lambda *a, **k: None
+        model, groups(tokenizer), how, seed=3, checkpoint=checkpoint, progress=lambda *a, **k: None
     )
     assert history[-1]["accuracy"] == 1.0 and history[-1]["loss"] < history[0]["loss"] / 3
     assert len(history) == 10 * 3
@@ -212,7 +224,7 @@ def test_a_loss_that_is_not_finite_names_rankings_and_takes_no_step(tokenizer, t
         model.score.weight[0, 0] = math.inf
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(Problem, match=r"the loss is .*rankings a-The"):
-        train(model, tokenizer, groups(), Training(), seed=3, checkpoint=Checkpoint(tmp_path, {}),
+        train(model, groups(tokenizer), Training(), seed=3, checkpoint=Checkpoint(tmp_path, {}),
               progress=lambda *a, **k: None)  # fmt: skip
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
@@ -228,7 +240,7 @@ def test_a_signal_saves_before_it_ends_the_run(tokenizer, tmp_path):
     checkpoint = Checkpoint(tmp_path / "stopped", {})
     how = Training(epochs=3, prompts_per_step=4, checkpoint_every=100)
     with pytest.raises(SystemExit) as stopped:
-        train(from_policy(world.policy(), seed=1), tokenizer, groups(), how, seed=3, checkpoint=checkpoint,
+        train(from_policy(world.policy(), seed=1), groups(tokenizer), how, seed=3, checkpoint=checkpoint,
               progress=progress)  # fmt: skip
     saved = checkpoint.load()
     assert stopped.value.code == 143 and saved is not None and saved[0] == 3
