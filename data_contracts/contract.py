@@ -177,7 +177,10 @@ def _validated(frame: pd.DataFrame, claims: Mapping[str, Expectation], detail: s
         batch_parameters={"dataframe": frame},
         result_format={"result_format": detail, "unexpected_index_column_names": ["id"]},
     )
-    by_claim = {r.expectation_config.meta["claim"]: r for r in outcome.results}
+    by_claim: dict[str, Any] = {}
+    for result in outcome.results:  # in an order of its own
+        assert result.expectation_config and result.expectation_config.meta
+        by_claim[result.expectation_config.meta["claim"]] = result
     return {claim: by_claim[claim] for claim in claims}
 
 

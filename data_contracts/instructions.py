@@ -1,7 +1,7 @@
 """Instructions: what SFT, sampling, PPO and distillation train on.
 
 A row asks something and holds the answer that is learned. `label` is the answer without style; if `choices`
-are given it is one of them. The splits train, preference, policy and validation share no prompt.
+are given it is one of them. A prompt stands in one split only.
 """
 
 from __future__ import annotations
@@ -33,16 +33,15 @@ EXAMPLE = {
 }
 
 SCHEMA = INSTRUCTION
-READS = {
-    split: Path(f"data/curated/{split}.parquet") for split in ("train", "preference", "policy", "validation")
-}
-JUDGED = tuple(READS)
+READS = {"instructions": Path("data/instructions/rows.parquet")}
+JUDGED = ("instructions",)
+SPLITS = ("train", "preference", "policy", "validation", "rows", "templates", "clusters")
 LARGEST_CLASS = 0.95  # a task of which one choice makes up more than this has collapsed
 ROWS_TO_JUDGE_A_CLASS = 20
 
 
 def judgements(tables: dict[str, list[Row]]) -> list[Judgement]:
-    rows = [row for name in JUDGED for row in tables.get(name, ())]
+    rows = tables["instructions"]
     frame = frame_of(rows)
     splits: dict[str, set[str]] = defaultdict(set)
     for key, split in zip(frame["prompt"], frame["split"], strict=True):
@@ -52,7 +51,7 @@ def judgements(tables: dict[str, list[Row]]) -> list[Judgement]:
         Judgement(
             frame,
             {
-                **claims_about_rows(list(JUDGED)),
+                **claims_about_rows(list(SPLITS)),
                 "a prompt stands in one split only": gxe.ExpectColumnValuesToBeBetween(
                     column="splits_of_the_prompt", max_value=1
                 ),

@@ -150,7 +150,7 @@ def personal_data(params: Params, rows: list[Row], ledger: list[Row]) -> dict[in
         kinds = sorted({kind for _, found in redacted for kind in found})
         if not kinds:
             continue
-        if params.personal_data == "drop" or row["choices"] is not None and redacted[-1][1]:
+        if params.personal_data == "drop" or (row["choices"] is not None and redacted[-1][1]):
             dropped[i] = ", ".join(kinds)  # a chosen answer cannot be redacted: it would leave the choices
             continue
         clean = [text for text, _ in redacted]
@@ -192,7 +192,7 @@ def contradictions(rows: list[Row]) -> dict[int, str]:
 def alike(params: Params, rows: list[Row]) -> dict[int, str]:
     """Near duplicates within a task. Evaluation comes first, so it stays and its like in training goes.
 
-    Two chosen labels that differ make two rows worth having, however alike their texts (a contrast pair); a free
+    Chosen labels that differ make two rows worth having, however alike their texts (a contrast pair); a free
     answer is compared as part of the text.
     """
     items: dict[str, Item] = {}
@@ -216,7 +216,7 @@ def alike(params: Params, rows: list[Row]) -> dict[int, str]:
 
 
 def contaminated(params: Params, rows: list[Row], hit: set[str]) -> dict[int, str]:
-    """Training and validation rows that hold the stated share of an evaluation text, which is added to `hit`."""
+    """Training and validation rows that hold the stated share of an evaluation text, which `hit` collects."""
     texts: dict[bool, dict[str, str]] = {True: {}, False: {}}
     for row in rows:
         texts[row["split"] in EVALUATION].setdefault(row["row"], row["text"])

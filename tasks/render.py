@@ -5,8 +5,8 @@ Writes  data/instructions/rows.parquet, data/instructions/ledger.parquet, report
 Run     python -m tasks.render
 
 A row's split follows from the hash of its input text, so it never moves, whatever templates, seeds or other
-rows do. Test rows are asked through seen templates (split `rows`) and held-out ones (split `templates`); every
-row of a held-out cluster is a test row (split `clusters`).
+rows do. Test rows are asked through seen templates (split `rows`) and held-out ones (split `templates`);
+every row of a held-out cluster is a test row (split `clusters`).
 """
 
 from __future__ import annotations
@@ -183,20 +183,25 @@ def prompt_of(row: Row) -> str:
 
 
 def without_shared_prompts(rows: list[Row], ledger: list[Row]) -> list[Row]:
-    """Drop a row whose prompt is in an earlier split of SPLITS: evaluation keeps it, training loses it."""
+    """Drop a row whose prompt is in an earlier split of SPLITS: evaluation keeps it, training loses it.
+
+    Of rows with equal ids, which equal raw rows make, the first one stays.
+    """
     home: dict[str, str] = {}
     for row in sorted(rows, key=lambda row: SPLITS.index(row["split"])):
         home.setdefault(prompt_of(row), row["split"])
-    kept = []
+    kept: dict[str, Row] = {}
     for row in rows:
         first = home[prompt_of(row)]
-        if first == row["split"]:
-            kept.append(row)
+        if first == row["split"] and row["id"] not in kept:
+            kept[row["id"]] = row
+        elif first == row["split"]:
+            ledger.append({"id": row["id"], "rule": "rendered twice", "detail": f"raw row {row['row']}"})
         else:
             ledger.append(
                 {"id": row["id"], "rule": "prompt in two splits", "detail": f"{row['split']}: also {first}"}
             )
-    return kept
+    return list(kept.values())
 
 
 def mixed(params: Params, rows: list[Row]) -> list[Row]:

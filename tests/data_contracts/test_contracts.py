@@ -85,7 +85,7 @@ def test_a_broken_row_is_named_by_id_and_never_quoted(contract: str) -> None:
 
 def test_ids_are_unique_and_a_prompt_has_one_split() -> None:
     train, policy = example("instructions"), example("instructions", split="policy")
-    report = judged("instructions", [train], policy=[policy])
+    report = judged("instructions", [train, policy])
     assert violated(report) == {
         "ids are unique": [train["id"]],
         "a prompt stands in one split only": [train["id"]],

@@ -20,7 +20,7 @@ SECRETS: dict[str, re.Pattern[str]] = {
     ),
     "password": re.compile(
         r"(?i)\b(?:password|passwd|secret|api[_-]?key|access[_-]?key|auth[_-]?token|bearer)\b(?:\s*[=:]\s*|\s+)"
-        r"[\"']?(?=[^\s\"']*\d)[^\s\"',;]{8,}"
+        r"[\"']?(?=[^\s\"']*\d)[^\s\"',;]{8,}[\"']?"
     ),
     "password in an address": re.compile(r"(?<=://)[^\s/:@]+:[^\s/@]+(?=@)"),
 }

@@ -163,11 +163,11 @@ def _check_labels(file: SourceFile, path: Path, rows: list[RawRow]) -> None:
     """One label for a whole file: test sets are often published without labels, all 0 or -1."""
     if "label" not in file.fields:
         return
-    counts = Counter(repr(row.fields["label"]) for row in rows)
+    counts = Counter(str(row.fields["label"]) for row in rows)
     if len(counts) == 1 and len(rows) >= SAME_LABEL_ROWS:
         raise Problem(
             f"{path}:{rows[0].where.rpartition(':')[2]}:label: expected labels that differ, found"
             f" {excerpt(next(iter(counts)))} in all {len(rows)} rows; is the file unlabelled?"
         )
-    if file.labels is not None and (absent := [v for v in file.labels.values() if repr(v) not in counts]):
+    if file.labels is not None and (absent := [v for v in file.labels.values() if str(v) not in counts]):
         raise Problem(f"{path}: the label {excerpt(absent[0])} of labels: occurs in no row; correct the map")

@@ -1,0 +1,132 @@
+"""A source.yaml is checked before a row of it is used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tasks.lib.data.sources import Source, check_license, find_sources, inside, read_source
+from tasks.lib.stage import Problem
+
+SOURCE = {
+    "file": "rows.csv",
+    "format": "csv",
+    "license": "MIT",
+    "cluster": "sentiment",
+    "task": "review",
+    "templates": "review",
+    "fields": "{text: str, label: str}",
+}
+
+
+def source(folder: Path, rows: str = "text,label\nfine,good\nstale,bad\n", **changes: str | None) -> Source:
+    folder.mkdir(exist_ok=True)
+    (folder / "rows.csv").write_text(rows)
+    keys = {k: v for k, v in {**SOURCE, **changes}.items() if v is not None}
+    (folder / "source.yaml").write_text("".join(f"{key}: {value}\n" for key, value in keys.items()))
+    return read_source(folder / "source.yaml", folder, "review", commercial=True)
+
+
+BAD = {
+    "no licence": ({"license": None}, "source.license is missing"),
+    "an unknown licence": ({"license": "free"}, "license: expected an SPDX identifier"),
+    "a non-commercial licence": ({"license": "CC-BY-NC-4.0"}, "CC-BY-NC-4.0 forbids commercial use"),
+    "an unknown type": ({"fields": "{text: string, label: str}"}, "fields.text: expected one of str, int"),
+    "a field that is not there": (
+        {"fields": "{text: str, label: str, x: str}"},
+        "rows.csv:2:x: expected str",
+    ),
+    "a field too many": ({"fields": "{text: str}"}, "rows.csv:2:label: expected only the fields text"),
+    "a misspelt key": ({"licence": "MIT"}, "did you mean license?"),
+    "a label outside the map": (
+        {"labels": "{good: 1}"},
+        "rows.csv:3:label: expected one of good, found 'bad'",
+    ),
+    "a label that never occurs": (
+        {"labels": "{good: 1, bad: 0, odd: 2}"},
+        "the label 2 of labels: occurs in no row",
+    ),
+    "inputs that are no fields": ({"inputs": "[title]"}, "title is not among the fields text, label"),
+    "a renamed field that is no field": ({"rename": "{label: class}"}, "class is not among the fields"),
+    "a path that leads out": ({"file": "../../etc/passwd"}, "file: expected a path inside"),
+    "an absolute path": ({"file": "/etc/passwd"}, "file: expected a path inside"),
+}
+
+
+@pytest.mark.parametrize("changes, message", BAD.values(), ids=BAD)
+def test_a_bad_source_is_a_problem_that_names_it(
+    tmp_path: Path, changes: dict[str, str | None], message: str
+) -> None:
+    with pytest.raises(Problem) as caught:
+        source(tmp_path / "a", **changes)
+    assert message in str(caught.value)
+
+
+def test_an_unlabelled_file_is_a_problem(tmp_path: Path) -> None:
+    same = "text,label\n" + "".join(f"row {i},0\n" for i in range(20))
+    with pytest.raises(
+        Problem, match=r"rows\.csv:2:label: expected labels that differ, found '0' in all 20 rows"
+    ):
+        source(tmp_path / "a", same)
+    with pytest.raises(Problem, match=r"rows\.csv:2:label: expected a label of at least 0, found -1"):
+        source(tmp_path / "a", "text,label\nx,-1\ny,0\n", fields="{text: str, label: int}")
+
+
+def test_fields_are_renamed_mapped_and_completed(tmp_path: Path) -> None:
+    made = source(
+        tmp_path / "a",
+        "sentence,label\nfine,1\nstale,2\n",
+        rename="{sentence: text}",
+        labels="{'1': 0, '2': 1}",
+        constants="{tone: plain}",
+    )
+    assert [row.fields for row in made.rows] == [
+        {"text": "fine", "label": 0, "tone": "plain"},
+        {"text": "stale", "label": 1, "tone": "plain"},
+    ]
+    assert made.fields == ["text", "label", "tone"]
+    assert made.rows[1].where.endswith("rows.csv:3")
+
+
+def test_content_is_the_inputs_without_case_and_spacing(tmp_path: Path) -> None:
+    rows = 'text,label,style\nA fine  film,good,x\n"a FINE film ",bad,y\n'
+    made = source(tmp_path / "a", rows, fields="{text: str, label: str, style: str}", inputs="[text]")
+    first, second = made.rows
+    assert first.content == second.content and first.id != second.id
+    assert first.text == "A fine  film"
+    by_default = source(tmp_path / "b", rows, fields="{text: str, label: str, style: str}")
+    assert by_default.rows[0].text == "A fine  film\nx"
+
+
+def test_a_limit_keeps_the_same_rows_when_others_come(tmp_path: Path) -> None:
+    rows = [f"row {i},{i % 2}\n" for i in range(40)]
+    few = source(tmp_path / "a", "text,label\n" + "".join(rows[:30]), limit="10").rows
+    more = source(tmp_path / "b", "text,label\n" + "".join(rows), limit="10").rows
+    assert len(few) == len(more) == 10
+    old = {row.text for row in more} & {row.partition(",")[0] for row in rows[:30]}
+    assert old <= {row.text for row in few}
+
+
+def test_licences_and_folders(tmp_path: Path) -> None:
+    check_license("LicenseRef-Acme", "here", commercial=True)
+    check_license("CC-BY-NC-4.0", "here", commercial=False)
+    with pytest.raises(Problem, match=r"expected folders with a source\.yaml"):
+        find_sources(tmp_path / "none")
+    assert inside(Path("a"), "b/c", "here") == Path("a/b/c")
+
+
+def test_the_shared_tasks_are_read_through_renames_and_label_maps(shared: Path, tmp_path: Path) -> None:
+    (tmp_path / "source.yaml").write_text(
+        "file: tasks/agnews_test.jsonl\nformat: jsonl\nlicense: MIT\ncluster: topic\ntask: ag_news\n"
+        "templates: ag_news\nfields: {text: str, label: str}\nrename: {sentence: text}\n"
+        "labels: {'1': 0, '2': 1, '3': 2, '4': 3}\nlimit: 50\n"
+    )
+    made = read_source(tmp_path / "source.yaml", shared, "ag_news", commercial=True)
+    assert len(made.rows) == 50 and {row.fields["label"] for row in made.rows} == {0, 1, 2, 3}
+    unlabelled = (tmp_path / "source.yaml").read_text().replace("agnews_test", "sst2_test")
+    (tmp_path / "source.yaml").write_text(
+        unlabelled.replace("labels: {'1': 0, '2': 1, '3': 2, '4': 3}\n", "")
+    )
+    with pytest.raises(Problem, match=r"sst2_test\.jsonl:1:label: expected labels that differ"):
+        read_source(tmp_path / "source.yaml", shared, "sst2", commercial=True)

@@ -1,0 +1,64 @@
+"""check: a violated contract stops the line with one line and leaves a report that names the rows."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_contracts.contract import module_of
+from tasks.check import check
+from tasks.lib.data.rows import Row, write_parquet
+from tasks.lib.stage import Problem
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def tables(contract: str, **rows: list[Row]) -> None:
+    module = module_of(contract)
+    for name, path in module.READS.items():
+        schema = module.SCHEMA if name in module.JUDGED else module_of("instructions").SCHEMA
+        write_parquet(path, rows.get(name, []), schema)
+
+
+def test_a_contract_that_holds_writes_its_report(workspace: Path) -> None:
+    tables("rankings", train=[module_of("rankings").EXAMPLE])
+    check(["rankings"])
+    report = json.loads(Path("reports/check/rankings.json").read_text())
+    assert report["holds"] is True and report["rows"] == 1
+    assert Path("reports/check/rankings.html").read_text().startswith("<!doctype html>")
+
+
+def test_a_violated_contract_is_one_line_that_names_contract_claim_and_ids(workspace: Path) -> None:
+    row = {**module_of("rankings").EXAMPLE, "ranks": [0, 2, 2, 3]}
+    tables("rankings", train=[row])
+    with pytest.raises(Problem) as caught:
+        check(["rankings"])
+    message = str(caught.value)
+    assert "data contract rankings is violated: ranks start at 0 and have no gaps" in message
+    assert "expect_column_pair_values_to_be_equal" in message and row["id"] in message and "\n" not in message
+    report = json.loads(Path("reports/check/rankings.json").read_text())
+    assert report["holds"] is False
+    assert [r["ids"] for r in report["results"] if r["violations"]] == [[row["id"]]]
+
+
+def test_missing_data_and_wrong_arguments_are_problems(workspace: Path) -> None:
+    with pytest.raises(Problem, match=r"train\.parquet does not exist"):
+        check(["instructions"])
+    for arguments in ([], ["nothing"], ["instructions", "rankings"]):
+        with pytest.raises(Problem, match=r"expected (a|one) contract of instructions, evaluation"):
+            check(arguments)
+
+
+def test_the_module_exits_with_status_1_and_one_line(workspace: Path) -> None:
+    Path("params.yaml").write_text("seed: 1\nthreads: 1\ncheck: {}\n")
+    result = subprocess.run(
+        [sys.executable, "-m", "tasks.check", "nothing"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert result.stderr.startswith("anneal: expected a contract of") and result.stderr.count("\n") == 1

@@ -1,0 +1,230 @@
+"""render: rows through templates; held-out things stay held out; no row or prompt stands in two splits."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.lib.data.rows import Row, read_parquet
+from tasks.lib.stage import Problem, Stage, validated
+from tasks.render import Params, run
+
+PARAMS: dict[str, Any] = {
+    "raw": "data/raw",
+    "sources": "data/raw",
+    "templates": "templates",
+    "heldout_clusters": ["inference"],
+    "heldout_templates": [],
+    "shares": {"train": 0.4, "preference": 0.2, "policy": 0.1, "validation": 0.1, "test": 0.2},
+    "templates_per_row": 2,
+    "max_per_task": 1000,
+    "total": None,
+    "max_per_task_evaluation": 100,
+    "commercial": True,
+    "show": 0,
+}
+TEMPLATES = {"a": "Good or bad? {{ text }}", "b": "{{ text }}. Good or bad?", "c": "Judge: {{ text }}"}
+
+
+def add_task(name: str, cluster: str, rows: list[tuple[str, str]], more: str = "") -> None:
+    folder, templates = Path("data/raw") / name, Path("templates") / name
+    folder.mkdir(parents=True, exist_ok=True)
+    templates.mkdir(parents=True, exist_ok=True)
+    (folder / "rows.jsonl").write_text("".join(json.dumps({"text": t, "label": a}) + "\n" for t, a in rows))
+    (folder / "source.yaml").write_text(
+        f"file: {name}/rows.jsonl\nformat: jsonl\nlicense: CC0-1.0\ncluster: {cluster}\ntask: {name}\n"
+        f"templates: {name}\nfields: {{text: str, label: str}}\n{more}"
+    )
+    for template, prompt in {**TEMPLATES, "new": "New: {{ text }}"}.items():
+        (templates / f"{template}.yaml").write_text(
+            f'prompt: "{prompt}"\nanswer: "{{{{ label }}}}!"\nlabel: "{{{{ label }}}}"\n'
+            + "choices: [good, bad]\n"
+            + "heldout: true\n" * (template == "new")
+        )
+
+
+def texts(name: str, count: int = 200) -> list[tuple[str, str]]:
+    return [(f"{name} text {i}", ("good", "bad")[i % 2]) for i in range(count)]
+
+
+@pytest.fixture
+def world(workspace: Path) -> Path:
+    add_task("review", "sentiment", texts("review"))
+    add_task("follows", "inference", texts("follows", 50))
+    return workspace
+
+
+def rendered(**changes: Any) -> list[Row]:
+    run(validated("render", Params, {**PARAMS, **changes}), Stage("render"))
+    return read_parquet(Path("data/instructions/rows.parquet"))
+
+
+def report() -> dict[str, Any]:
+    return json.loads(Path("reports/render.json").read_text())
+
+
+def test_rows_hold_what_the_templates_made_of_them(world: Path) -> None:
+    rows = rendered()
+    row = next(row for row in rows if row["template"] == "review/b")
+    assert row["messages"] == [{"role": "user", "content": f"{row['text']}. Good or bad?"}]
+    assert row["answer"] == row["label"] + "!" and row["choices"] == ["good", "bad"]
+    assert (row["source"], row["license"], row["cluster"]) == ("review", "CC0-1.0", "sentiment")
+    assert len({row["id"] for row in rows}) == len(rows)
+
+
+def test_held_out_clusters_and_templates_are_only_tested(world: Path) -> None:
+    by_split = defaultdict(list)
+    for row in rendered():
+        by_split[row["split"]].append(row)
+    assert {row["cluster"] for row in by_split["clusters"]} == {"inference"}
+    assert len(by_split["clusters"]) == 50
+    assert {row["template"] for row in by_split["templates"]} == {"review/new"}
+    assert {row["row"] for row in by_split["templates"]} == {row["row"] for row in by_split["rows"]}
+    for split in ("train", "preference", "policy", "validation", "rows"):
+        assert {row["template"] for row in by_split[split]} <= {"review/a", "review/b", "review/c"}
+        assert {row["cluster"] for row in by_split[split]} == {"sentiment"}
+
+
+def test_a_row_has_several_templates_in_training_and_one_split(world: Path) -> None:
+    rows = rendered()
+    splits, templates = defaultdict(set), defaultdict(list)
+    for row in rows:
+        splits[row["row"]].add("test" if row["split"] in ("rows", "templates") else row["split"])
+        templates[row["row"], row["split"]].append(row["template"])
+    assert all(len(found) == 1 for found in splits.values())
+    assert {len(set(found)) for (_, split), found in templates.items() if split == "train"} == {2}
+    assert Counter(len(found) for (_, split), found in templates.items() if split == "validation").keys() == {
+        1
+    }
+    assert {len(f) for (_, s), f in _by_row(rendered(templates_per_row="all")).items() if s == "train"} == {3}
+
+
+def _by_row(rows: list[Row]) -> dict[tuple[str, str], list[str]]:
+    found = defaultdict(list)
+    for row in rows:
+        found[row["row"], row["split"]].append(row["template"])
+    return found
+
+
+def test_a_row_never_moves_whatever_is_added(world: Path) -> None:
+    before = {row["row"]: row["split"] for row in rendered() if row["split"] != "templates"}
+    (world / "templates/review/d.yaml").write_text('prompt: "D: {{ text }}"\nanswer: "{{ label }}"\n')
+    add_task("review", "sentiment", [*texts("other"), *reversed(texts("review"))])
+    after = {row["row"]: row["split"] for row in rendered(templates_per_row=1) if row["split"] != "templates"}
+    assert before.items() <= after.items() and len(after) > len(before)
+
+
+def test_equal_inputs_fall_in_one_split_and_equal_prompts_too(world: Path) -> None:
+    add_task("copy", "sentiment", [(f"  {text.upper()}", label) for text, label in texts("review")])
+    splits = defaultdict(set)
+    for row in rendered():
+        if row["split"] not in ("clusters", "templates"):
+            splits[row["text"].strip().casefold()].add(row["split"])
+    assert all(len(found) == 1 for found in splits.values())
+
+
+def test_a_prompt_in_two_splits_stays_with_evaluation(world: Path) -> None:
+    # all rows make one prompt, whatever their text
+    for name in ("a", "b", "c"):
+        (world / f"templates/review/{name}.yaml").write_text(
+            'prompt: "Say it."\nanswer: "{{ label }} {{ text }}"\n'
+        )
+    with pytest.raises(Problem, match="no row is left for training"):
+        rendered()
+    add_task("more", "sentiment", texts("more"))
+    rows = rendered()
+    assert {row["split"] for row in rows if row["task"] == "review"} == {"rows", "templates"}
+    assert report()["dropped.prompt in two splits"] > 100
+
+
+def test_mixing_caps_each_task_by_hash(world: Path) -> None:
+    add_task("small", "sentiment", texts("small", 40))
+    whole = {row["id"] for row in rendered()}
+    capped = rendered(max_per_task=30, max_per_task_evaluation=5)
+    counts = Counter((row["split"], row["task"]) for row in capped)
+    assert (
+        counts["train", "review"] == 30
+        and counts["train", "small"] <= 30
+        and counts["clusters", "follows"] == 5
+    )
+    assert {row["id"] for row in capped} < whole
+    assert sum(row["split"] == "train" for row in rendered(total=50)) == 50
+
+
+def test_empty_renders_are_dropped_counted_and_listed(world: Path) -> None:
+    add_task("review", "sentiment", [*texts("review"), ("", "good")])
+    for name in ("a", "b", "c", "new"):
+        (world / f"templates/review/{name}.yaml").write_text(
+            f'prompt: "{name[:0]}{{{{ text }}}}"\nanswer: x\n'
+        )
+    rendered()
+    ledger = read_parquet(Path("data/instructions/ledger.parquet"))
+    assert report()["dropped.empty prompt"] >= 1
+    assert any(e["rule"] == "empty prompt" and "rows.jsonl:201: review/" in e["detail"] for e in ledger)
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "an unknown cluster": ({"heldout_clusters": ["inferense"]}, "inferense is no cluster; known: inference"),
+    "an unknown template": ({"heldout_templates": ["review/z"]}, "review/z is no template"),
+    "all templates held out": (
+        {"heldout_templates": ["review/a", "review/b", "review/c"]}, "every template of review is held out"
+    ),
+    "all clusters held out": ({"heldout_clusters": ["inference", "sentiment"]}, "no row is left for"),
+    "shares that do not sum to 1": ({"shares": {**PARAMS["shares"], "test": 0.3}}, "shares must sum to 1"),
+    "a misspelt key": ({"template": "x"}, "did you mean templates?"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes, message", BAD.values(), ids=BAD)
+def test_a_bad_parameter_is_a_problem(world: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(Problem) as caught:
+        rendered(**changes)
+    assert message in str(caught.value)
+    assert not Path("data/instructions/rows.parquet").exists()
+
+
+def test_a_task_in_two_clusters_is_a_problem(world: Path) -> None:
+    add_task("again", "other", texts("again"))
+    path = world / "data/raw/again/source.yaml"
+    path.write_text(path.read_text().replace("task: again", "task: review"))
+    with pytest.raises(Problem, match="the task review is in two clusters: other and sentiment"):
+        rendered()
+
+
+def test_the_same_inputs_give_the_same_bytes(world: Path) -> None:
+    rendered()
+    names = ("data/instructions/rows.parquet", "data/instructions/ledger.parquet", "reports/render.json")
+    before = [Path(name).read_bytes() for name in names]
+    rendered()
+    assert [Path(name).read_bytes() for name in names] == before
+
+
+def test_promptsource_templates_render_the_shared_rows(shared: Path, workspace: Path) -> None:
+    for task, file, cluster, rename, labels in (
+        ("ag_news", "agnews_dev_subsample", "topic", "{sentence: text}", "{'1': 0, '2': 1, '3': 2, '4': 3}"),
+        ("glue/sst2", "sst2_dev", "sentiment", "{}", "{'0': 0, '1': 1}"),
+        ("glue/rte", "rte_dev", "inference", "{sentence_1: sentence1, sentence_2: sentence2}",
+         "{entailment: 0, not_entailment: 1}"),
+    ):  # fmt: skip
+        names = {"ag_news": "text", "glue/sst2": "sentence", "glue/rte": "sentence1: str, sentence2"}[task]
+        folder = workspace / "sources" / task
+        folder.mkdir(parents=True)
+        (folder / "source.yaml").write_text(
+            f"file: tasks/{file}.jsonl\nformat: jsonl\nlicense: MIT\ncluster: {cluster}\ntask: {task}\n"
+            f"templates: {task}\nfields: {{{names}: str, label: str}}\n"
+            f"rename: {rename}\nlabels: {labels}\nlimit: 60\n"
+        )
+    rows = rendered(
+        raw=str(shared), sources="sources", templates=str(shared / "templates"),
+        heldout_templates=["ag_news/recommend", "sst2/review"],
+    )  # fmt: skip
+    assert {row["task"] for row in rows} == {"ag_news", "glue/sst2", "glue/rte"}
+    assert {row["template"] for row in rows if row["split"] == "templates"} == {
+        "ag_news/recommend",
+        "sst2/review",
+    }
+    assert all(row["label"] in row["choices"] for row in rows if row["choices"])
