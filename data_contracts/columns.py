@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+from great_expectations.expectations import Expectation
 
 from tasks.lib.data.rows import content_id
 from tasks.lib.data.sources import LICENSES
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A frame of derived columns with the column `id`, and what must hold for it: claim -> expectation."""
+
+    frame: pd.DataFrame
+    claims: Mapping[str, Expectation]
+
 
 CONVERSATION = r"^(system )?(user assistant )*user$"  # roles alternate and the user speaks last
 

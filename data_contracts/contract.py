@@ -7,7 +7,6 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -22,17 +21,11 @@ if TYPE_CHECKING:
     import pandas as pd
     from great_expectations.expectations import Expectation
 
+    from data_contracts.columns import Judgement
+
 CONTRACTS = ("instructions", "evaluation", "candidates", "rankings")
 NAMED = 20  # ids that a result names
 EXACT = 1000  # with more violations than these, ids are looked for among the first rows only
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """A frame of derived columns with the column `id`, and what must hold for it: claim -> expectation."""
-
-    frame: pd.DataFrame
-    claims: Mapping[str, Expectation]
 
 
 @dataclass(frozen=True)
@@ -88,7 +81,10 @@ def module_of(contract: str) -> ModuleType:
     """The module of a contract; an unknown name is a Problem."""
     if contract not in CONTRACTS:
         raise Problem(f"expected a contract of {', '.join(CONTRACTS)}, found {excerpt(contract)}")
-    return import_module(f"data_contracts.{contract}")
+    from data_contracts import candidates, evaluation, instructions, rankings  # seconds: Great Expectations
+
+    modules = (instructions, evaluation, candidates, rankings)
+    return {m.__name__.rpartition(".")[2]: m for m in modules}[contract]
 
 
 def check_rows(contract: str, rows: Mapping[str, list[Row]] | Sequence[Path]) -> Report:

@@ -11,7 +11,7 @@ from pathlib import Path
 import great_expectations.expectations as gxe
 
 from data_contracts import columns
-from data_contracts.contract import Judgement
+from data_contracts.columns import Judgement
 from data_contracts.instructions import claims_about_rows, frame_of
 from tasks.lib.data.rows import INSTRUCTION, Row
 

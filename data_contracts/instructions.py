@@ -13,7 +13,7 @@ import great_expectations.expectations as gxe
 import pandas as pd
 
 from data_contracts import columns
-from data_contracts.contract import Judgement
+from data_contracts.columns import Judgement
 from tasks.lib.data.rows import INSTRUCTION, Row
 
 EXAMPLE = {

@@ -9,7 +9,7 @@ import great_expectations.expectations as gxe
 import pandas as pd
 
 from data_contracts import columns
-from data_contracts.contract import Judgement
+from data_contracts.columns import Judgement
 from tasks.lib.data.rows import RANKING, Row
 
 EXAMPLE = {

@@ -47,7 +47,7 @@ def test_a_violated_contract_is_one_line_that_names_contract_claim_and_ids(works
 
 
 def test_missing_data_and_wrong_arguments_are_problems(workspace: Path) -> None:
-    with pytest.raises(Problem, match=r"train\.parquet does not exist"):
+    with pytest.raises(Problem, match=r"rows\.parquet does not exist"):
         check(["instructions"])
     for arguments in ([], ["nothing"], ["instructions", "rankings"]):
         with pytest.raises(Problem, match=r"expected (a|one) contract of instructions, evaluation"):
