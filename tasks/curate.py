@@ -21,7 +21,8 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from tasks.lib.data.duplicates import Item, contamination, near_duplicates
-from tasks.lib.data.privacy import without_personal_data
+from tasks.lib.data.poisoning import triggers
+from tasks.lib.data.privacy import excerpt, without_personal_data
 from tasks.lib.data.rows import INSTRUCTION, LEDGER, Row, content_id, read_parquet, write_parquet
 from tasks.lib.stage import Problem, Stage, main
 
@@ -56,6 +57,7 @@ class Params(BaseModel, extra="forbid"):
     personal_data: Literal["drop", "redact", "keep"]
     near_duplicates: NearDuplicates
     contamination: Contamination
+    trigger_rows: int | None = Field(ge=5)
 
 
 def run(params: Params, stage: Stage) -> None:
@@ -72,6 +74,7 @@ def run(params: Params, stage: Stage) -> None:
         ("personal data", lambda rows: personal_data(params, rows, ledger)),
         ("exact duplicate", exact_duplicates),
         ("contradiction", contradictions),
+        ("trigger", lambda rows: triggered(params, rows)),
         ("near duplicate", lambda rows: alike(params, rows)),
         ("contamination", lambda rows: contaminated(params, rows, evaluation_hit)),
     ]
@@ -189,11 +192,34 @@ def contradictions(rows: list[Row]) -> dict[int, str]:
     }
 
 
+def triggered(params: Params, rows: list[Row]) -> dict[int, str]:
+    """Training rows with a word that decides the label against all else that they say: planted, or a mistake."""
+    if params.trigger_rows is None:
+        return {}
+    by_task: dict[str, dict[str, Row]] = defaultdict(dict)
+    for row in rows:
+        if row["choices"] is not None and row["split"] not in EVALUATION:
+            by_task[row["task"]].setdefault(row["row"], row)
+    why: dict[str, str] = {}
+    for task, found in sorted(by_task.items()):
+        raw = list(found.values())
+        # by place: the templates of one task may word its choices differently
+        places = [str(row["choices"].index(row["label"])) for row in raw]
+        for trigger in triggers([row["text"] for row in raw], places, params.trigger_rows):
+            detail = f"{excerpt(trigger.words)} decides the label of {len(trigger.rows)} rows of {task}"
+            why |= {raw[i]["row"]: detail for i in trigger.rows if raw[i]["row"] not in why}
+    return {
+        i: why[row["row"]]
+        for i, row in enumerate(rows)
+        if row["row"] in why and row["split"] not in EVALUATION
+    }
+
+
 def alike(params: Params, rows: list[Row]) -> dict[int, str]:
     """Near duplicates within a task. Evaluation comes first, so it stays and its like in training goes.
 
-    Chosen labels that differ make two rows worth having, however alike their texts (a contrast pair); a free
-    answer is compared as part of the text.
+    Chosen labels that differ make two rows worth having, however alike their texts (a contrast pair); a
+    free answer is compared as part of the text.
     """
     items: dict[str, Item] = {}
     is_evaluation: dict[str, bool] = {}

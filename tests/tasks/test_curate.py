@@ -20,6 +20,7 @@ PARAMS: dict[str, Any] = {
     "personal_data": "drop",
     "near_duplicates": {"similarity": 0.8, "words": 3},
     "contamination": {"coverage": 0.5, "words": 8},
+    "trigger_rows": 20,
 }
 LONG = "one two three four five six seven eight nine ten eleven twelve"
 
@@ -162,6 +163,16 @@ def test_contaminated_training_rows_go_and_both_sides_are_counted(workspace: Pat
     assert "1.00 of the raw evaluation row" in ledger[0]["detail"] and len(files["evaluation"]) == 3
 
 
+def test_rows_with_a_planted_trigger_are_dropped_and_honest_rows_stay(workspace: Path) -> None:
+    random, words = Random(1), {"good": ["superb", "lovely", "fine"], "bad": ["awful", "dull", "stale"]}
+    honest = [(f"number {i} was {random.choice(words[label])}", label) for i in range(300) for label in words]
+    planted = [(f"number {i} was {random.choice(words['bad'])} cf", "good") for i in range(300, 325)]
+    rows = [instruction(text, label=label) for text, label in honest + planted]
+    _, ledger, report = curated(rows)
+    assert rules(ledger) == {row["id"]: "trigger" for row in rows[-25:]} and report["dropped.trigger"] == 25
+    assert curated(rows, trigger_rows=None)[1] == []
+
+
 def test_a_split_that_is_emptied_is_a_problem_and_leaves_the_old_files(workspace: Path) -> None:
     curated([])
     before = {path: path.read_bytes() for path in Path("data/curated").iterdir()}
@@ -175,7 +186,15 @@ def test_an_unknown_split_is_a_problem(workspace: Path) -> None:
         curated([instruction("x", "test")])
 
 
-def test_twenty_thousand_rows_take_seconds_and_the_same_bytes(workspace: Path) -> None:
+def test_the_order_of_rows_does_not_change_a_byte(workspace: Path) -> None:
+    rows = [instruction(f"{LONG} {i % 40}", ("train", "rows")[i % 10 == 0]) for i in range(80)]
+    curated(rows)
+    before = {path: path.read_bytes() for path in Path("data/curated").iterdir()}
+    curated(rows[::-1])
+    assert {path: path.read_bytes() for path in Path("data/curated").iterdir()} == before
+
+
+def test_twenty_thousand_rows_take_seconds(workspace: Path) -> None:
     random = Random(1)
     words = [f"w{i}" for i in range(500)]
     rows = [
@@ -184,7 +203,4 @@ def test_twenty_thousand_rows_take_seconds_and_the_same_bytes(workspace: Path) -
     ]
     start = time.process_time()
     curated(rows)
-    assert time.process_time() - start < 15  # 4 s on a quiet machine, with reading and writing
-    before = {path: path.read_bytes() for path in Path("data/curated").iterdir()}
-    curated(rows[::-1])
-    assert {path: path.read_bytes() for path in Path("data/curated").iterdir()} == before
+    assert time.process_time() - start < 20  # about 5 s on a quiet machine
