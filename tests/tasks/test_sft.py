@@ -97,6 +97,16 @@ def test_a_run_that_was_killed_ends_in_the_same_bytes(
     assert not (inputs / ".anneal/checkpoints/sft").exists()
 
 
+def test_muon_goes_on_as_if_never_stopped(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(optimizer="muon")
+    expected = artifacts(inputs)
+    with monkeypatch.context() as patch:
+        interrupt(patch, "on_step_end", 7, signal.SIGKILL)
+        child(lambda: train(optimizer="muon"))
+    train(optimizer="muon")
+    assert artifacts(inputs) == expected
+
+
 def test_a_checkpoint_of_other_parameters_is_discarded_and_the_key_named(
     inputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -37,6 +37,7 @@ OTHER_WEIGHTS = {
 TEMPLATE_LIMIT = 200_000  # characters: of a chat template, and of what it makes of a short conversation
 
 transformers_logging.disable_progress_bar()
+transformers_logging.set_verbosity_error()  # what matters of its warnings is a Problem here
 
 
 def device() -> torch.device:
