@@ -193,7 +193,7 @@ def contradictions(rows: list[Row]) -> dict[int, str]:
 
 
 def triggered(params: Params, rows: list[Row]) -> dict[int, str]:
-    """Training rows with a word that decides the label against all else that they say: planted, or a mistake."""
+    """Training rows with a word that decides the label against all else they say: planted, or a mistake."""
     if params.trigger_rows is None:
         return {}
     by_task: dict[str, dict[str, Row]] = defaultdict(dict)
