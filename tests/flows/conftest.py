@@ -36,6 +36,7 @@ def endless(project: Path) -> Path:
     """A workspace whose stage never ends and has a grandchild."""
     (project / "dvc.yaml").write_text(ENDLESS)
     (project / "endless.py").write_text(ENDLESS_STAGE)
+    (project / "params.yaml").unlink()
     return project
 
 
@@ -84,4 +85,6 @@ def start_anneal() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     yield start
     for process in started:
         process.kill()
-        process.communicate()
+        process.wait()
+        if process.stdout:
+            process.stdout.close()

@@ -26,18 +26,15 @@ def flow(server: str) -> Callable[..., tuple[Any, dict[str, str]]]:
         from flows.post_training import post_training
 
         state = post_training(**parameters, return_state=True)
-        return state, {name: entry["state"] for name, entry in outcome.read()["stages"].items()}
+        return state, {name: entry["state"] for name, entry in outcome.read().get("stages", {}).items()}
 
     return run
 
 
 def test_only_what_depends_on_a_change_runs_again(project: Path, flow: Callable[..., Any]) -> None:
-    state, states = flow()
-    assert state.is_completed()
-    assert set(states.values()) == {"Completed"} and len(states) == 6
-
-    state, states = flow()
-    assert state.message == "6 cached"
+    subprocess.run(["dvc", "repro", "-q"], check=True)
+    state, _ = flow()
+    assert state.message == "6 cached"  # what dvc repro did, the flow need not do
 
     params = Path("params.yaml")
     params.write_text(params.read_text().replace("2e-5", "3e-5"))
@@ -47,12 +44,14 @@ def test_only_what_depends_on_a_change_runs_again(project: Path, flow: Callable[
     assert "came out as before" in outcome.read()["stages"]["behind"]["reason"]
 
     Path("raw.txt").write_text("raw two\n")  # left takes two letters of it, which are the same
-    state, states = flow(targets=["ends", "behind"])
-    assert states["left"] == states["behind"] == "Completed"
-    assert states["ends@a"] == states["ends@b"] == "Cached"
+    state, states = flow(targets=["ends@a"])
+    assert states == {"start": "Completed", "left": "Completed", "ends@a": "Cached"}
 
 
-def test_a_failure_skips_what_depends_on_it_and_nothing_else(project: Path, flow: Callable[..., Any]) -> None:
+def test_a_failure_stays_in_its_branch_and_out_of_the_page(project: Path, flow: Callable[..., Any]) -> None:
+    subprocess.run(["dvc", "repro", "-q"], check=True)
+    old = read_lock()["right"].outputs["right.txt"]
+    Path("raw.txt").write_text("new\n")
     Path("broken").touch()
     state, states = flow()
     assert state.is_failed()
@@ -61,12 +60,27 @@ def test_a_failure_skips_what_depends_on_it_and_nothing_else(project: Path, flow
     assert states.pop("behind") == "Skipped"
     assert set(states.values()) == {"Completed"} and len(states) == 4
 
-    task_states = states_on_the_server(state)
-    assert task_states["behind"] == ("CANCELLED", "Skipped")
-    assert task_states["right"] == ("FAILED", "Failed")
-    Path("broken").unlink()
-    state, states = flow()
-    assert [name for name, ended in states.items() if ended == "Completed"] == ["right", "behind"]
+    seen = states_on_the_server(state)
+    assert seen["behind"] == ("CANCELLED", "Skipped")
+    assert seen["right"] == ("FAILED", "Failed")
+
+    page = (Path(".anneal") / "lineage.md").read_text()
+    assert f"right.txt@`{old}`" not in page  # dvc.lock still has it
+    assert f"left.txt@`{read_lock()['left'].outputs['left.txt']}`" in page
+    assert "| **right** | Failed |  |  | right is broken |" in page
+    assert "loss 0.25" in page
+    tags, artifacts = tags_and_artifacts_on_the_server(state)
+    assert any(tag.startswith("left.txt@") for tag in tags)
+    assert not any(tag.startswith(("right.txt@", "reports")) for tag in tags)
+    assert {"lineage", "left"} <= artifacts
+
+
+def tags_and_artifacts_on_the_server(state: Any) -> tuple[list[str], set[str | None]]:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        tags = client.read_flow_run(state.state_details.flow_run_id).tags
+        return tags, {artifact.key for artifact in client.read_artifacts()}
 
 
 def states_on_the_server(state: Any) -> dict[str, tuple[str, str]]:
@@ -88,33 +102,11 @@ def states_on_the_server(state: Any) -> dict[str, tuple[str, str]]:
         return read()
 
 
-def test_the_page_reports_only_what_is_true_of_this_run(project: Path, flow: Callable[..., Any]) -> None:
-    flow()
-    old = read_lock()["right"].outputs["right.txt"]
-    Path("raw.txt").write_text("raw three\n")
-    Path("broken").touch()
-    state, _ = flow()
-    page = (Path(".anneal") / "lineage.md").read_text()
-    assert f"right.txt@`{old}`" not in page  # dvc.lock still has it
-    assert f"left.txt@`{read_lock()['left'].outputs['left.txt']}`" in page
-    assert "| **right** | Failed |  |  | right is broken |" in page
-    assert "loss 0.25" in page
-
-    from prefect.client.orchestration import get_client
-
-    with get_client(sync_client=True) as client:
-        tags = client.read_flow_run(state.state_details.flow_run_id).tags
-        artifacts = client.read_artifacts()
-    assert any(tag.startswith("left.txt@") for tag in tags)
-    assert not any(tag.startswith(("right.txt@", "reports")) for tag in tags)
-    assert {"lineage", "left"} <= {artifact.key for artifact in artifacts}
-
-
 def test_flow_and_dvc_repro_write_the_same_lock(project: Path, flow: Callable[..., Any]) -> None:
-    flow()
+    flow(targets=["behind"])
     by_flow = read_yaml(Path("dvc.lock"))
     Path("dvc.lock").unlink()
-    subprocess.run(["dvc", "repro", "-q", "--force"], check=True)
+    subprocess.run(["dvc", "repro", "-q", "--force", "behind"], check=True)
     assert read_yaml(Path("dvc.lock")) == by_flow
 
 
@@ -122,6 +114,7 @@ def test_a_crash_is_tried_again_and_a_mistake_is_not(project: Path, flow: Callab
     crash = "test -e tried || { touch tried; exit 1; }; echo done > out"
     mistake = "echo x >> tries; echo anneal: no such file; exit 1"
     stages = f"stages:\n  crash:\n    cmd: '{crash}'\n    outs: [out]\n  mistake:\n    cmd: '{mistake}'\n"
+    Path("params.yaml").unlink()
     Path("dvc.yaml").write_text(stages.replace("anneal: ", "anneal:\\x20").replace("'", '"'))
     _, states = flow(retries=2, retry_delay_seconds=0)
     assert states == {"crash": "Completed", "mistake": "Failed"}
@@ -147,7 +140,7 @@ def test_a_click_on_cancel_ends_the_stages(endless: Path, flow: Callable[..., An
     assert not at_work(endless)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_no_stage_outlives_the_run(
     endless: Path, server: str, start_anneal: Callable[..., subprocess.Popen[str]], number: signal.Signals
 ) -> None:
@@ -156,14 +149,16 @@ def test_no_stage_outlives_the_run(
     second = start_anneal("run").communicate()[0]
     assert f"anneal: process {run.pid} on " in second and "Traceback" not in second
     run.send_signal(number)
-    output = run.communicate(timeout=40)[0]
+    output = run.communicate(timeout=60)[0]
     assert wait_until(lambda: not at_work(endless), 30)
-    if number != signal.SIGKILL:
-        assert "Traceback" not in output
+    if number == signal.SIGTERM:
+        assert output.endswith("anneal: stopped; run it again to go on from the last checkpoints\n")
+        assert "Traceback" not in "".join(line for line in output.splitlines() if "endless | " not in line)
         assert run.returncode == 130
         assert outcome.read()["stages"]["endless"]["state"] == "Cancelled"
-    Path("endless.py").write_text("open('endless.txt', 'w')")
-    assert start_anneal("run").wait(60) == 0
+    else:
+        Path("endless.py").write_text("open('endless.txt', 'w')")
+        assert start_anneal("run").wait(120) == 0
 
 
 def test_stages_start_when_their_dependencies_ended_and_a_place_is_free() -> None:
