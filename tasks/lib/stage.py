@@ -116,7 +116,8 @@ def validated(name: str, Params: type[P], section: Any, where: Path = PARAMS_FIL
     try:
         return Params(**section)
     except ValidationError as error:
-        first = error.errors()[0]
+        errors = error.errors()  # a misspelt key is also a missing one: name the misspelling
+        first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
         key = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
             parent = _model_at(Params, first["loc"][:-1])
@@ -144,7 +145,7 @@ def read_params(name: str, Params: type[P], path: Path = PARAMS_FILE) -> tuple[P
         raise Problem(f"{path}: expected sections, found {type(document).__name__}")
     if name not in document:
         raise Problem(f"{path}: the section {name} is missing")
-    shared = {}
+    shared: dict[str, Any] = {}
     for key, least in zip(SHARED_KEYS, (0, 1), strict=True):
         value = document.get(key)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
@@ -178,4 +179,6 @@ def _prepare(stage: Stage) -> None:
         torch = sys.modules["torch"]
         torch.set_num_threads(stage.threads)
         torch.use_deterministic_algorithms(True, warn_only=True)
+        # filling every new tensor with NaN took a quarter of the SFT stage; nothing here reads one unfilled
+        torch.utils.deterministic.fill_uninitialized_memory = False
         torch.manual_seed(stage.seed_of("torch"))

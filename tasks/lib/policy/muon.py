@@ -35,10 +35,11 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(self, model: Any, lr: float, *, momentum: float = 0.95, weight_decay: float = 0.01) -> None:
-        tables = {id(m.weight) for m in (model.get_input_embeddings(), model.get_output_embeddings())}
+        embeddings = model.get_input_embeddings().weight
+        matrices = {id(p) for p in model.base_model.parameters() if p.ndim == 2 and p is not embeddings}
         trained = [p for p in model.parameters() if p.requires_grad]
-        inside = [p for p in trained if p.ndim == 2 and id(p) not in tables]
-        rest = [p for p in trained if p.ndim != 2 or id(p) in tables]
+        inside = [p for p in trained if id(p) in matrices]
+        rest = [p for p in trained if id(p) not in matrices]
         groups = [{"params": inside, "rule": "muon"}, {"params": rest, "rule": "adam"}]
         super().__init__(
             [group for group in groups if group["params"]],

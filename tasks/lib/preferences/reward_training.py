@@ -13,6 +13,7 @@ import torch
 from pydantic import BaseModel, Field, model_validator
 
 from tasks.lib.policy.checkpoints import Checkpoint, optimizer_tensors, restore_optimizer
+from tasks.lib.policy.muon import Muon
 from tasks.lib.preferences.ranking_loss import pairs, ranking_loss
 from tasks.lib.preferences.reward_model import Group, batch_ranks, rewards
 from tasks.lib.stage import Problem
@@ -25,7 +26,8 @@ class Training(BaseModel, extra="forbid"):
 
     epochs: int = Field(default=2, ge=1)  # more than a few overfit
     prompts_per_step: int = Field(default=16, ge=1)
-    learning_rate: float = Field(default=1e-3, gt=0)  # of AdamW, at its peak
+    optimizer: Literal["muon", "adamw"] = "adamw"
+    learning_rate: float = Field(default=1e-3, gt=0)  # at its peak
     warmup_share: float = Field(default=0.05, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
@@ -57,7 +59,9 @@ def train(
     finite, before the step is taken.
     """
     batches = _batches(groups, how, seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=how.learning_rate, weight_decay=how.weight_decay)
+    Optimizer: Any = Muon if how.optimizer == "muon" else torch.optim.AdamW
+    trained = model if how.optimizer == "muon" else model.parameters()
+    optimizer = Optimizer(trained, lr=how.learning_rate, weight_decay=how.weight_decay)
     history: History = []
     if saved := checkpoint.load():
         _, tensors, history = saved
