@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import os
 import re
 import subprocess
 import sys
@@ -293,17 +294,11 @@ def test_no_file_holds_a_path_of_this_machine() -> None:
 
 def text_files() -> Iterator[Path]:
     """The project's own files, not what stages and tools make."""
-    made = {"models", "reports", "export", "dvc_plots", "build", "__pycache__"}
-    for path in sorted(ROOT.rglob("*")):
-        parts = path.relative_to(ROOT).parts
-        hidden = any(part.startswith(".") and part not in (".ci", ".github", ".dvc") for part in parts[:-1])
-        ours = (
-            not hidden
-            and parts[0] not in made
-            and "__pycache__" not in parts
-            and not parts[0].endswith(".egg-info")
-        )
-        inside_data = parts[0] != "data" or parts[:2] == ("data", "raw")
-        cache = parts[:2] in ((".dvc", "cache"), (".dvc", "tmp"), (".dvc", "config.local"))
-        if path.is_file() and ours and inside_data and not cache:
-            yield path
+    made = {"models", "reports", "export", "dvc_plots", "build", "dist", "__pycache__"}
+    for folder, inner, files in os.walk(ROOT):
+        here = Path(folder).relative_to(ROOT)
+        if here == Path("data"):
+            inner[:] = ["raw"]
+        hidden = {name for name in inner if name.startswith(".") and name not in (".ci", ".github")}
+        inner[:] = sorted(set(inner) - hidden - made - {n for n in inner if n.endswith(".egg-info")})
+        yield from (Path(folder) / name for name in sorted(files))
