@@ -98,7 +98,10 @@ def run(params: Params, stage: Stage) -> None:
             save_every=settings.save_every,
             progress=stage.progress,
         )
-        facts |= {"perplexity": perplexity(model, held_out), "tokens": settings.steps * settings.batch_size * ids.shape[1]}
+        facts |= {
+            "perplexity": perplexity(model, held_out),
+            "tokens": settings.steps * settings.batch_size * ids.shape[1],
+        }
         save_model(model, tokenizer, OUT)
         checkpoint.clear()
         curves(Path("reports/plots/base"), log, "step", {"Loss per token": ["loss"]})

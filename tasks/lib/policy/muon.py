@@ -43,7 +43,13 @@ class Muon(torch.optim.Optimizer):
         groups = [{"params": inside, "rule": "muon"}, {"params": rest, "rule": "adam"}]
         super().__init__(
             [group for group in groups if group["params"]],
-            {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "betas": (0.9, 0.999), "eps": 1e-8},
+            {
+                "lr": lr,
+                "momentum": momentum,
+                "weight_decay": weight_decay,
+                "betas": (0.9, 0.999),
+                "eps": 1e-8,
+            },
         )
 
     @torch.no_grad()

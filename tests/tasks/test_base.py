@@ -1,0 +1,99 @@
+"""Claims about the base stage: the embedded model, models taken in, killed and resumed runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tasks.base import Params, run
+from tasks.lib.policy.models import load_policy, load_tokenizer
+from tasks.lib.stage import Problem, Stage
+
+PARAMS = {
+    "model": "embedded",
+    "text": "text.txt",
+    "tiny": {
+        "vocab_size": 320, "hidden": 16, "layers": 2, "heads": 2, "feed_forward": 32, "context": 32, "rope_theta": 100.0
+    },
+    "pretraining": {
+        "steps": 12, "batch_size": 4, "sequence_length": 16, "learning_rate": 5e-3, "warmup": 2,
+        "heldout_blocks": 4, "save_every": 4,
+    },
+}  # fmt: skip
+
+
+@pytest.fixture
+def world(workspace: Path) -> Path:
+    lines = [
+        f" the {a} {b} sat in the {c} ."
+        for a in ("big", "small")
+        for b in ("cat", "dog", "hen")
+        for c in ("hut", "den")
+    ]
+    (workspace / "text.txt").write_text("\n".join(lines * 12) + "\n")
+    return workspace
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "models/base/model.safetensors").read_bytes()
+
+
+def test_the_embedded_model_learns_its_text_and_knows_the_chat(world: Path) -> None:
+    run(Params(**PARAMS), Stage("base", seed=3))
+    figures = json.loads(Path("reports/base.json").read_text())
+    assert figures["perplexity"] < figures["perplexity_before"] / 2
+    tokenizer = load_tokenizer(Path("models/base"))
+    assert "{% generation %}" in tokenizer.chat_template
+    assert tokenizer.decode(tokenizer(" the cat<|end|>")["input_ids"]) == " the cat<|end|>"
+    assert load_policy(Path("models/base")).config.tie_word_embeddings
+    assert not Path(".anneal/checkpoints/base").exists()
+
+
+def test_a_folder_is_taken_in_as_it_is_or_trained_further(world: Path) -> None:
+    run(Params(**PARAMS), Stage("base", seed=3))
+    first = weights(world)
+    Path("models/base").rename("given")
+    still = PARAMS["pretraining"] | {"steps": 0}
+    run(Params(**PARAMS | {"model": "given", "pretraining": still}), Stage("base", seed=4))
+    assert weights(world) == first
+    run(Params(**PARAMS | {"model": "given"}), Stage("base", seed=4))
+    assert weights(world) != first
+
+
+def test_killed_in_the_middle_it_ends_in_the_same_bytes(world: Path) -> None:
+    """SIGKILL after the first checkpoint; the second run says that it goes on."""
+    Path("params.yaml").write_text(json.dumps({"seed": 3, "threads": 1, "base": PARAMS}))
+    command = [sys.executable, "-m", "tasks.base"]
+    subprocess.run(command, check=True, capture_output=True)
+    whole = weights(world)
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ)
+    checkpoint = Path(".anneal/checkpoints/base/checkpoint.safetensors")
+    while not checkpoint.exists() and child.poll() is None:
+        time.sleep(0.005)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert checkpoint.exists(), "the run ended before it could be killed"
+    again = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "goes on from step" in again.stdout
+    assert weights(world) == whole
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"text": "absent.txt"}, "absent.txt does not exist"),
+        ({"model": "no/such model"}, "no such folder"),
+        ({"model": "org/model"}, "needs a fixed revision"),
+        ({"pretraining": PARAMS["pretraining"] | {"heldout_blocks": 10_000}}, "too few"),
+    ],
+)
+def test_bad_input_is_one_clear_line(world: Path, change: dict[str, object], said: str) -> None:
+    with pytest.raises(Problem, match=said):
+        run(Params(**PARAMS | change), Stage("base", seed=3))
