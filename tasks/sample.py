@@ -107,9 +107,14 @@ def _different(draws: list[tuple[str, bool]], wanted: int) -> list[str]:
     """The first `wanted` answers that differ in more than white space; those that ended come first."""
     seen: dict[str, str] = {}
     for text, _ in sorted(draws, key=lambda draw: not draw[1]):
-        if text:
+        if text and _is_readable(text):
             seen.setdefault(words(text), text)
     return list(seen.values())[:wanted]
+
+
+def _is_readable(text: str) -> bool:
+    """False for control characters and broken UTF-8: people cannot rank it, and NUL breaks the export."""
+    return "\ufffd" not in text and all(c.isprintable() or c in "\n\t" for c in text)
 
 
 def _figures(

@@ -38,7 +38,9 @@ def rankings(prompts: int = 40) -> list[dict[str, Any]]:
 def test_no_prompt_stands_in_both_splits(workspace):
     write(rankings())
     figures = run(heldout_share=0.3)
-    train, heldout = (read_parquet(Path(f"data/preferences/{split}.parquet")) for split in ("train", "heldout"))
+    train, heldout = (
+        read_parquet(Path(f"data/preferences/{split}.parquet")) for split in ("train", "heldout")
+    )
     assert len(train) + len(heldout) == 120 == figures["rankings"]
     assert not {prompt_id(row["prompt"]) for row in train} & {prompt_id(row["prompt"]) for row in heldout}
     assert set(train[0]) == set(RANKING.names)
@@ -47,7 +49,9 @@ def test_no_prompt_stands_in_both_splits(workspace):
 def test_agreement_is_reported_by_annotator(workspace):
     write(rankings())
     figures = run(annotators={"3": "cleo"}, heldout_share=0.3)
-    assert figures["agreement_1"] == figures["agreement_2"] == 1.0  # where 2 and cleo differ there is no majority
+    assert (
+        figures["agreement_1"] == figures["agreement_2"] == 1.0
+    )  # where 2 and cleo differ there is no majority
     assert figures["agreement_cleo"] == 0.75
     assert 0.5 < figures["krippendorff_alpha"] < 1
     assert Path("reports/plots/preferences.png").exists() and Path("reports/plots/preferences.csv").exists()
@@ -92,7 +96,7 @@ def test_without_exports_or_without_rankings_it_says_so(workspace):
 def test_a_file_of_unknown_format_is_named(workspace):
     write(rankings())
     write([{"text": "t", "label": "l"}], "thumbs.jsonl")
-    with pytest.raises(Problem, match=r"thumbs.jsonl: expected preferences .* found rows with the fields text, label"):
+    with pytest.raises(
+        Problem, match=r"thumbs.jsonl: expected preferences .* found rows with the fields text, label"
+    ):
         run()
-
-
