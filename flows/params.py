@@ -1,10 +1,10 @@
-"""params.yaml as a whole: all sections valid before anything starts; presets and --set laid over it.
-
-Run  python -m flows.params [FILE]   (validates, one line per mistake, exit status 1)
-"""
+"""params.yaml as a whole: all sections valid before anything starts; presets and --set laid over it."""
 
 from __future__ import annotations
+import __future__
 
+import ast
+import contextlib
 import difflib
 import hashlib
 import importlib
@@ -15,41 +15,28 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from tasks.lib.stage import PARAMS_FILE, SHARED_KEYS, Problem, read_params, read_yaml, replaced
+from pydantic.errors import PydanticUserError
+
+from tasks.lib.stage import PARAMS_FILE, SHARED_KEYS, Problem, read_yaml, replaced, validated
 
 DVC_FILE = Path("dvc.yaml")
-CHECKED = Path(".anneal") / "params.checked"  # fingerprint of what was valid last time: saves the imports
 LAID = Path(".anneal") / "params.laid"  # fingerprint of the params.yaml that a preset made
 MODULE = re.compile(r"python -m (tasks\.(\w+))")
 VARIABLE = re.compile(r"\$\{(\w+)\}")
+LIGHT = (*sys.stdlib_module_names, "pydantic")  # what a model of parameters is made of
 
 
 def check(path: Path = PARAMS_FILE) -> None:
-    """Validate every section against its stage's `Params`, or raise one Problem with a line per mistake.
-
-    The stages import torch, so this is done in a child process (about 3 s), and only when something changed.
-    """
-    if not path.is_file():
-        return
-    read_yaml(path)  # a broken file needs no child
-    mark = _fingerprint(path)
-    if CHECKED.is_file() and CHECKED.read_text(encoding="utf-8") == mark:
-        return
-    command = [sys.executable, "-m", "flows.params", str(path)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([os.getcwd(), *_python_path()])}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        own = [line.removeprefix("anneal: ") for line in lines if line.startswith("anneal: ")]
-        raise Problem("\n".join(own or lines[-1:] or ["params.yaml could not be validated"]))
-    CHECKED.parent.mkdir(exist_ok=True)
-    CHECKED.write_text(mark, encoding="utf-8")
+    """Validate every section against its stage's `Params`, or raise one Problem with a line per mistake."""
+    if path.is_file() and (found := list(problems(path))):
+        raise Problem("\n".join(found))
 
 
 def problems(path: Path = PARAMS_FILE) -> Iterator[str]:
-    """Every mistake in params.yaml in one line each. Imports the stages that dvc.yaml runs."""
+    """Every mistake in params.yaml, in one line each, for the stages that dvc.yaml runs."""
     document = read_yaml(path)
     if not isinstance(document, dict):
         yield f"{path}: expected sections, found {type(document).__name__}"
@@ -68,13 +55,59 @@ def problems(path: Path = PARAMS_FILE) -> Iterator[str]:
                 f"did you mean {near[0]}?" if near else f"known sections: {', '.join(dict.fromkeys(known))}"
             )
             yield f"{path}: the section {name} belongs to no stage; {hint}"
+    for key in SHARED_KEYS if stages else ():
+        if not isinstance(document.get(key), int):
+            yield f"{path}: {key}: expected a whole number, found {document.get(key)!r}"
     for name in stages:
         try:
-            read_params(name, importlib.import_module(f"tasks.{name}").Params, path)
+            if name not in document:
+                raise Problem(f"{path}: the section {name} is missing")
+            _validate(name, document, path)
         except Problem as problem:
             yield str(problem)
         except (ImportError, AttributeError) as error:
             yield f"tasks/{name}.py: {error}"
+
+
+def _validate(name: str, document: Mapping[str, Any], path: Path) -> None:
+    """Quickly, without torch; a stage whose `Params` needs more than pydantic is imported after all."""
+    try:
+        validated(name, _without_heavy_imports(f"tasks.{name}", {}).Params, document[name], path)
+    except (AttributeError, NameError, PydanticUserError):
+        validated(name, importlib.import_module(f"tasks.{name}").Params, document[name], path)
+
+
+def _without_heavy_imports(name: str, loaded: dict[str, ModuleType]) -> ModuleType:
+    """A module of tasks/ as far as it goes without third-party packages: enough for the models of parameters.
+
+    Importing all stages costs 15 seconds of CPU time, which a misspelt key should not. Statements run one by
+    one; those that need what was left out are left out too.
+    """
+    if name == "tasks.lib.stage":
+        return importlib.import_module(name)  # it is light, and its Problem must be the one we catch
+    if name in loaded:
+        return loaded[name]
+    loaded[name] = module = ModuleType(f"{name} (its parameters)")
+    sys.modules[module.__name__] = module  # where pydantic looks up the names in annotations
+    file = Path(*name.split(".")).with_suffix(".py")
+    tree = ast.parse(file.read_text(encoding="utf-8")) if file.is_file() else ast.Module([], [])
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tasks."):
+            source = vars(_without_heavy_imports(str(node.module), loaded))
+            vars(module).update({a.asname or a.name: source[a.name] for a in node.names if a.name in source})
+        elif _is_light(node):
+            code = compile(ast.Module([node], []), str(file), "exec", __future__.annotations.compiler_flag)
+            with contextlib.suppress(Exception):
+                exec(code, vars(module))
+    return module
+
+
+def _is_light(node: ast.stmt) -> bool:
+    if isinstance(node, ast.Import):
+        return all(alias.name.split(".")[0] in LIGHT for alias in node.names)
+    if isinstance(node, ast.ImportFrom):
+        return (node.module or "").split(".")[0] in LIGHT
+    return isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.Assign, ast.AnnAssign))
 
 
 def lay_over(preset: Path | None, settings: Sequence[str], keep: bool = False) -> list[str]:
@@ -169,33 +202,3 @@ def _expanded(value: Any, preset: Path) -> Any:
         if name not in os.environ:
             raise Problem(f"{preset}: ${{{name}}} is not set; type `export {name}=...` first")
     return VARIABLE.sub(lambda match: os.environ[match[1]], value)
-
-
-def _fingerprint(path: Path) -> str:
-    """Of everything that the validation depends on: the file, the graph, the stages and what they import."""
-    digest = hashlib.sha256(path.read_bytes())
-    for file in (DVC_FILE, *sorted(Path("tasks").rglob("*.py"))):
-        if file.is_file():
-            digest.update(str(file).encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()
-
-
-def _python_path() -> list[str]:
-    return [
-        path for path in (str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")) if path
-    ]
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Print every mistake; 1 if there was one."""
-    try:
-        found = list(problems(*map(Path, arguments)))
-    except Problem as problem:
-        found = [str(problem)]
-    for line in found:
-        print(f"anneal: {line}", file=sys.stderr)
-    return 1 if found else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

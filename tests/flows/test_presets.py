@@ -71,13 +71,11 @@ def test_mistakes_in_a_preset_leave_params_as_it_was(project: Path, monkeypatch:
 def test_every_mistake_is_named_with_the_nearest_right_key(project: Path) -> None:
     stage = Path("tasks")
     stage.mkdir()
-    (stage / "__init__.py").write_text("import pkgutil\n__path__ = pkgutil.extend_path(__path__, __name__)\n")
     (stage / "tune.py").write_text(STAGE)
     Path("dvc.yaml").write_text("stages:\n  tune:\n    cmd: python -m tasks.tune\n    params: [tune]\n")
     good = "seed: 1\nthreads: 1\ntune:\n  epochs: 2\n  trainer: {learning_rate: 2e-5}\n"
     Path("params.yaml").write_text(good)
     params.check()
-    assert params.CHECKED.is_file()
     Path("params.yaml").write_text(good.replace("learning_rate", "learnign_rate") + "tunes: {}\n")
     with pytest.raises(Problem) as raised:
         params.check()
