@@ -12,6 +12,7 @@ Run     python -m tasks.base
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import BaseModel, Field
@@ -19,7 +20,7 @@ from pydantic import BaseModel, Field
 from tasks.lib.plots import curves
 from tasks.lib.policy.checkpoints import Checkpoint, file_hash
 from tasks.lib.policy.models import device, load_policy, load_tokenizer, materialise, save_model
-from tasks.lib.policy.pretraining import blocks, new_llama, perplexity, pretrain, train_tokenizer
+from tasks.lib.policy.pretraining import blocks, documents, new_llama, perplexity, pretrain, train_tokenizer
 from tasks.lib.stage import Problem, Stage, main
 
 OUT = Path("models/base")
@@ -57,11 +58,11 @@ def run(params: Params, stage: Stage) -> None:
     # 1. The model to start from: new, or somebody's.
     embedded = params.model == "embedded"
     if embedded:
-        tokenizer = train_tokenizer(text_lines(params.text), params.tiny.vocab_size)
+        tokenizer = train_tokenizer(documents(params.text), params.tiny.vocab_size)
         torch.manual_seed(stage.seed_of("weights"))
         shape = params.tiny.model_dump(exclude={"vocab_size"})
         save_model(new_llama(tokenizer, **shape), tokenizer, OUT)
-        facts = {"source": "embedded"}
+        facts: dict[str, Any] = {"source": "embedded"}
     else:
         facts = materialise(params.model, params.revision, OUT)
     model, tokenizer = load_policy(OUT).to(device()), load_tokenizer(OUT)
@@ -108,13 +109,6 @@ def run(params: Params, stage: Stage) -> None:
     else:
         curves(Path("reports/plots/base"), [], "step", {"Loss per token (not trained here)": ["loss"]})
     stage.report(facts)
-
-
-def text_lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise Problem(f"{path} does not exist; name a text file in params.yaml: base.text") from None
 
 
 if __name__ == "__main__":

@@ -78,20 +78,23 @@ def new_llama(
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
-            attn_implementation="sdpa",
         )
     )
 
 
-def blocks(path: Path, tokenizer: Any, length: int) -> Tensor:
-    """The text, a document a line, as (N, length) token ids; each document ends with EOS."""
+def documents(path: Path) -> list[str]:
+    """The documents of a text file, one a line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except FileNotFoundError:
         raise Problem(f"{path} does not exist; name a text file in params.yaml: base.text") from None
     except UnicodeDecodeError as error:
         raise Problem(f"{path}: not UTF-8 text, byte {error.start}; convert it") from None
-    encoded = tokenizer([line for line in lines if line.strip()], add_special_tokens=False)["input_ids"]
+
+
+def blocks(path: Path, tokenizer: Any, length: int) -> Tensor:
+    """The text as (N, length) token ids; each document ends with EOS."""
+    encoded = tokenizer(documents(path), add_special_tokens=False)["input_ids"]
     ids = [i for document in encoded for i in (*document, tokenizer.eos_token_id)]
     usable = len(ids) // length * length
     return torch.tensor(ids[:usable], dtype=torch.long).view(-1, length)
@@ -137,7 +140,7 @@ def pretrain(
     """
     parameters = dict(model.named_parameters())
     optimizer = Muon(model, learning_rate)
-    first, log = 0, []
+    first, log = 0, list[dict[str, float]]()
     if (found := checkpoint.load()) is not None:
         first, tensors, log = found
         with torch.no_grad():
