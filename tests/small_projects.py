@@ -56,9 +56,6 @@ right:
 
 ENDLESS = """
 stages:
-  quick:
-    cmd: echo quick > quick.txt
-    outs: [quick.txt]
   endless:
     cmd: python endless.py
     deps: [endless.py]
@@ -76,7 +73,7 @@ time.sleep(600)
 """
 
 
-def wait_until(true: Callable[[], object], seconds: float = 60.0) -> bool:
+def wait_until(true: Callable[[], object], seconds: float = 120.0) -> bool:
     """Poll until the condition holds; False after so many seconds."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
