@@ -9,7 +9,24 @@ from typing import Any
 from flows.lineage import COLOURS, figures
 
 # stage -> (label, key of the figure before | None, key after); both keys are read from reports/<stage>.json
-HEADLINES: dict[str, tuple[str, str | None, str]] = {}
+HEADLINES: dict[str, tuple[str, str | None, str]] = {
+    "base": ("perplexity", "perplexity_before", "perplexity"),
+    "render": ("rows from raw rows", "raw_rows", "rows"),
+    "check": ("rows that hold", None, "rows"),
+    "curate": ("rows", "rows_in", "rows_out"),
+    "sft": ("validation loss", "validation_loss_before", "validation_loss"),
+    "sample": ("prompts with answers to rank", "prompts", "prompts_kept"),
+    "annotate": ("rankings", None, "annotations"),
+    "preferences": ("agreement of annotators", None, "agreement"),
+    "reward": ("held-out pairs ordered right", None, "pair_accuracy"),
+    "dpo": ("held-out pairs preferred right", None, "heldout_accuracy"),
+    "ppo": ("judge", "judge_before", "judge_after"),
+    "evaluate": ("exact match, base -> sft", "base.rows.exact_match", "sft.rows.exact_match"),
+    "choose": ("win rate against sft", None, "win_rate"),
+    "distill": ("exact match, teacher -> student", "teacher_exact_match", "student_exact_match"),
+    "quantize": ("bytes, fp32 -> q8_0", "safetensors.bytes", "gguf-q8_0.bytes"),
+    "release": ("exact match, fp32 -> nf4", "fp32.exact_match", "nf4.exact_match"),
+}
 
 STYLES = {
     "Completed": "green",

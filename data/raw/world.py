@@ -1,6 +1,6 @@
 """Writes the embedded world: labelled tables, their templates' fields, and text for the tiny base model.
 
-Everything beside this file (<task>/rows.csv, text.txt) is made by it and committed, so that the line
+Everything beside this file (tasks/<task>/rows.csv, text.txt) is made by it and committed, so that the line
 runs without a network. The sentences are invented, seeded and released as CC0-1.0.
 
 Run     python data/raw/world.py            (from the project's folder; the same bytes every time)
@@ -256,8 +256,8 @@ def main() -> None:
         rows = table(task, HELDOUT_ROWS if task in HELDOUT else ROWS)
         for row in rows:
             tabled |= {inputs(row), tuple(reversed(inputs(row)))}
-        (HERE / task).mkdir(exist_ok=True)
-        with (HERE / task / "rows.csv").open("w", newline="", encoding="utf-8") as file:
+        (HERE / "tasks" / task).mkdir(exist_ok=True)
+        with (HERE / "tasks" / task / "rows.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, rows[0], lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
