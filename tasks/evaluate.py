@@ -18,12 +18,20 @@ import pyarrow as pa
 from pydantic import BaseModel, Field
 
 from tasks.lib.data.rows import content_id, read_parquet, write_parquet
-from tasks.lib.evaluation.answers import Answers, Samples, answer_rows, sample_rows
-from tasks.lib.evaluation.figures import Columns, summarised, table_per_task
+from tasks.lib.evaluation.answers import (
+    Answers,
+    Encoded,
+    Samples,
+    answer_rows,
+    encoded,
+    sample_rows,
+    spelling,
+)
+from tasks.lib.evaluation.figures import TITLES, Columns, summarised, table_per_task
 from tasks.lib.evaluation.judge import Panel, read_panel
 from tasks.lib.evaluation.win_rates import gold_judge, panel_judge, wins, wins_by_score
 from tasks.lib.plots import bars
-from tasks.lib.policy.chat import answer_ids, prompt_ids
+from tasks.lib.policy.chat import answer_ids
 from tasks.lib.policy.models import load_policy, load_tokenizer, replaced_folder, weights_hash
 from tasks.lib.preferences.reward_model import load_reward, score
 from tasks.lib.stage import Problem, Stage, main
@@ -42,6 +50,7 @@ Greedy answers; means with 95 % bootstrap intervals over rows.
 - guess: a choice at random (0 for free answers); constant: the best constant answer per task, with hindsight
 
 Models are selected on the split `validation`: its figures flatter the chosen one. The others are results."""
+PRINTED = ("exact_match", "rank_classification", "win_rate", "gold", "closing", "kl")
 VALUES = (
     "exact_match",
     "rank_classification",
@@ -86,19 +95,19 @@ def run(params: Params, stage: Stage) -> None:
     panel = read_panel(Path(params.panel)) if params.panel else None
 
     # 2. One model after the other answers.
-    answers, divergence = answered(params, stage, rows)
+    answers, divergence, ids_of = answered(params, stage, rows)
 
     # 3. A value per row for every metric of every model.
     columns = {name: answers[name].columns(rows, panel) for name in params.models}
     for name, values in divergence.items():
         columns[name]["kl"] = values
-    add_rewards(columns, answers, rows, params)
+    add_rewards(columns, answers, rows, ids_of, params)
     add_win_rates(columns, answers, rows, panel, params, stage)
 
     # 4. Figures, tables, plots.
     seed = stage.seed_of("bootstrap")
     figures = summarised(rows, columns, params.reference, seed=seed, draws=params.bootstrap_draws)
-    table, note = figures.table(), NOTE.format(reference=params.reference)
+    table, note = figures.table(TITLES), NOTE.format(reference=params.reference)
     with replaced_folder(OUT) as folder:
         write_parquet(folder / "answers.parquet", answer_lines(rows, answers, columns), ANSWERS)
         text = f"# Evaluation\n\n{note}\n\n{table}\n\n## Exact match / rank classification per task\n\n"
@@ -109,7 +118,7 @@ def run(params: Params, stage: Stage) -> None:
     bars(PLOT, figures.lines(), "split", "model", panels, levels)
     weights = {f"{name}.weights": weights_hash(folder) for name, folder in params.models.items()}
     stage.report({**figures.flat(), **weights})
-    print(table, flush=True)
+    print(figures.table(PRINTED), flush=True)
 
 
 def held_out_rows(params: Params) -> list[Row]:
@@ -127,8 +136,8 @@ def held_out_rows(params: Params) -> list[Row]:
 
 def answered(
     params: Params, stage: Stage, rows: list[Row]
-) -> tuple[dict[str, Answers], dict[str, np.ndarray]]:
-    """Every model's answers, and of the models listed after the reference the KL per sampled answer.
+) -> tuple[dict[str, Answers], dict[str, np.ndarray], Encoded]:
+    """Every model's answers, the KL per sample of those listed after the reference, and the rows as ids.
 
     Each model is loaded once, one at a time: the reference comes last and scores what the others sampled.
     """
@@ -139,19 +148,21 @@ def answered(
     splits = [[i for i, row in enumerate(rows) if row["split"] == split] for split in splits_of(rows)]
     places = [place for some in splits for place in some[: params.kl_prompts]]
     sizes = {"max_new_tokens": params.max_new_tokens, "batch_size": params.batch_size}
-    vocabulary = load_tokenizer(params.models[params.reference]).get_vocab()
+    reference = load_tokenizer(params.models[params.reference])
+    ids_of = encoded(reference, rows)
     for done, name in enumerate(sorted(names, key=lambda each: each == params.reference), 1):
         tokenizer, model = load_tokenizer(params.models[name]), load_policy(params.models[name])
-        if name in after and tokenizer.get_vocab() != vocabulary:
+        if name in after and spelling(tokenizer) != spelling(reference):
             where = f"params.yaml: evaluate.models: {name} has another tokenizer than {params.reference}"
             raise Problem(f"{where}, so there is no KL between them; list {name} before {params.reference}")
-        answers[name] = answer_rows(model, tokenizer, rows, **sizes)
+        ids_of = encoded(tokenizer, rows, ids_of)
+        answers[name] = answer_rows(model, tokenizer, rows, ids_of, **sizes)
         if name in after and places:
             seed = stage.seed_of("kl", name)
-            samples[name] = sample_rows(model, tokenizer, rows, places, seed=seed, **sizes)
+            samples[name] = sample_rows(model, tokenizer, ids_of, places, seed=seed, **sizes)
         stage.progress(done, len(names))
     kl = {name: drawn.kl_from(model, len(rows), params.batch_size) for name, drawn in samples.items()}
-    return answers, kl
+    return answers, kl, ids_of
 
 
 def splits_of(rows: list[Row]) -> list[str]:
@@ -159,13 +170,17 @@ def splits_of(rows: list[Row]) -> list[str]:
 
 
 def add_rewards(
-    columns: dict[str, Columns], answers: dict[str, Answers], rows: list[Row], params: Params
+    columns: dict[str, Columns],
+    answers: dict[str, Answers],
+    rows: list[Row],
+    ids_of: Encoded,
+    params: Params,
 ) -> None:
     """The reward model's score of every answer's text; an answer that was cut gets no EOS here either."""
     if params.reward is None:
         return
     tokenizer, model = load_tokenizer(params.reward), load_reward(params.reward)
-    prompts = [prompt_ids(tokenizer, row["messages"]) for row in rows]
+    prompts = encoded(tokenizer, rows, ids_of).prompts
     for name, given in answers.items():
         ids = [answer_ids(tokenizer, text) for text in given.texts]
         ids = [each if ended else each[:-1] for each, ended in zip(ids, given.ended, strict=True)]

@@ -111,7 +111,7 @@ def test_a_model_that_is_right_gets_its_due(inputs: Path, monkeypatch: pytest.Mo
         ["", "{}" + CLOSING, "wrong" + CLOSING, "{}"]
     )  # in the order of loading: the reference last
 
-    def scripted(model: Any, tokenizer: Any, rows: list[dict[str, Any]], **sizes: int) -> Answers:
+    def scripted(model: Any, tokenizer: Any, rows: list[dict[str, Any]], ids: Any, **sizes: int) -> Answers:
         said = next(scripts)
         texts = [said.format(each["label"]) for each in rows]
         picked = [each["choices"][1] if each["choices"] else None for each in rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,15 @@ from tasks.lib.policy.generation import generate
 from tasks.lib.policy.logprobs import answer_logprobs
 
 Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The rows as ids of one tokenizer: made once, because most models of a line have the same."""
+
+    spelling: str  # vocabulary and chat template: where they are equal, the ids are
+    prompts: list[list[int]]
+    choices: list[list[list[int]]]  # empty where a row has none
 
 
 @dataclass(frozen=True)
@@ -64,18 +74,39 @@ class Samples:
         return values
 
 
+def spelling(tokenizer: Any) -> str:
+    """Vocabulary and chat template as text: equal for tokenizers that give the same ids."""
+    return json.dumps([tokenizer.get_vocab(), tokenizer.chat_template], sort_keys=True)
+
+
+def encoded(tokenizer: Any, rows: Sequence[Row], known: Encoded | None = None) -> Encoded:
+    """The rows as ids of the tokenizer; `known` itself if it comes from an equal one."""
+    if known and known.spelling == spelling(tokenizer):
+        return known
+    return Encoded(
+        spelling(tokenizer),
+        [prompt_ids(tokenizer, row["messages"]) for row in rows],
+        [[answer_ids(tokenizer, choice) for choice in row["choices"] or ()] for row in rows],
+    )
+
+
 def answer_rows(
-    model: Any, tokenizer: Any, rows: Sequence[Row], *, max_new_tokens: int, batch_size: int
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    ids_of: Encoded,
+    *,
+    max_new_tokens: int,
+    batch_size: int,
 ) -> Answers:
     """Answer every row greedily, and rank the choices of those that have some."""
-    prompts = [prompt_ids(tokenizer, row["messages"]) for row in rows]
-    ids = _generate(model, tokenizer, prompts, 0.0, max_new_tokens, batch_size, seed=0)
+    ids = _generate(model, tokenizer, ids_of.prompts, 0.0, max_new_tokens, batch_size, seed=0)
     ended = [bool(each) and each[-1] == tokenizer.eos_token_id for each in ids]
     closed = [place for place, row in enumerate(rows) if row["choices"]]
     best = rank_choices(
         model,
-        [prompts[place] for place in closed],
-        [[answer_ids(tokenizer, choice) for choice in rows[place]["choices"]] for place in closed],
+        [ids_of.prompts[place] for place in closed],
+        [ids_of.choices[place] for place in closed],
         batch_size=batch_size,
     )
     chosen: list[str | None] = [None] * len(rows)
@@ -92,7 +123,7 @@ def answer_rows(
 def sample_rows(
     model: Any,
     tokenizer: Any,
-    rows: Sequence[Row],
+    ids_of: Encoded,
     places: Sequence[int],
     *,
     max_new_tokens: int,
@@ -100,7 +131,7 @@ def sample_rows(
     seed: int,
 ) -> Samples:
     """Draw one answer at temperature 1 to each of the rows `places`: what a KL is estimated on."""
-    prompts = [prompt_ids(tokenizer, rows[place]["messages"]) for place in places]
+    prompts = [ids_of.prompts[place] for place in places]
     answers = _generate(model, tokenizer, prompts, 1.0, max_new_tokens, batch_size, seed)
     logprobs = answer_logprobs(model, prompts, answers, batch_size=batch_size)
     return Samples(list(places), prompts, answers, logprobs)

@@ -5,7 +5,7 @@ A column is one model's metric, (N,) a value per row in the order of the rows, N
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,11 +70,12 @@ class Figures:
                 found[split, model][f"{metric}_{kind}"] = number
         return [found[split, model] for split in self.sizes for model in self.models]
 
-    def table(self) -> str:
+    def table(self, metrics: Iterable[str]) -> str:
         """A line per split and metric, a column per model, then guessing and the best constant answer."""
+        metrics = list(metrics)
         lines = []
         for split, size in self.sizes.items():
-            for metric in TITLES:
+            for metric in metrics:
                 shown = [self.values.get((model, split, metric)) for model in self.models]
                 if any(shown):
                     cells = [_shown(value, metric) for value in shown]

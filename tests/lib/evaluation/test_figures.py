@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks.lib.evaluation.figures import markdown, summarised, table_per_task
+from tasks.lib.evaluation.figures import TITLES, markdown, summarised, table_per_task
 
 NAN = math.nan
 
@@ -86,7 +86,7 @@ def test_plot_lines_hold_a_line_per_split_and_model() -> None:
 
 
 def test_the_table_shows_models_beside_guessing() -> None:
-    table = summarised(rows(), columns(), "sft", seed=0, draws=200).table()
+    table = summarised(rows(), columns(), "sft", seed=0, draws=200).table(TITLES)
     header, _, first, *_ = table.splitlines()
     assert [cell.strip() for cell in header.split("|")[1:-1]] == [
         "split (rows)", "figure", "sft", "dpo", "guess", "constant"]  # fmt: skip
