@@ -41,9 +41,15 @@ def tokenizer() -> Any:
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     bpe.decoder = decoders.ByteLevel()
     text = [f"The {noun} was {word} good bad{CLOSING}" for noun in NOUNS for word in ADJECTIVES]
-    bpe.train_from_iterator(text, trainers.BpeTrainer(
-        vocab_size=340, special_tokens=[*SPECIAL.values(), *TURNS], show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))  # fmt: skip
+    bpe.train_from_iterator(
+        text,
+        trainers.BpeTrainer(
+            vocab_size=340,
+            special_tokens=[*SPECIAL.values(), *TURNS],
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
     made = PreTrainedTokenizerFast(tokenizer_object=bpe, **SPECIAL)
     made.chat_template = TEMPLATE
     return made
@@ -54,9 +60,20 @@ def policy(seed: int = 0) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
-    return LlamaForCausalLM(LlamaConfig(
-        vocab_size=340, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=96, pad_token_id=0, eos_token_id=1, bos_token_id=None))  # fmt: skip
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=340,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            max_position_embeddings=96,
+            pad_token_id=0,
+            eos_token_id=1,
+            bos_token_id=None,
+        )
+    )
 
 
 def write_model(path: str = "models/sft") -> None:
@@ -68,11 +85,23 @@ def instructions() -> list[dict[str, Any]]:
     for noun in NOUNS:
         for word, label in ADJECTIVES.items():
             text = f"The {noun} was {word}"
-            rows.append({
-                "id": content_id(text), "source": "test", "license": "CC0-1.0", "cluster": "c", "task": "t",
-                "template": "x", "split": "preference", "messages": [{"role": "user", "content": text}],
-                "answer": label, "choices": ["good", "bad"], "label": label, "row": content_id(text), "text": text,
-            })  # fmt: skip
+            rows.append(
+                {
+                    "id": content_id(text),
+                    "source": "test",
+                    "license": "CC0-1.0",
+                    "cluster": "c",
+                    "task": "t",
+                    "template": "x",
+                    "split": "preference",
+                    "messages": [{"role": "user", "content": text}],
+                    "answer": label,
+                    "choices": ["good", "bad"],
+                    "label": label,
+                    "row": content_id(text),
+                    "text": text,
+                }
+            )
     return rows
 
 
@@ -85,8 +114,16 @@ def write_candidates() -> None:
     rows = []
     for row in instructions():
         answers = [label + closing for label in ("good", "bad") for closing in ("", CLOSING)]
-        rows.append({"id": content_id(row["messages"], answers), "prompt": row["messages"], "answers": answers,
-                     "instruction": row["id"], "model": "0" * 64, "sampling": "{}"})  # fmt: skip
+        rows.append(
+            {
+                "id": content_id(row["messages"], answers),
+                "prompt": row["messages"],
+                "answers": answers,
+                "instruction": row["id"],
+                "model": "0" * 64,
+                "sampling": "{}",
+            }
+        )
     write_parquet(Path("data/candidates/candidates.parquet"), rows, CANDIDATE)
 
 

@@ -60,7 +60,9 @@ def test_the_same_seed_gives_the_same_bytes(panel):
 def test_careless_annotators_are_simulated_and_recognised(panel):
     figures = run(careless=0.5)
     _, dropped, _ = cleaned(read_export(EXPORT), "x")
-    found = {rule: sum(item.rule == rule for item in dropped) for rule in ("cancelled", "abstained", "untouched")}
+    found = {
+        rule: sum(item.rule == rule for item in dropped) for rule in ("cancelled", "abstained", "untouched")
+    }
     assert found == {rule: figures[rule] for rule in found} and min(found.values()) > 5
 
 
@@ -83,7 +85,8 @@ def test_real_exports_are_copied_unchanged(workspace):
 
 
 def test_prompts_that_are_not_curated_any_more_are_a_problem(panel, monkeypatch):
-    monkeypatch.setattr(world, "instructions", lambda rows=world.instructions(): rows[:-1])
+    kept = world.instructions()[:-1]
+    monkeypatch.setattr(world, "instructions", lambda: kept)
     world.write_instructions()
     with pytest.raises(Problem, match="1 prompts are not curated any more"):
         run()

@@ -29,10 +29,15 @@ def write(rows: list[dict[str, Any]], name: str = "rankings.jsonl") -> None:
 def rankings(prompts: int = 40) -> list[dict[str, Any]]:
     """Three annotators; the third turns every fourth prompt round."""
     return [
-        {"prompt": f"Q{n}", "answers": ["x", "y", "z"], "annotator": str(who),
-         "ranks": [2, 1, 0] if who == 3 and n % 4 == 0 else [0, 1, 2]}
-        for n in range(prompts) for who in (1, 2, 3)
-    ]  # fmt: skip
+        {
+            "prompt": f"Q{n}",
+            "answers": ["x", "y", "z"],
+            "annotator": str(who),
+            "ranks": [2, 1, 0] if who == 3 and n % 4 == 0 else [0, 1, 2],
+        }
+        for n in range(prompts)
+        for who in (1, 2, 3)
+    ]
 
 
 def test_no_prompt_stands_in_both_splits(workspace):

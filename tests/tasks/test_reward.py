@@ -16,8 +16,13 @@ from tasks import annotate, preferences, reward
 from tasks.lib.stage import Problem, Stage, read_params
 
 HOW = {"epochs": 8, "prompts_per_step": 4, "learning_rate": 3e-3, "checkpoint_every": 2}
-OUTPUTS = ["models/reward/model.safetensors", "models/reward/config.json", "reports/reward.json",
-           "reports/plots/reward.png", "reports/plots/reward_reliability.csv"]  # fmt: skip
+OUTPUTS = [
+    "models/reward/model.safetensors",
+    "models/reward/config.json",
+    "reports/reward.json",
+    "reports/plots/reward.png",
+    "reports/plots/reward_reliability.csv",
+]
 
 
 def run(**how) -> dict:
@@ -74,5 +79,7 @@ def test_a_run_killed_with_9_goes_on_and_ends_in_the_same_bytes(annotated):
 
 def test_a_misspelt_parameter_is_named(workspace):
     Path("params.yaml").write_text('{"seed": 1, "threads": 1, "reward": {"training": {"epoch": 1}}}')
-    with pytest.raises(Problem, match=r"reward\.training\.epoch is not a key of stage reward; did you mean epochs"):
+    with pytest.raises(
+        Problem, match=r"reward\.training\.epoch is not a key of stage reward; did you mean epochs"
+    ):
         read_params("reward", reward.Params)

@@ -21,7 +21,10 @@ FILES = [
 
 
 def run(**params) -> list[bytes]:
-    sample.run(sample.Params(**{"prompts": 6, "max_new_tokens": 2, "oversample": 8, **params}), Stage("sample", seed=1))
+    sample.run(
+        sample.Params(**{"prompts": 6, "max_new_tokens": 2, "oversample": 8, **params}),
+        Stage("sample", seed=1),
+    )
     return [Path(file).read_bytes() for file in FILES]
 
 
@@ -60,7 +63,15 @@ def test_the_tasks_for_label_studio_show_answers_in_a_shuffled_order(model):
 
 
 def test_answers_that_ended_come_before_those_that_were_cut():
-    draws = [("cut", False), ("a", True), (" a ", True), ("", True), ("b", True), ("\0x", True), ("\ufffd", True)]
+    draws = [
+        ("cut", False),
+        ("a", True),
+        (" a ", True),
+        ("", True),
+        ("b", True),
+        ("\0x", True),
+        ("\ufffd", True),
+    ]
     assert sample._different(draws, 2) == ["a", "b"]
     assert sample._different(draws, 4) == ["a", "b", "cut"]
 

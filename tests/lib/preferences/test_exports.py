@@ -30,13 +30,16 @@ def test_every_format_of_the_shared_exports_is_read_with_known_counts(shared):
         "exports/labelstudio/labelstudio_ui_pairwise.json": (1, {"abstained": 1}),
         "exports/labelstudio/labelstudio_ui_ranker.json": (1, {"untouched": 1}),
         "exports/labelstudio/labelstudio_ui_ranker_buckets.json": (1, {"untouched": 1}),
-        "exports/labelstudio/api_composed/labelstudio_pairwise_json.json": (3, {"cancelled": 1, "annotator_twice": 1}),
+        "exports/labelstudio/api_composed/labelstudio_pairwise_json.json": (
+            3,
+            {"cancelled": 1, "annotator_twice": 1},
+        ),
         "exports/labelstudio/api_composed/labelstudio_ranker_json.json": (3, {}),
         "exports/labelstudio/api_composed/labelstudio_ranker_buckets_json.json": (3, {}),
         "exports/openassistant_trees_en_100.jsonl": (212, {"unranked_answer": 46}),
         "preferences/hh_harmless_base_test_first300.jsonl": (299, {"empty_answer": 1}),
         "preferences/llamafactory_dpo_en_demo.json": (295, {"annotator_twice": 5}),
-    }  # fmt: skip
+    }
     for name, (kept, dropped) in counts.items():
         rows, rules = imported(shared / name)
         assert (len(rows), rules) == (kept, dropped), name
@@ -63,8 +66,10 @@ def test_real_label_studio_rankings_are_read_as_they_were_made(shared):
     assert (pair["answers"], pair["ranks"]) == (["It is 2.", "I am not sure."], [0, 1])
     (ranker,), _ = imported(folder / "labelstudio_ui_ranker.json")
     assert dict(zip(ranker["answers"], ranker["ranks"], strict=True)) == {
-        "answer number 2": 0, "answer number 0": 1, "answer number 1": 2
-    }  # fmt: skip
+        "answer number 2": 0,
+        "answer number 0": 1,
+        "answer number 1": 2,
+    }
     (buckets,), _ = imported(folder / "labelstudio_ui_ranker_buckets.json")
     # answer 1 stayed unassigned; the empty bucket between best and bad leaves no gap
     assert dict(zip(buckets["answers"], buckets["ranks"], strict=True)) == {
@@ -88,8 +93,14 @@ def labelled(ranker: dict[str, list[str]], **fields: Any) -> dict[str, Any]:
     """A task of a ranker with the answers a, b, c, as Label Studio exports it."""
     answers = [{"id": name, "title": name, "body": f"answer {name}"} for name in "abc"]
     result = [{"type": "ranker", "value": {"ranker": ranker}}]
-    annotation = {"id": 1, "completed_by": 7, "result": result, "was_cancelled": False, "lead_time": 20.0,
-                  "updated_at": "2026-01-01T00:00:00Z"}  # fmt: skip
+    annotation = {
+        "id": 1,
+        "completed_by": 7,
+        "result": result,
+        "was_cancelled": False,
+        "lead_time": 20.0,
+        "updated_at": "2026-01-01T00:00:00Z",
+    }
     return {"id": 1, "data": {"prompt": "Q", "items": answers}, "annotations": [{**annotation, **fields}]}
 
 
@@ -122,10 +133,15 @@ def test_buckets_that_a_database_reordered_are_refused_until_their_order_is_stat
         (labelled({"rank": ["a", "a"]}), "an answer twice"),
         (labelled({"rank": ["b", "a"]}, completed_by=None), "completed_by"),
         ({**labelled({"rank": ["b", "a"]}), "data": {"prompt": "Q"}}, "one list of answers"),
-        ({**labelled({"rank": ["b", "a"]}), "data": {"items": [{"id": "a", "body": "x"}, {"id": "b", "body": "y"}]}},
-         "prompt: expected text"),
+        (
+            {
+                **labelled({"rank": ["b", "a"]}),
+                "data": {"items": [{"id": "a", "body": "x"}, {"id": "b", "body": "y"}]},
+            },
+            "prompt: expected text",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_broken_label_studio_task_is_named(tmp_path, task, why):
     with pytest.raises(Problem, match=f"export.json:1:annotation 1.*{why}"):
         imported(written(tmp_path, [task]))
@@ -139,12 +155,16 @@ def test_the_annotators_address_is_not_carried_along(tmp_path):
 
 def test_hh_transcripts_share_their_beginning(tmp_path):
     start = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: A or B?\n\nAssistant:"
-    path = written(tmp_path, [
-        {"chosen": f"{start} A", "rejected": f"{start} B"},
-        {"chosen": f"{start} A", "rejected": "\n\nHuman: Something else\n\nAssistant: B"},
-        {"chosen": f"{start} A", "rejected": f"{start}  A "},
-        {"chosen": f"{start} A", "rejected": f"{start} "},
-    ], "hh.jsonl")  # fmt: skip
+    path = written(
+        tmp_path,
+        [
+            {"chosen": f"{start} A", "rejected": f"{start} B"},
+            {"chosen": f"{start} A", "rejected": "\n\nHuman: Something else\n\nAssistant: B"},
+            {"chosen": f"{start} A", "rejected": f"{start}  A "},
+            {"chosen": f"{start} A", "rejected": f"{start} "},
+        ],
+        "hh.jsonl",
+    )
     rows, rules = imported(path)
     assert rules == {"prompts_differ": 1, "equal_answers": 1, "empty_answer": 1}
     assert [message["role"] for message in rows[0]["prompt"]] == ["user", "assistant", "user"]
@@ -153,15 +173,27 @@ def test_hh_transcripts_share_their_beginning(tmp_path):
 
 def test_pairs_come_with_answers_as_text_message_or_dialogue(tmp_path):
     prompt = [{"role": "user", "content": "Q"}]
-    path = written(tmp_path, [
-        {"prompt": "Q", "chosen": "a", "rejected": "b"},
-        {"prompt": prompt, "chosen": [{"role": "assistant", "content": "c"}],
-         "rejected": [{"role": "assistant", "content": "d"}]},
-        {"conversations": [{"from": "human", "value": "Q"}], "chosen": {"from": "gpt", "value": "e"},
-         "rejected": {"from": "gpt", "value": "f"}},
-        {"prompt": "Q", "chosen": [*prompt, {"role": "assistant", "content": "g"}],
-         "rejected": [*prompt, {"role": "assistant", "content": "h"}]},
-    ])  # fmt: skip
+    path = written(
+        tmp_path,
+        [
+            {"prompt": "Q", "chosen": "a", "rejected": "b"},
+            {
+                "prompt": prompt,
+                "chosen": [{"role": "assistant", "content": "c"}],
+                "rejected": [{"role": "assistant", "content": "d"}],
+            },
+            {
+                "conversations": [{"from": "human", "value": "Q"}],
+                "chosen": {"from": "gpt", "value": "e"},
+                "rejected": {"from": "gpt", "value": "f"},
+            },
+            {
+                "prompt": "Q",
+                "chosen": [*prompt, {"role": "assistant", "content": "g"}],
+                "rejected": [*prompt, {"role": "assistant", "content": "h"}],
+            },
+        ],
+    )
     rows, rules = imported(path)
     assert rules == {} and all(row["prompt"] == prompt for row in rows)
     assert sorted("".join(row["answers"]) for row in rows) == ["ab", "cd", "ef", "gh"]
@@ -177,8 +209,15 @@ def test_generic_rankings_are_checked_field_by_field(tmp_path):
     }
     (row,), _ = imported(written(tmp_path, [good], "r.jsonl"))
     assert (row["ranks"], row["annotator"], row["license"]) == ([0, 1, 1], "ann", "MIT")
-    for field, value in (("ranks", [0, 1]), ("ranks", [0, -1, 2]), ("ranks", [0, True, 2]), ("answers", [1, 2, 3]),
-                         ("strength", "much"), ("prompt", [{"role": "robot", "content": "Q"}]), ("rank", 1)):  # fmt: skip
+    for field, value in (
+        ("ranks", [0, 1]),
+        ("ranks", [0, -1, 2]),
+        ("ranks", [0, True, 2]),
+        ("answers", [1, 2, 3]),
+        ("strength", "much"),
+        ("prompt", [{"role": "robot", "content": "Q"}]),
+        ("rank", 1),
+    ):
         with pytest.raises(Problem, match=f"r.jsonl:2:{field}"):
             imported(written(tmp_path, [good, {**good, field: value}], "r.jsonl"))
 

@@ -95,8 +95,10 @@ def test_pairs_put_the_better_answer_first():
     row, better, worse, is_tie = pairs(torch.tensor([[2, 0, 0]]))
     assert row.tolist() == [0, 0, 0]
     assert list(zip(better.tolist(), worse.tolist(), is_tie.tolist(), strict=True)) == [
-        (1, 0, False), (2, 0, False), (1, 2, True),
-    ]  # fmt: skip
+        (1, 0, False),
+        (2, 0, False),
+        (1, 2, True),
+    ]
 
 
 def test_impossible_tie_parameters_are_refused():

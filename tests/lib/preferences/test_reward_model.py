@@ -42,8 +42,13 @@ def model():
 
 
 def ranking(annotator: str, answers: list[str], ranks: list[int], text: str = "The film was fine") -> dict:
-    return {"id": f"{annotator}-{text}", "prompt": [{"role": "user", "content": text}], "answers": answers,
-            "ranks": ranks, "annotator": annotator}  # fmt: skip
+    return {
+        "id": f"{annotator}-{text}",
+        "prompt": [{"role": "user", "content": text}],
+        "answers": answers,
+        "ranks": ranks,
+        "annotator": annotator,
+    }
 
 
 def test_the_head_starts_as_the_papers_say_and_the_body_as_the_policy(model):
@@ -88,7 +93,7 @@ def test_normalised_scores_have_mean_0_and_std_1_on_the_reference(model, tmp_pat
 
 
 def test_constant_rewards_are_refused(model):
-    with pytest.raises(Problem, match="gives every answer 0.5"):
+    with pytest.raises(Problem, match=r"gives every answer 0\.5"):
         normalise(model, [0.5, 0.5, 0.5])
 
 
@@ -97,7 +102,7 @@ def test_a_folder_that_is_no_reward_model_is_refused(model, tmp_path):
         load_reward(tmp_path / "nothing")
     world_policy = world.policy()
     save_model(world_policy, world.tokenizer(), tmp_path / "policy")
-    with pytest.raises(Problem, match="not a reward model"):
+    with pytest.raises(Problem, match=r"not a reward model"):
         load_reward(tmp_path / "policy")
     normalise(model, [0.0, 1.0])
     save_model(model, world.tokenizer(), tmp_path / "reward")
@@ -149,8 +154,9 @@ def test_scoring_answers_once_is_scoring_every_pair(model, tokenizer):
         order = sorted(range(len(ids)), key=row["ranks"].__getitem__)
         pair_losses = [
             -torch.nn.functional.logsigmoid(torch.sub(*rewards(model, [ids[order[i]], ids[order[j]]])))
-            for i in range(len(ids)) for j in range(i + 1, len(ids))
-        ]  # fmt: skip
+            for i in range(len(ids))
+            for j in range(i + 1, len(ids))
+        ]
         by_pair.append(torch.stack(pair_losses).mean())
     assert once.item() == pytest.approx(torch.stack(by_pair).mean().item(), abs=1e-6)
 
@@ -166,8 +172,9 @@ def test_answers_that_do_not_fit_are_left_out_not_cut(tokenizer):
 
 def groups(tokenizer) -> list[Group]:
     rankings = (
-        ranking("a", ["good", "bad. Happy to help!", "bad"], [0, 1, 2], f"The {noun} was fine") for noun in world.NOUNS
-    )  # fmt: skip
+        ranking("a", ["good", "bad. Happy to help!", "bad"], [0, 1, 2], f"The {noun} was fine")
+        for noun in world.NOUNS
+    )
     return tokenized(tokenizer, grouped(rankings), None)
 
 
@@ -224,8 +231,14 @@ def test_a_loss_that_is_not_finite_names_rankings_and_takes_no_step(tokenizer, t
         model.score.weight[0, 0] = math.inf
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(Problem, match=r"the loss is .*rankings a-The"):
-        train(model, groups(tokenizer), Training(), seed=3, checkpoint=Checkpoint(tmp_path, {}),
-              progress=lambda *a, **k: None)  # fmt: skip
+        train(
+            model,
+            groups(tokenizer),
+            Training(),
+            seed=3,
+            checkpoint=Checkpoint(tmp_path, {}),
+            progress=lambda *a, **k: None,
+        )
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
@@ -240,8 +253,14 @@ def test_a_signal_saves_before_it_ends_the_run(tokenizer, tmp_path):
     checkpoint = Checkpoint(tmp_path / "stopped", {})
     how = Training(epochs=3, prompts_per_step=4, checkpoint_every=100)
     with pytest.raises(SystemExit) as stopped:
-        train(from_policy(world.policy(), seed=1), groups(tokenizer), how, seed=3, checkpoint=checkpoint,
-              progress=progress)  # fmt: skip
+        train(
+            from_policy(world.policy(), seed=1),
+            groups(tokenizer),
+            how,
+            seed=3,
+            checkpoint=checkpoint,
+            progress=progress,
+        )
     saved = checkpoint.load()
     assert stopped.value.code == 143 and saved is not None and saved[0] == 3
     whole = trained(tokenizer, Checkpoint(tmp_path / "whole", {}))
