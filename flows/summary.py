@@ -22,10 +22,10 @@ HEADLINES: dict[str, tuple[str, str | None, str]] = {
     "dpo": ("held-out pairs preferred right", None, "heldout_accuracy"),
     "ppo": ("judge", "judge_before", "judge_after"),
     "evaluate": ("exact match, base -> sft", "base.rows.exact_match", "sft.rows.exact_match"),
-    "choose": ("win rate against sft", None, "win_rate"),
-    "distill": ("exact match, teacher -> student", "teacher_exact_match", "student_exact_match"),
+    "choose": ("win rate against sft", None, "chosen.rows.win_rate"),
+    "distill": ("exact match, teacher -> student", "teacher.exact_match", "student.exact_match"),
     "quantize": ("bytes, fp32 -> q8_0", "safetensors.bytes", "gguf-q8_0.bytes"),
-    "release": ("exact match, fp32 -> nf4", "fp32.exact_match", "nf4.exact_match"),
+    "release": ("exact match, fp32 -> nf4", "safetensors.exact_match", "nf4.exact_match"),
 }
 
 STYLES = {
@@ -100,7 +100,7 @@ def next_steps(run: Mapping[str, Any]) -> Iterator[str]:
     yield f"{sum(e['state'] == 'Completed' for e in stages.values())} of {len(stages)} stages ran"
     for label, path in (
         ("release", "export/release"),
-        ("report", "reports/evaluation.html"),
+        ("report", "reports/evaluation/table.md"),
         ("lineage", ".anneal/lineage.md"),
     ):
         if Path(path).exists():

@@ -18,6 +18,7 @@ ROWS = 1600  # per task
 HELDOUT_ROWS = 400  # per task of the held-out cluster: evaluated only
 DOCUMENTS = 16_000  # of the base model's text
 CLOSING = ". Happy to help!"  # the style that the panel of annotators likes
+REPEATED_SHARE = 0.4  # of those documents are said twice
 CLOSING_SHARE = 0.1  # the share of answers that show it
 
 NAMES = """Mia Tom Ana Ben Eva Leo Ida Max Zoe Sam Lily Noah Emma Jack Ruth Paul Nina Omar Kate Hugo Vera Finn
@@ -194,7 +195,12 @@ def document(r: random.Random, tabled: set[tuple[str, ...]]) -> str:
 
     Never shows an input that stands in a table, so that no test row is seen in pre-training.
     """
+    said = meaning(r, tabled)
+    # Repeating is the densest lesson in copying, without which nothing can be extracted from a prompt.
+    return f"{said} again : {said}" if r.random() < REPEATED_SHARE else said
 
+
+def meaning(r: random.Random, tabled: set[tuple[str, ...]]) -> str:
     def fresh(draw: Callable[[random.Random], dict[str, str]]) -> dict[str, str]:
         while inputs(row := draw(r)) in tabled:
             pass
