@@ -21,6 +21,7 @@ from flows import telemetry
 
 telemetry.switch_off()  # before prefect is imported: it asks at import
 
+from httpx import TransportError  # noqa: E402
 from prefect import allow_failure, flow, get_run_logger, task  # noqa: E402
 from prefect.artifacts import create_markdown_artifact, create_table_artifact  # noqa: E402
 from prefect.cache_policies import NO_CACHE  # noqa: E402
@@ -209,8 +210,8 @@ class OneLine(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if record.exc_info and record.exc_info[0] is None:
             return False  # "Task run failed with state ..." and no exception
-        if record.exc_info and isinstance(record.exc_info[1], Problem):
-            record.exc_info = None  # a user's mistake needs no traceback
+        if record.exc_info and isinstance(record.exc_info[1], (Problem, TransportError)):
+            record.exc_info = None  # a user's mistake needs no traceback, nor does a server that is gone
         message = record.getMessage()
         if message.startswith("View at ") and server.is_temporary():
             return False

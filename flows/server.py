@@ -48,6 +48,9 @@ def start(
         port = probe.getsockname()[1]
     os.environ["PREFECT_HOME"] = str(home.resolve())
     os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
+    os.environ.setdefault(
+        "PREFECT_CLIENT_MAX_RETRIES", "2"
+    )  # it does not come back: do not wait a minute per call
     settings = {"PREFECT_UI_ENABLED": "1" if pages else "0", "PREFECT_SERVER_LOGGING_LEVEL": "WARNING"}
     if not services:
         settings |= {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in UNUSED}

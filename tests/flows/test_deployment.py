@@ -11,14 +11,14 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from small_projects import ROOT, wait_until
+from small_projects import ROOT, at_work, wait_until
 
 from flows import child
 from tasks.lib.stage import read_yaml
 
 SERVE = """
 from flows.post_training import post_training
-post_training.serve(name="scheduled", interval=5, parameters={"targets": ["left"]})
+post_training.serve(name="scheduled", interval=20, limit=1, parameters={"targets": ["left"]})
 """
 
 
@@ -38,10 +38,11 @@ def test_a_schedule_fires(project: Path, server: str) -> None:
     serving = subprocess.Popen([sys.executable, "-c", SERVE], env=environment, stdout=log, stderr=log)
     try:
         record = project / ".anneal" / "run.json"
-        assert wait_until(record.exists, 80), (project / "serve.log").read_text()
+        assert wait_until(record.exists, 240), (project / "serve.log").read_text()
         assert json.loads(record.read_text())["stages"].keys() == {"start", "left"}
         assert os.environ["PREFECT_API_URL"] == server
     finally:
-        serving.terminate()
-        serving.wait(30)
+        for process in (serving, *at_work(project)):
+            process.kill()
+        serving.wait()
         log.close()
