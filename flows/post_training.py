@@ -26,6 +26,7 @@ from prefect import allow_failure, flow, get_run_logger, task  # noqa: E402
 from prefect.artifacts import create_markdown_artifact, create_table_artifact  # noqa: E402
 from prefect.cache_policies import NO_CACHE  # noqa: E402
 from prefect.client.orchestration import get_client  # noqa: E402
+from prefect.client.schemas.objects import StateDetails  # noqa: E402
 from prefect.context import FlowRunContext  # noqa: E402
 from prefect.states import Cancelled, Completed, Failed, State  # noqa: E402
 
@@ -59,11 +60,21 @@ def post_training(
         one_stage = stage.with_options(retries=retries, retry_delay_seconds=retry_delay_seconds)
         with recorded(run), stopped_at_the_end(run), stopped_when_cancelled(run.children):
             for name in in_order(run.graph.edges(), parallel, run.ended):
-                upstream = [allow_failure(run.futures[above]) for above in run.graph.nodes[name].upstream]
+                upstream = [
+                    allow_failure(edge(run.futures[above])) for above in run.graph.nodes[name].upstream
+                ]
                 future = one_stage.submit(name, run, wait_for=upstream)  # type: ignore[call-overload]
                 future.add_done_callback(lambda _, name=name: run.ended.put(name))
                 run.futures[name] = future
         return final_state(run)
+
+
+def edge(upstream: Any) -> Any:
+    """What an ended task run is waited for by. `allow_failure` lets failed ones pass, not cancelled (skipped)
+    ones, behind which a stage would stay `NotReady`: these stand as failed, and the edge is drawn all the same."""
+    if not upstream.state.is_cancelled():
+        return upstream
+    return Failed(state_details=StateDetails(task_run_id=upstream.task_run_id))
 
 
 def may_pass_next_time(_task: Any, _run: Any, state: State) -> bool:

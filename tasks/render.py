@@ -105,7 +105,7 @@ def read_sources(params: Params) -> list[Source]:
 def source_templates(params: Params, source: Source) -> list[Template]:
     """The templates of a source, all of whose fields it has."""
     where = f"{params.sources}/{source.name}/source.yaml: templates"
-    templates = read_templates(inside(params.templates, source.file.templates, where))
+    templates = read_templates(inside(params.templates, source.file.templates, where), source.file.templates)
     for template in templates:
         check_fields(template, source.fields, source.name)
     return templates

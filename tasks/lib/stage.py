@@ -12,6 +12,7 @@ import json
 import math
 import os
 import random
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -54,9 +55,9 @@ class Stage:
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
     def progress(self, step: int, total: int, **figures: float) -> None:
-        """Print `step/total` and figures, at most every three seconds, always for the last step."""
+        """Print `step/total` and figures, at most every five seconds, always for the last step."""
         now = time.monotonic()
-        if step < total and now - self._last[0] < 3.0:
+        if step < total and now - self._last[0] < 5.0:
             return
         self._last[0] = now
         shown = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
@@ -95,6 +96,18 @@ def replaced(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def asked_to_stop() -> Iterator[list[int]]:
+    """Collect SIGTERM and SIGINT instead of dying in the middle of a step: the loop saves, then ends."""
+    signals: list[int] = []
+    earlier = {n: signal.signal(n, lambda n, _: signals.append(n)) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield signals
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
 def read_yaml(path: Path) -> Any:
     """Read YAML 1.2 as DVC does (`2e-5` is a number); a duplicate key or an unknown tag is a Problem."""
     try:
@@ -122,7 +135,11 @@ def validated(name: str, Params: type[P], section: Any, where: Path = PARAMS_FIL
         if first["type"] == "extra_forbidden":
             parent = _model_at(Params, first["loc"][:-1])
             near = difflib.get_close_matches(str(first["loc"][-1]), parent.model_fields, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(parent.model_fields))}"
+            hint = (
+                f"did you mean {near[0]}?"
+                if near
+                else f"known keys: {', '.join(sorted(parent.model_fields))}"
+            )
             raise Problem(f"{where}: {name}.{key} is not a key of stage {name}; {hint}") from None
         if first["type"] == "missing":
             raise Problem(f"{where}: {name}.{key} is missing; the stage {name} needs it") from None
@@ -167,7 +184,9 @@ def main(file: str, Params: type[P], run: Callable[[P, Stage], None]) -> None:
         print(f"anneal: {name}: stopped; run it again to go on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
-        sys.exit(f"anneal: {name}: {error.filename or 'writing'}: {error.strerror or error}; nothing earlier was changed")
+        sys.exit(
+            f"anneal: {name}: {error.filename or 'writing'}: {error.strerror or error}; nothing earlier was changed"
+        )
 
 
 def _prepare(stage: Stage) -> None:

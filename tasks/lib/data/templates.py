@@ -99,12 +99,17 @@ def _compiled(where: str, source: str, names: set[str], split: bool = False) -> 
         raise Problem(f"{where}: expected a Jinja template, found: {found}") from None
 
 
-def read_templates(folder: Path) -> list[Template]:
-    """All templates of a folder, by name: ours (one per *.yaml) or promptsource's (templates.yaml)."""
+def read_templates(folder: Path, prefix: str = "") -> list[Template]:
+    """All templates of a folder, ours (one per *.yaml) or promptsource's (templates.yaml), as `<prefix>/<name>`."""
+    prefix = prefix or folder.name
     if not folder.is_dir():
         raise Problem(f"{folder}: expected a folder of templates, found nothing; see templates/ for examples")
     files = sorted(folder.glob("*.yaml"))
-    templates = [t for f in files for t in (_promptsource(f) if f.name == "templates.yaml" else [_ours(f)])]
+    templates = [
+        t
+        for f in files
+        for t in (_promptsource(f, prefix) if f.name == "templates.yaml" else [_ours(f, prefix)])
+    ]
     if not templates:
         raise Problem(f"{folder}: expected templates (*.yaml), found none")
     names = [t.name for t in templates]
@@ -113,7 +118,7 @@ def read_templates(folder: Path) -> list[Template]:
     return sorted(templates, key=lambda t: t.name)
 
 
-def _ours(path: Path) -> Template:
+def _ours(path: Path, prefix: str) -> Template:
     file = validated("template", TemplateFile, read_yaml(path), path)
     used: set[str] = set()
 
@@ -124,7 +129,7 @@ def _ours(path: Path) -> Template:
     assert answer is not None
     choices = part("choices", file.choices, True) if isinstance(file.choices, str) else file.choices
     return Template(
-        name=f"{path.parent.name}/{path.stem}",
+        name=f"{prefix}/{path.stem}",
         where=str(path),
         prompt=part("prompt", file.prompt),
         answer=answer,
@@ -136,7 +141,7 @@ def _ours(path: Path) -> Template:
     )
 
 
-def _promptsource(path: Path) -> list[Template]:
+def _promptsource(path: Path, prefix: str) -> list[Template]:
     templates = []
     for entry in _read_promptsource(path):
         if not isinstance(entry, dict) or not all(isinstance(entry.get(k), str) for k in ("name", "jinja")):
@@ -147,7 +152,7 @@ def _promptsource(path: Path) -> list[Template]:
         listed = _compiled(f"{where}: answer_choices", choices, used, split=True) if choices else None
         templates.append(
             Template(
-                name=f"{path.parent.name}/{name}",
+                name=f"{prefix}/{name}",
                 where=where,
                 prompt=None,
                 answer=answer,

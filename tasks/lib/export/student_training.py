@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import torch
@@ -16,7 +14,7 @@ from tasks.lib.export.distillation import Ids, Targets, corrected_loss, taught_l
 from tasks.lib.policy.batches import minibatches
 from tasks.lib.policy.checkpoints import Checkpoint, optimizer_tensors, restore_optimizer
 from tasks.lib.policy.generation import generate
-from tasks.lib.stage import Problem, Stage
+from tasks.lib.stage import Problem, Stage, asked_to_stop
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Log = list[dict[str, float]]
@@ -67,7 +65,7 @@ def train_student(
         print(f"{stage.name}: going on after step {first} of {len(batches)}", flush=True)
 
     student.train()
-    with _asked_to_stop() as signals:
+    with asked_to_stop() as signals:
         for step in range(first, len(batches)):
             # 1. The loss: on the teacher's answers, or on answers that the student writes now
             some = [prompts[row] for row in batches[step]]
@@ -120,15 +118,3 @@ def _schedule(step: int, steps: int, warmup: float) -> float:
     if step < rising:
         return (step + 1) / rising
     return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1)))
-
-
-@contextmanager
-def _asked_to_stop() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT instead of dying in the middle of a step."""
-    signals: list[int] = []
-    earlier = {n: signal.signal(n, lambda n, _: signals.append(n)) for n in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield signals
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)

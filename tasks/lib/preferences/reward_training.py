@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -16,7 +14,7 @@ from tasks.lib.policy.checkpoints import Checkpoint, optimizer_tensors, restore_
 from tasks.lib.policy.muon import Muon
 from tasks.lib.preferences.ranking_loss import pairs, ranking_loss
 from tasks.lib.preferences.reward_model import Group, batch_ranks, rewards
-from tasks.lib.stage import Problem
+from tasks.lib.stage import Problem, asked_to_stop
 
 History = list[dict[str, float]]
 
@@ -70,7 +68,7 @@ def train(
         )
         restore_optimizer(optimizer, tensors)
         print(f"reward: going on after step {len(history)} of {len(batches)}", flush=True)
-    with _asked_to_stop() as signals:
+    with asked_to_stop() as signals:
         for step, batch in enumerate(batches[len(history) :], len(history) + 1):
             for group in optimizer.param_groups:
                 group["lr"] = how.learning_rate * schedule(step, len(batches), how.warmup_share)
@@ -126,15 +124,3 @@ def schedule(step: int, steps: int, warmup_share: float) -> float:
     if step <= warmup:
         return step / warmup
     return (1 + math.cos(math.pi * (step - warmup) / (steps - warmup + 1))) / 2
-
-
-@contextmanager
-def _asked_to_stop() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT instead of dying in the middle of a step."""
-    signals: list[int] = []
-    earlier = {n: signal.signal(n, lambda n, _: signals.append(n)) for n in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield signals
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
