@@ -25,7 +25,8 @@ COLOURS = {  # state -> fill, text
     "Skipped": ("#eeeeee", "#777777"),
     "Cancelled": ("#e0a020", "#ffffff"),
 }
-WIDTH, HEIGHT, GAP_X, GAP_Y, MARGIN = 136, 34, 46, 14, 14  # of a box, in pixels
+WIDTH, HEIGHT, GAP_X, GAP_Y, MARGIN = 136, 34, 24, 26, 14  # of a box, in pixels
+ON_THE_WAY = "\0"  # begins the name of a place where an edge passes a row
 SHOWN = 6  # hashes or figures in one cell of the table
 
 
@@ -84,18 +85,22 @@ def data_uri(picture: str) -> str:
 
 
 def draw(edges: Mapping[str, Sequence[str]], outcomes: Mapping[str, Outcome]) -> str:
-    """The graph as SVG, left to right, a column per distance from the sources, boxes coloured by state."""
-    edges = _without_shortcuts(edges)
-    columns = _columns(edges)
-    height = max((len(column) for column in columns), default=0) * (HEIGHT + GAP_Y) - GAP_Y + 2 * MARGIN
+    """The graph as SVG, top down, a row per distance from the sources, boxes coloured by state."""
+    edges = _with_places_on_the_way(_without_shortcuts(edges))
+    rows = _rows(edges)
+    across = max((len(row) for row in rows), default=0)
     place = {
-        name: (MARGIN + x * (WIDTH + GAP_X), _top(y, len(column), height))
-        for x, column in enumerate(columns)
-        for y, name in enumerate(column)
+        name: (MARGIN + (x + (across - len(row)) / 2) * (WIDTH + GAP_X), MARGIN + y * (HEIGHT + GAP_Y))
+        for y, row in enumerate(rows)
+        for x, name in enumerate(row)
     }
-    width = len(columns) * (WIDTH + GAP_X) - GAP_X + 2 * MARGIN
+    width = max(across, 1) * (WIDTH + GAP_X) - GAP_X + 2 * MARGIN
+    height = max(len(rows), 1) * (HEIGHT + GAP_Y) - GAP_Y + 2 * MARGIN
     shapes = [_edge(place[above], place[name]) for name in place for above in edges[name]]
-    shapes += [_box(name, place[name], outcomes.get(name)) for name in place]
+    shapes += [_passage(place[name]) for name in place if name.startswith(ON_THE_WAY)]
+    shapes += [
+        _box(name, place[name], outcomes.get(name)) for name in place if not name.startswith(ON_THE_WAY)
+    ]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
         f'viewBox="0 0 {width} {height}" font-family="Helvetica, Arial, sans-serif">'
@@ -103,19 +108,41 @@ def draw(edges: Mapping[str, Sequence[str]], outcomes: Mapping[str, Outcome]) ->
     )
 
 
-def _columns(edges: Mapping[str, Sequence[str]]) -> list[list[str]]:
-    """Column = longest way from a source; within it near the middle of what it depends on."""
+def _depths(edges: Mapping[str, Sequence[str]]) -> dict[str, int]:
     depth: dict[str, int] = {}
     for name in edges:  # in dependency order
         depth[name] = 1 + max((depth[above] for above in edges[name]), default=-1)
-    columns: list[list[str]] = [[] for _ in range(max(depth.values(), default=-1) + 1)]
+    return depth
+
+
+def _with_places_on_the_way(edges: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """An edge over several rows gets a place of its own in each, so that it passes beside the boxes."""
+    depth = _depths(edges)
+    longer: dict[str, list[str]] = {}
+    for name, parents in edges.items():
+        last = []
+        for above in parents:
+            before = above
+            for row in range(depth[above] + 1, depth[name]):
+                place = f"{ON_THE_WAY}{above} {row}"
+                longer.setdefault(place, [before])
+                before = place
+            last.append(before)
+        longer[name] = last
+    return longer
+
+
+def _rows(edges: Mapping[str, Sequence[str]]) -> list[list[str]]:
+    """Row = longest way from a source; within it near the middle of what it depends on."""
+    depth = _depths(edges)
+    rows: list[list[str]] = [[] for _ in range(max(depth.values(), default=-1) + 1)]
     for name in edges:
-        columns[depth[name]].append(name)
-    row: dict[str, float] = {}
-    for column in columns:
-        column.sort(key=lambda name: sum(row[a] for a in edges[name]) / max(1, len(edges[name])))
-        row |= {name: index - len(column) / 2 for index, name in enumerate(column)}
-    return columns
+        rows[depth[name]].append(name)
+    column: dict[str, float] = {}
+    for row in rows:
+        row.sort(key=lambda name: sum(column[a] for a in edges[name]) / max(1, len(edges[name])))
+        column |= {name: index - len(row) / 2 for index, name in enumerate(row)}
+    return rows
 
 
 def _without_shortcuts(edges: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
@@ -127,11 +154,6 @@ def _without_shortcuts(edges: Mapping[str, Sequence[str]]) -> dict[str, list[str
         name: [p for p in parents if not any(p in above[other] for other in parents if other != p)]
         for name, parents in edges.items()
     }
-
-
-def _top(row: int, rows: int, height: int) -> float:
-    used = rows * (HEIGHT + GAP_Y) - GAP_Y
-    return (height - used) / 2 + row * (HEIGHT + GAP_Y)
 
 
 def _box(name: str, at: tuple[float, float], outcome: Outcome | None) -> str:
@@ -151,12 +173,17 @@ def _box(name: str, at: tuple[float, float], outcome: Outcome | None) -> str:
 
 
 def _edge(start: tuple[float, float], end: tuple[float, float]) -> str:
-    x1, y1, x2, y2 = start[0] + WIDTH, start[1] + HEIGHT / 2, end[0], end[1] + HEIGHT / 2
-    bend = GAP_X / 2 if x2 - x1 <= GAP_X else GAP_X
+    x1, y1, x2, y2 = start[0] + WIDTH / 2, start[1] + HEIGHT, end[0] + WIDTH / 2, end[1]
+    middle = (y1 + y2) / 2
     return (
-        f'<path d="M{x1:g} {y1:g} C{x1 + bend:g} {y1:g} {x2 - bend:g} {y2:g} {x2:g} {y2:g}" '
+        f'<path d="M{x1:g} {y1:g} C{x1:g} {middle:g} {x2:g} {middle:g} {x2:g} {y2:g}" '
         'fill="none" stroke="#8899aa" stroke-width="1.3"/>'
     )
+
+
+def _passage(at: tuple[float, float]) -> str:
+    x = at[0] + WIDTH / 2
+    return f'<path d="M{x:g} {at[1]:g} V{at[1] + HEIGHT:g}" fill="none" stroke="#8899aa" stroke-width="1.3"/>'
 
 
 def _hashes(entries: Mapping[str, str]) -> str:
