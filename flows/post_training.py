@@ -69,12 +69,13 @@ def post_training(
         return final_state(run)
 
 
-def edge(upstream: Any) -> Any:
-    """What an ended task run is waited for by. `allow_failure` lets failed ones pass, not cancelled (skipped)
-    ones, behind which a stage would stay `NotReady`: these stand as failed, and the edge is drawn all the same."""
-    if not upstream.state.is_cancelled():
-        return upstream
-    return Failed(state_details=StateDetails(task_run_id=upstream.task_run_id))
+def edge(upstream: str, run: Run) -> Any:
+    """What a stage waits for. `allow_failure` lets failed task runs pass, but not cancelled (skipped) ones,
+    behind which a stage would stay `NotReady`: these stand as failed, and the edge is drawn all the same."""
+    future, result = run.futures[upstream], run.outcomes.get(upstream)
+    if result is not None and result.state in DONE:
+        return future
+    return allow_failure(Failed(state_details=StateDetails(task_run_id=future.task_run_id)))
 
 
 def may_pass_next_time(_task: Any, _run: Any, state: State) -> bool:
