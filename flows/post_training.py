@@ -60,9 +60,7 @@ def post_training(
         one_stage = stage.with_options(retries=retries, retry_delay_seconds=retry_delay_seconds)
         with recorded(run), stopped_at_the_end(run), stopped_when_cancelled(run.children):
             for name in in_order(run.graph.edges(), parallel, run.ended):
-                upstream = [
-                    allow_failure(edge(run.futures[above])) for above in run.graph.nodes[name].upstream
-                ]
+                upstream = [edge(above, run) for above in run.graph.nodes[name].upstream]
                 future = one_stage.submit(name, run, wait_for=upstream)  # type: ignore[call-overload]
                 future.add_done_callback(lambda _, name=name: run.ended.put(name))
                 run.futures[name] = future
