@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 # Before torch is imported: tiny models gain nothing from threads, and some tests fork, which a pool of
 # OpenMP threads does not survive. Children inherit it.
 os.environ["OMP_NUM_THREADS"] = "1"
+# `dvc` and `python` of this environment, activated or not
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 ROOT = Path(__file__).resolve().parents[1]
 
