@@ -220,11 +220,11 @@ def test_promptsource_templates_render_the_shared_rows(shared: Path, workspace: 
         )
     rows = rendered(
         raw=str(shared), sources="sources", templates=str(shared / "templates"),
-        heldout_templates=["ag_news/recommend", "sst2/review"],
+        heldout_templates=["ag_news/recommend", "glue/sst2/review"],
     )  # fmt: skip
     assert {row["task"] for row in rows} == {"ag_news", "glue/sst2", "glue/rte"}
     assert {row["template"] for row in rows if row["split"] == "templates"} == {
         "ag_news/recommend",
-        "sst2/review",
+        "glue/sst2/review",
     }
     assert all(row["label"] in row["choices"] for row in rows if row["choices"])
