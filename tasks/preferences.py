@@ -1,6 +1,6 @@
 """preferences: exports of annotation tools become rankings in one format, with figures of agreement.
 
-Reads   data/annotations/*.{json,jsonl} (params preferences.annotations)
+Reads   data/annotations/* (params preferences.annotations), every file in a format of docs/annotation.md
 Writes  data/preferences/{train,heldout,dropped}.parquet, reports/preferences.json,
         reports/plots/preferences.{csv,png}
 Run     python -m tasks.preferences
@@ -8,6 +8,7 @@ Run     python -m tasks.preferences
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from itertools import chain
 from pathlib import Path
@@ -27,10 +28,14 @@ RULES = (
     "abstained",
     "untouched",
     "annotator_twice",
+    "repeated",
     "equal_answers",
     "empty_answer",
     "too_few_answers",
     "prompts_differ",
+    "scores_differ",
+    "order_flip",
+    "no_verdict",
     "unranked_answer",
     "unannotated",
     "no_answer",
@@ -40,6 +45,7 @@ RULES = (
 
 class Params(BaseModel, extra="forbid"):
     annotations: str = "data/annotations"
+    formats: dict[str, str] = {}
     license: str = "CC0-1.0"
     annotators: dict[str, str] = {}
     buckets: list[str] = []
@@ -49,8 +55,15 @@ class Params(BaseModel, extra="forbid"):
 
 def run(params: Params, stage: Stage) -> None:
     files = _export_files(Path(params.annotations))
+    if unknown := params.formats.keys() - {file.name for file in files}:
+        raise Problem(f"preferences.formats: {min(unknown)} is no file of {params.annotations}")
     found = chain.from_iterable(
-        read_export(file, buckets=params.buckets, untouched_seconds=params.untouched_seconds)
+        read_export(
+            file,
+            format=params.formats.get(file.name),
+            buckets=params.buckets,
+            untouched_seconds=params.untouched_seconds,
+        )
         for file in files
     )
     rows, dropped, counts = cleaned(found, params.license)
@@ -97,7 +110,18 @@ def _export_files(folder: Path) -> list[Path]:
     )
     if not files:
         raise Problem(f"{folder}: holds no export ({', '.join(SUFFIXES)}); put the annotation exports there")
-    return files
+    return _without_copies(files)
+
+
+def _without_copies(files: list[Path]) -> list[Path]:
+    """A file put there twice counts once: its rankings would seem to come from two sources."""
+    first: dict[str, Path] = {}
+    for file in files:
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        if digest in first:
+            print(f"preferences: {file} is left out: the same bytes as {first[digest]}")
+        first.setdefault(digest, file)
+    return list(first.values())
 
 
 def _tell(dropped: list[Dropped]) -> None:

@@ -86,6 +86,25 @@ def test_the_same_exports_give_the_same_bytes(workspace):
     assert [Path(file).read_bytes() for file in outputs] == first
 
 
+def test_the_same_export_again_changes_nothing(workspace):
+    write(rankings())
+    run(heldout_share=0.3)
+    before = Path("data/preferences/train.parquet").read_bytes()
+    write(rankings(), "the_same_under_another_name.jsonl")
+    assert run(heldout_share=0.3)["files"] == 1
+    assert Path("data/preferences/train.parquet").read_bytes() == before
+    write([*rankings(), *rankings(1)], "rankings.jsonl")  # a later export holds the earlier rankings too
+    (FOLDER / "the_same_under_another_name.jsonl").unlink()
+    assert run(heldout_share=0.3)["dropped_repeated"] == 3
+    assert Path("data/preferences/train.parquet").read_bytes() == before
+
+
+def test_a_stated_format_needs_its_file(workspace):
+    write(rankings())
+    with pytest.raises(Problem, match=r"preferences\.formats: other.json is no file of"):
+        run(formats={"other.json": "pairs"})
+
+
 def test_without_exports_or_without_rankings_it_says_so(workspace):
     with pytest.raises(Problem, match="data/annotations is not a folder; run annotate"):
         run()

@@ -1,25 +1,28 @@
 """Label Studio: the tasks that annotators get, and the full JSON export that comes back.
 
-Three labelling configurations are understood: Pairwise (with an optional choice `tie` or a degree), Ranker,
-and Ranker with buckets (answers in one bucket are equal). Checked with exports of Label Studio 1.23.
+Labelling configurations that are understood: Pairwise (with an optional choice `tie` or a degree), Ranker,
+Ranker with buckets (answers in one bucket are equal), Choices that name an answer, and Rating, of several
+answers in one task or of one answer per task. Checked with exports of Label Studio 1.23.
 """
 
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
-from tasks.lib.preferences.rankings import Dropped, Judgement, Messages
+from tasks.lib.preferences.rankings import PROMPTS, Dropped, Judgement, Messages, prompt_of
+from tasks.lib.preferences.ratings import ANSWERS, Rating, ranks_of
+from tasks.lib.preferences.sides import of_word, two_answers
 from tasks.lib.stage import Problem
 
 Row = dict[str, Any]
 UNASSIGNED = "_"  # the column of a bucket ranker where the answers start
 # how clear a preference is, as Llama 2 (arXiv 2307.09288, section 3.2.2) spaces its margins
 STRENGTHS = {"significantly": 1.0, "much": 1.0, "clearly": 2 / 3, "slightly": 1 / 3, "negligibly": 0.0}
+SILENT = ("textarea", "number", "datetime")  # results that go with a verdict and are none
 _GOOD, _BAD = {"best", "good", "top", "first"}, {"bad", "worst", "poor", "last"}
 
 
@@ -71,7 +74,7 @@ def _as_text(messages: Messages) -> str:
 
 def read(
     path: Path, rows: Iterator[tuple[int, Row]], *, buckets: Sequence[str], untouched_seconds: float
-) -> Iterator[Judgement | Dropped]:
+) -> Iterator[Judgement | Dropped | Rating]:
     """The judgements of a full JSON export, and what is none: cancelled, abstained, untouched, unannotated.
 
     `buckets`: the names of a bucket ranker's buckets, best first; empty takes the order of the export.
@@ -93,37 +96,17 @@ def read(
                 yield verdict
                 continue
             answers, ranks, strength = verdict
-            yield Judgement(
-                where=where,
-                prompt=prompt_of(where, row["data"]),
-                answers=answers,
-                ranks=ranks,
-                annotator=_annotator(where, annotation),
-                source=str(row["data"].get("source") or path.stem),
-                license=row["data"].get("license"),
-                strength=strength,
-                order=(str(annotation.get("updated_at", "")), int(annotation.get("id") or 0)),
-            )
-
-
-def prompt_of(where: str, data: Row) -> Messages:
-    """The prompt of a row as messages: its `messages`, or its `prompt` (text or messages)."""
-    prompt = data.get("messages", data.get("prompt"))
-    if isinstance(prompt, str) and prompt.strip():
-        return [{"role": "user", "content": prompt}]
-    if not isinstance(prompt, list) or not prompt:
-        raise Problem(
-            f"{where}:prompt: expected text or messages, found {str(prompt)[:60]!r}; name the field `prompt`"
-        )
-    for message in prompt:
-        fields = message if isinstance(message, dict) else {}
-        if fields.get("role") not in ("system", "user", "assistant") or not isinstance(
-            fields.get("content"), str
-        ):
-            raise Problem(
-                f"{where}:prompt: expected messages of role and content, found {str(message)[:60]!r}"
-            )
-    return [{"role": message["role"], "content": message["content"]} for message in prompt]
+            said: dict[str, Any] = {
+                "annotator": _annotator(where, annotation),
+                "source": str(row["data"].get("source") or path.stem),
+                "license": row["data"].get("license"),
+                "order": (str(annotation.get("updated_at", "")), int(annotation.get("id") or 0)),
+            }
+            prompt = prompt_of(where, row["data"])
+            if isinstance(ranks, float):  # one rated answer: its rivals are other tasks
+                yield Rating(where, prompt, answers[0], ranks, **said)
+            else:
+                yield Judgement(where, prompt, answers, ranks, strength=strength, **said)
 
 
 def _annotator(where: str, annotation: Row) -> str:
@@ -137,12 +120,13 @@ def _annotator(where: str, annotation: Row) -> str:
 
 def _verdict(
     where: str, data: Row, annotation: Row, buckets: Sequence[str], untouched_seconds: float
-) -> tuple[list[str], list[int], float | None] | Dropped:
-    """(answers, ranks, strength) of one annotation, or why it is no ranking."""
+) -> tuple[list[str], list[int] | float, float | None] | Dropped:
+    """(answers, ranks, strength) of one annotation, the value of one rated answer in place of ranks, or why
+    it is no ranking."""
     results = {result.get("type"): result.get("value", {}) for result in annotation["result"]}
     words = [str(word).lower() for word in results.get("choices", {}).get("choices", [])]
     if "pairwise" in results or "tie" in words:
-        answers = _two_answers(where, data)
+        answers = two_answers(where, data)
         side = results.get("pairwise", {}).get("selected")
         if "tie" in words:
             return answers, [0, 0], 0.0
@@ -155,25 +139,39 @@ def _verdict(
             where, data, results["ranker"]["ranker"], annotation.get("lead_time"), buckets, untouched_seconds
         )
     if "rating" in results:
-        raise Problem(f"{where}: holds a rating of one answer; rankings need answers that were compared")
+        return _rated(where, data, annotation["result"])
+    if words:
+        if ranks := next(filter(None, (of_word(word, data) for word in words)), None):
+            return two_answers(where, data), ranks, None
+        raise Problem(f"{where}: the choice {words[0][:60]!r} names no answer of {', '.join(data)}")
+    if others := [str(name) for name in results if name not in SILENT]:
+        raise Problem(
+            f"{where}: holds {others[0]}, as in a project of images or spans; expected a verdict on answers: "
+            "pairwise, ranker, rating or choices"
+        )
     return Dropped(where, "abstained", "submitted without a verdict")
 
 
-def _two_answers(where: str, data: Row) -> list[str]:
-    """The left and the right text: the two fields whose names differ only in a/b, 1/2 or left/right."""
-    found = []
-    for name in data:
-        match = re.fullmatch(r"(.*?)(a|1|left)", name, re.IGNORECASE)
-        if match:
-            other = {"a": "b", "1": "2", "left": "right"}[match[2].lower()]
-            partner = match[1] + (other.upper() if match[2].isupper() else other)
-            if isinstance(data[name], str) and isinstance(data.get(partner), str):
-                found.append([data[name], data[partner]])
-    if len(found) != 1:
-        raise Problem(
-            f"{where}:data: expected two answers such as response_a and response_b, found {', '.join(data)}"
-        )
-    return found[0]
+def _rated(
+    where: str, data: Row, results: Sequence[Row]
+) -> tuple[list[str], list[int] | float, None] | Dropped:
+    """Ratings of answers, the mean of the aspects each; of one answer alone its value."""
+    given: dict[str, list[float]] = {}
+    for result in results:
+        if result.get("type") != "rating":
+            continue
+        name = str(result.get("to_name"))
+        if not isinstance(data.get(name), str) or name in PROMPTS:  # the tag's name is not the field's
+            fields = [field for field in ANSWERS if isinstance(data.get(field), str)]
+            if len(fields) != 1:
+                raise Problem(f"{where}: rates {name}, which is no answer of the task ({', '.join(data)})")
+            name = fields[0]
+        value = result.get("value", {}).get("rating")
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            raise Problem(f"{where}:rating: expected a number, found {str(value)[:60]!r}")
+        given.setdefault(data[name], []).append(float(value))
+    values = [sum(stars) / len(stars) for stars in given.values()]
+    return list(given), ranks_of(values) if len(values) > 1 else values[0], None
 
 
 def _ranking(

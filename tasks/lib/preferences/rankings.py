@@ -7,16 +7,26 @@ An importer yields a `Judgement` for each ranking that somebody made and a `Drop
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 from itertools import combinations
 from typing import Any
 
 from tasks.lib.data.rows import content_id
+from tasks.lib.stage import Problem
 
 Row = dict[str, Any]
 Messages = list[dict[str, str]]
+PROMPTS = ("messages", "prompt", "conversations", "instruction", "question", "input")  # names of the prompt
+ROLES = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+}
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,34 @@ def words(text: str) -> str:
     return " ".join(text.split())
 
 
+def prompt_of(where: str, row: Mapping[str, Any]) -> Messages:
+    """The prompt of a row, text or messages, as messages; Problem naming the field when there is none."""
+    name = next((name for name in PROMPTS if row.get(name)), "prompt")
+    prompt = row.get(name)
+    if name == "instruction" and isinstance(row.get("input"), str) and row["input"].strip():
+        prompt = f"{prompt}\n\n{row['input']}"
+    if isinstance(prompt, str) and prompt.strip():
+        return [{"role": "user", "content": prompt}]
+    if not isinstance(prompt, list) or not prompt:
+        raise Problem(
+            f"{where}:{name}: expected text or messages, found {str(prompt)[:60]!r}; name the field `prompt`"
+        )
+    return messages_of(f"{where}:{name}", prompt)
+
+
+def messages_of(where: str, turns: Sequence[Any]) -> Messages:
+    """{role, content} messages of turns that may also say {from, value}."""
+    found = []
+    for turn in turns:
+        fields = turn if isinstance(turn, dict) else {}
+        role = ROLES.get(str(fields.get("role", fields.get("from"))))
+        content = fields.get("content", fields.get("value"))
+        if role is None or not isinstance(content, str):
+            raise Problem(f"{where}: expected messages of role and content, found {str(turn)[:60]!r}")
+        found.append({"role": role, "content": content})
+    return found
+
+
 def prompt_id(prompt: Messages) -> str:
     """The hash that groups and splits rankings: the same prompt up to white space has the same id."""
     return content_id([[message["role"], words(message["content"])] for message in prompt])
@@ -66,7 +104,7 @@ def cleaned(
     1. Answers that are empty, or equal to a better one up to white space, leave their ranking; a ranking of
        fewer than two answers is dropped.
     2. Gaps in ranks are closed.
-    3. Of an annotator's rankings of the same answers the last counts.
+    3. Of an annotator's rankings of the same answers the last counts; the same export again adds nothing.
     4. An annotator whose rankings of one prompt form a cycle is not heard on it.
     """
     dropped, counts = [], Counter[str]()
@@ -79,8 +117,11 @@ def cleaned(
         key = prompt_id(kept.prompt), kept.annotator, tuple(sorted(map(words, kept.answers)))
         if earlier := latest.get(key):
             kept, outdated = sorted((kept, earlier), key=lambda j: j.order, reverse=True)
-            counts["changed_minds"] += _order_of(kept) != _order_of(outdated)
-            dropped.append(Dropped(outdated.where, "annotator_twice", f"{kept.where} is later"))
+            if (kept.order, _order_of(kept)) == (outdated.order, _order_of(outdated)):
+                dropped.append(Dropped(outdated.where, "repeated", f"{kept.where} says the same"))
+            else:
+                counts["changed_minds"] += _order_of(kept) != _order_of(outdated)
+                dropped.append(Dropped(outdated.where, "annotator_twice", f"{kept.where} is later"))
         latest[key] = kept
     rows = []
     for (prompt, annotator), judgements in _by_prompt_and_annotator(latest).items():
