@@ -3,7 +3,7 @@
 Reads   models/sft, data/preferences/{train,heldout}.parquet, data/candidates/candidates.parquet,
         reports/check/rankings.json
 Writes  models/reward, reports/reward.json, reports/plots/reward.{csv,png},
-        reports/plots/reward_reliability.{csv,png}
+        reports/plots/reward_{reliability,scores}.{csv,png}
 Run     python -m tasks.reward
 """
 
@@ -22,6 +22,7 @@ from tasks.lib.policy.checkpoints import Checkpoint, file_hash
 from tasks.lib.policy.models import load_policy, load_tokenizer, save_model, weights_hash
 from tasks.lib.preferences import calibration
 from tasks.lib.preferences.agreement import verdicts
+from tasks.lib.preferences.baselines import bag_of_words
 from tasks.lib.preferences.rankings import prompt_id
 from tasks.lib.preferences.reward_model import Group, from_policy, group_scores, grouped, normalise, tokenized
 from tasks.lib.preferences.reward_training import Training, train
@@ -30,6 +31,12 @@ from tasks.lib.stage import Problem, Stage, main
 CANDIDATES = Path("data/candidates/candidates.parquet")
 TRAIN, HELDOUT = Path("data/preferences/train.parquet"), Path("data/preferences/heldout.parquet")
 Rows = list[dict[str, Any]]
+BESIDE = {
+    "noise_ceiling": "what one annotator reaches against the majority of the others",
+    "best_possible": "what no ordering can exceed: annotators contradict each other",
+    "accuracy_bag_of_words": "the words of the answer alone, without the prompt",
+    "accuracy_longer": "the longer answer is better",
+}
 
 
 class Params(BaseModel, extra="forbid"):
@@ -63,20 +70,30 @@ def run(params: Params, stage: Stage) -> None:
     candidates = read_parquet(CANDIDATES)[: params.reference_prompts]
     reference = [Group(c["id"], c["prompt"], c["answers"]) for c in candidates]
     reference = _fitting(model, tokenizer, reference, CANDIDATES)
-    scores = group_scores(model, reference, batch_size=params.batch_size)
-    normalise(model, [reward for of_prompt in scores for reward in of_prompt])
+    of_reference = group_scores(model, reference, batch_size=params.batch_size)
+    normalise(model, [reward for of_prompt in of_reference for reward in of_prompt])
 
-    figures, bins = _judge(model, tokenizer, heldout, params, stage)
+    heldout_groups = _fitting(model, tokenizer, grouped(heldout), HELDOUT)
+    scores = group_scores(model, heldout_groups, batch_size=params.batch_size)
+    words = bag_of_words(groups, heldout_groups)
+    figures, bins = _judge(heldout, heldout_groups, scores, words, params, stage)
     if params.require_above_chance and figures["pair_accuracy"] <= 0.5:
         raise Problem(
             f"reward: held-out pairs are ordered right in {figures['pair_accuracy']:.3f} of "
             f"{figures['heldout_pairs']} cases, no better than a coin; the model is not written. Do the "
             "annotators agree (reports/preferences.json)? Then try reward.training.learning_rate and epochs"
         )
+    mean, std = model.config.reward_mean, model.config.reward_std
+    normal = [[(raw - mean) / std for raw in of_group] for of_group in scores]
+    model.config.reward_temperature = figures["temperature"]
     save_model(model, tokenizer, "models/reward")
     stage.report(
         {
             **figures,
+            **calibration.score_figures(
+                [reward for of_group in normal for reward in of_group],
+                [answer for group in heldout_groups for answer in group.answers],
+            ),
             "steps": len(history),
             "train_prompts": len(groups),
             "train_rankings": len(train_rows),
@@ -86,9 +103,13 @@ def run(params: Params, stage: Stage) -> None:
             "reward_std": model.config.reward_std,
         }
     )
+    _tell(figures)
     panels = {"Loss": ["loss"], "Pair accuracy in training": ["accuracy"]}
     curves(Path("reports/plots/reward"), history, "step", panels)
     reliability(Path("reports/plots/reward_reliability"), bins)
+    bins_of_scores = calibration.histogram(normal, [_is_best(group) for group in heldout_groups])
+    panels = {"Share of held-out answers by reward": ["best", "others"]}
+    curves(Path("reports/plots/reward_scores"), bins_of_scores, "reward", panels)
     checkpoint.clear()
 
 
@@ -104,38 +125,70 @@ def _fitting(model: Any, tokenizer: Any, groups: list[Group], path: Path) -> lis
 
 
 def _judge(
-    model: Any, tokenizer: Any, heldout: Rows, params: Params, stage: Stage
+    heldout: Rows,
+    groups: list[Group],
+    scores: list[list[float]],
+    words: list[list[float]],
+    params: Params,
+    stage: Stage,
 ) -> tuple[dict[str, Any], Rows]:
-    """Figures on held-out rankings, and the bins of the reliability plot."""
-    groups = _fitting(model, tokenizer, grouped(heldout), HELDOUT)
-    scores = group_scores(model, groups, batch_size=params.batch_size)
-    reward_of = {
-        (group.prompt_id, answer): reward
-        for group, of_group in zip(groups, scores, strict=True)
-        for answer, reward in zip(group.answers, of_group, strict=True)
-    }
+    """Figures on held-out rankings from raw rewards (and those of the bag of words), and reliability bins."""
     fits = {group.prompt_id for group in groups}
     keyed = [{**row, "prompt_id": prompt_id(row["prompt"])} for row in heldout]
-    votes = verdicts(row for row in keyed if row["prompt_id"] in fits)
-    judged = calibration.judged_pairs(votes, reward_of)
+    keyed = [row for row in keyed if row["prompt_id"] in fits]
+    votes = verdicts(keyed)
+    judged = calibration.judged_pairs(votes, _by_answer(groups, scores))
     if not judged:
         raise Problem(f"{HELDOUT}: no pair of answers is ordered (all tied); a reward model cannot be judged")
     hits, prompts = [pair.hit for pair in judged], [pair.prompt_id for pair in judged]
+    by_words = [pair.hit for pair in calibration.judged_pairs(votes, _by_answer(groups, words))]
+    gains = [hit - theirs for hit, theirs in zip(hits, by_words, strict=True)]
     overall = mean_interval(hits, seed=stage.seed_of("bootstrap"), groups=prompts, bounds=(0, 1))
-    sure = calibration.confidence(
-        [pair.margin for pair in judged], params.training.ties, params.training.tie_parameter
-    )
+    gain = mean_interval(gains, seed=stage.seed_of("gain"), groups=prompts, bounds=(-1, 1))
+    margins = [pair.margin for pair in judged]
+    sure = calibration.confidence(margins, params.training.ties, params.training.tie_parameter)
     bins = calibration.reliability_bins(sure, hits)
+    scaled = calibration.reliability_bins(calibration.scaled_confidence(judged), hits)
+    source_of = {(row["prompt_id"], row["annotator"]): row["source"] for row in keyed}
     figures = {
         "heldout_prompts": len(groups),
         "heldout_pairs": len(judged),
         "pair_accuracy": overall.mean,
         "pair_accuracy_low": overall.low,
         "pair_accuracy_high": overall.high,
-        **calibration.accuracies(votes, reward_of),
+        **calibration.accuracies(votes, _by_answer(groups, scores)),
+        **calibration.by_source(judged, source_of),
+        "accuracy_bag_of_words": sum(by_words) / len(by_words),
+        "gain_over_bag_of_words": gain.mean,
+        "gain_over_bag_of_words_low": gain.low,
+        "gain_over_bag_of_words_high": gain.high,
         "ece": calibration.calibration_error(bins),
+        "ece_scaled": calibration.calibration_error(scaled),
+        "temperature": calibration.temperature(margins),
     }
     return figures, bins
+
+
+def _by_answer(groups: list[Group], scores: list[list[float]]) -> dict[tuple[str, str], float]:
+    return {
+        (group.prompt_id, answer): reward
+        for group, of_group in zip(groups, scores, strict=True)
+        for answer, reward in zip(group.answers, of_group, strict=True)
+    }
+
+
+def _is_best(group: Group) -> list[bool]:
+    """Whether somebody ranked the answer first, per answer."""
+    return [any(ranks[place] == 0 for ranks in group.ranks) for place in range(len(group.answers))]
+
+
+def _tell(figures: dict[str, Any]) -> None:
+    """The comparison that decides whether the reward model is worth something, in the run's output."""
+    accuracy = f"[{figures['pair_accuracy_low']:.3f}, {figures['pair_accuracy_high']:.3f}]"
+    print(f"reward: held-out pairs ordered right {figures['pair_accuracy']:.3f} {accuracy}; against")
+    for name, meaning in BESIDE.items():
+        if name in figures:
+            print(f"reward:   {figures[name]:.3f}  {meaning}")
 
 
 if __name__ == "__main__":

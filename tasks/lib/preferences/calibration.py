@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -64,6 +65,7 @@ def accuracies(votes: Verdicts, reward_of: Rewards) -> dict[str, float]:
         "accuracy_majority": accuracy(judged_pairs(votes, reward_of, panel=True)),
         "accuracy_unanimous": accuracy(judged_pairs(unanimous, reward_of, panel=True)),
         "noise_ceiling": sum(share for share, _ in ceiling.values()) / len(ceiling) if ceiling else None,
+        "best_possible": best_possible(votes),
         "accuracy_longer": sum(_hit(p.longer_by) for p in single) / len(single) if single else None,
         "accuracy_longer_is_worse": accuracy([p for p in single if p.longer_by < 0]),
         **{f"accuracy_margin_{n}": share for n, (_, share) in enumerate(by_margin(single), 1)},
@@ -71,6 +73,23 @@ def accuracies(votes: Verdicts, reward_of: Rewards) -> dict[str, float]:
     for name in sorted({pair.annotator for pair in single}):
         found[f"accuracy_{name}"] = accuracy([pair for pair in single if pair.annotator == name])
     return {name: value for name, value in found.items() if value is not None}
+
+
+def best_possible(votes: Verdicts) -> float | None:
+    """What the best ordering of the answers would get on these very verdicts: their majority, pair by pair."""
+    counts = [(list(said.values()).count(1), list(said.values()).count(-1)) for said in votes.values()]
+    total = sum(map(sum, counts))
+    return sum(map(max, counts)) / total if total else None
+
+
+def by_source(pairs: Sequence[Judged], source_of: Mapping[tuple[str, str], str]) -> dict[str, float]:
+    """`accuracy_source_<name>`: accuracy on the pairs of each source, by prompt id and annotator."""
+    parts: dict[str, list[Judged]] = {}
+    for pair in pairs:
+        parts.setdefault(source_of[pair.prompt_id, pair.annotator], []).append(pair)
+    return {
+        f"accuracy_source_{'_'.join(name.split())}": accuracy(parts[name]) or 0.0 for name in sorted(parts)
+    }
 
 
 def by_margin(pairs: Sequence[Judged], buckets: int = 4) -> list[tuple[float, float]]:
@@ -87,6 +106,63 @@ def confidence(margins: Sequence[float], ties: Ties, tie_parameter: float) -> li
     no_tie = torch.zeros_like(d, dtype=torch.bool)
     win, loss = (-pair_losses(x, no_tie, ties, tie_parameter) for x in (d, -d))
     return torch.sigmoid(win - loss).tolist()
+
+
+def temperature(margins: Sequence[float]) -> float:
+    """The T that makes sigmoid(margin / T) the likeliest probability of the preferred answer.
+
+    `margins`: raw reward of the preferred answer minus that of the other. Temperature scaling of Guo et al.
+    (arXiv 1706.04599), section 4.2: one parameter, so that no order of answers changes. The derivative of the
+    loss by 1/T is monotone, so halving the interval finds its root; T stays within 1/50 and 50.
+    """
+    d = torch.tensor(margins, dtype=torch.float64)
+    low, high = -math.log(50), math.log(50)  # of log(1/T)
+    for _ in range(50):
+        middle = (low + high) / 2
+        slope = float((d * torch.sigmoid(-d * math.exp(middle))).sum())
+        low, high = (middle, high) if slope > 0 else (low, middle)
+    return math.exp(-(low + high) / 2)
+
+
+def scaled_confidence(pairs: Sequence[Judged]) -> list[float]:
+    """Confidence after temperature scaling, each half of the prompts scaled as the other half says."""
+    is_even = [int(pair.prompt_id, 16) % 2 == 0 for pair in pairs]
+    found = [0.0] * len(pairs)
+    for half in (True, False):
+        others = [p.margin for p, even in zip(pairs, is_even, strict=True) if even is not half]
+        t = temperature(others) if others else 1.0
+        for place, pair in enumerate(pairs):
+            if is_even[place] is half:
+                found[place] = 1 / (1 + math.exp(-min(abs(pair.margin) / t, 500.0)))
+    return found
+
+
+def score_figures(scores: Sequence[float], answers: Sequence[str]) -> dict[str, float]:
+    """Where normalised rewards of held-out answers lie, and how they go with length (Pearson's r)."""
+    values = torch.tensor(scores, dtype=torch.float64)
+    lengths = torch.tensor([float(len(answer)) for answer in answers], dtype=torch.float64)
+    shares = (0.05, 0.25, 0.5, 0.75, 0.95)
+    found = {f"score_p{round(q * 100):02}": values.quantile(q).item() for q in shares}
+    if len(scores) > 1 and values.std() > 0 and lengths.std() > 0:
+        found["score_length_correlation"] = torch.corrcoef(torch.stack([values, lengths]))[0, 1].item()
+    return found
+
+
+def histogram(
+    scores: Sequence[Sequence[float]], is_best: Sequence[Sequence[bool]], bins: int = 24
+) -> list[dict[str, float]]:
+    """Shares of the rewards of `best` answers and of the `others` in equal bins; scores by prompt."""
+    parts: dict[str, list[float]] = {"best": [], "others": []}
+    for of_prompt, best in zip(scores, is_best, strict=True):
+        for reward, first in zip(of_prompt, best, strict=True):
+            parts["best" if first else "others"].append(reward)
+    low, high = min(map(min, scores)), max(map(max, scores))
+    width = (high - low) / bins or 1.0
+    rows = [{"reward": low + (place + 0.5) * width, "best": 0.0, "others": 0.0} for place in range(bins)]
+    for name, values in parts.items():
+        for value in values:
+            rows[min(int((value - low) / width), bins - 1)][name] += 1 / len(values)
+    return rows
 
 
 def reliability_bins(

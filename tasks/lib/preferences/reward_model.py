@@ -41,20 +41,21 @@ def from_policy(policy: Any, seed: int) -> Any:
             f"{config.model_type} has no sequence classification in transformers; choose another base"
         ) from None
     model.base_model.load_state_dict(policy.base_model.state_dict())
-    weight = _head(model).weight
+    weight = head(model).weight
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         weight.copy_(torch.randn(weight.shape, generator=generator) / math.sqrt(weight.shape[1] + 1))
     return model.eval().to(policy.device)
 
 
-def _head(model: Any) -> Any:
-    head = getattr(model, "score", None)
-    if not isinstance(head, torch.nn.Linear) or head.bias is not None:
+def head(model: Any) -> Any:
+    """The linear layer (1, d) from a hidden state to a reward; Problem when the model has none."""
+    layer = getattr(model, "score", None)
+    if not isinstance(layer, torch.nn.Linear) or layer.bias is not None:
         raise Problem(
             f"{type(model).__name__} has no plain linear head named score; choose another base model"
         )
-    return head
+    return layer
 
 
 def rewards(model: Any, sequences: Sequence[Sequence[int]]) -> Tensor:
@@ -65,7 +66,7 @@ def rewards(model: Any, sequences: Sequence[Sequence[int]]) -> Tensor:
         input_ids=ids, attention_mask=is_token.long(), use_cache=False
     ).last_hidden_state
     last = is_token.sum(1) - 1
-    return _head(model)(states[torch.arange(len(ids), device=ids.device), last]).squeeze(-1).float()
+    return head(model)(states[torch.arange(len(ids), device=ids.device), last]).squeeze(-1).float()
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from tasks.lib.policy.checkpoints import Checkpoint, optimizer_tensors, restore_
 from tasks.lib.policy.muon import Muon
 from tasks.lib.preferences.ranking_loss import pairs, ranking_loss
 from tasks.lib.preferences.reward_model import Group, batch_ranks, rewards
+from tasks.lib.preferences.shared_prompt import refuse_unless_equal, shared_rewards
 from tasks.lib.stage import Problem, asked_to_stop
 
 History = list[dict[str, float]]
@@ -32,6 +33,7 @@ class Training(BaseModel, extra="forbid"):
     ties: Literal["rao_kupper", "davidson", "drop"] = "rao_kupper"
     tie_parameter: float = Field(default=1.2, gt=0)
     centring: float = Field(default=0.01, ge=0)
+    share_prompt: bool = False
     checkpoint_every: int = Field(default=25, ge=1)
 
     @model_validator(mode="after")
@@ -57,6 +59,8 @@ def train(
     finite, before the step is taken.
     """
     batches = _batches(groups, how, seed)
+    if how.share_prompt:
+        refuse_unless_equal(model, groups[0])
     Optimizer: Any = Muon if how.optimizer == "muon" else torch.optim.AdamW
     trained = model if how.optimizer == "muon" else model.parameters()
     optimizer = Optimizer(trained, lr=how.learning_rate, weight_decay=how.weight_decay)
@@ -88,8 +92,10 @@ def _step(
 ) -> dict[str, float]:
     """One optimiser step; each answer is scored once, whatever the number of annotators and pairs."""
     places, ranks = (x.to(model.device) for x in batch_ranks(batch))
-    sequences = [ids for group in batch for ids in group.sequences]
-    scores = rewards(model, sequences)[places]
+    if how.share_prompt:
+        scores = shared_rewards(model, batch)[places]
+    else:
+        scores = rewards(model, [ids for group in batch for ids in group.sequences])[places]
     loss = ranking_loss(scores, ranks, ties=how.ties, tie_parameter=how.tie_parameter, centring=how.centring)
     if not torch.isfinite(loss):
         rows = ", ".join(row for group in batch for row in group.rows[:1])[:200]

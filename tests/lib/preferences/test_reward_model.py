@@ -26,6 +26,7 @@ from tasks.lib.preferences.reward_model import (
     tokenized,
 )
 from tasks.lib.preferences.reward_training import Training, schedule, train
+from tasks.lib.preferences.shared_prompt import refuse_unless_equal, shared_rewards
 from tasks.lib.stage import Problem
 
 PROMPT = [{"role": "user", "content": "The film was fine"}]
@@ -167,6 +168,45 @@ def test_answers_that_do_not_fit_are_left_out_not_cut(tokenizer):
     assert all(ids[-1] == tokenizer.eos_token_id for ids in tokenized(tokenizer, [short], 40)[0].sequences)
 
 
+def test_a_shared_prompt_gives_the_rewards_of_whole_sequences(model, tokenizer):
+    """Answers of unlike length, one the beginning of another, prompts of unlike length in one batch."""
+    rows = [
+        ranking("a", ["good", "good. Happy", "bad", "b"], [0, 1, 2, 3]),
+        ranking("a", ["x", "y"], [0, 1], "The game was dull and the day was dull too"),
+    ]
+    batch = tokenized(tokenizer, grouped(rows), None)
+    sequences = [ids for group in batch for ids in group.sequences]
+    apart, together = rewards(model, sequences), shared_rewards(model, batch)
+    assert together.tolist() == pytest.approx(apart.tolist(), abs=1e-6)
+    weight = model.base_model.layers[0].self_attn.q_proj.weight
+    ours, theirs = (torch.autograd.grad(scores.square().sum(), weight)[0] for scores in (together, apart))
+    assert torch.allclose(ours, theirs, atol=1e-5)
+    refuse_unless_equal(model, batch[0])
+
+
+def test_a_model_with_a_sliding_window_refuses_a_shared_prompt(tokenizer):
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 340, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    config = MistralConfig(**sizes, num_attention_heads=2, num_key_value_heads=2, sliding_window=4)
+    model = from_policy(MistralForCausalLM(config), seed=1)
+    (group,) = tokenized(tokenizer, grouped([ranking("a", ["good day", "bad day"], [0, 1])]), None)
+    with pytest.raises(Problem, match="mistral does not read a shared prompt"):
+        refuse_unless_equal(model, group)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_neither_the_padding_side_nor_pad_as_eos_changes_a_reward(model, tokenizer, side):
+    group = Group("p", PROMPT, ["good", "bad. Happy to help!"])
+    expected = [rewards(model, [ids]).item() for ids in tokenized(tokenizer, [group], None)[0].sequences]
+    other = world.tokenizer()
+    other.padding_side, other.pad_token = side, other.eos_token
+    model.config.pad_token_id = other.eos_token_id
+    sequences = tokenized(other, [group], None)[0].sequences
+    assert rewards(model, [*sequences, [5] * 40])[:2].tolist() == pytest.approx(expected, abs=1e-5)
+
+
 # --- training ---
 
 
@@ -206,6 +246,12 @@ def test_training_learns_the_order(tokenizer, tmp_path):
     )
     assert history[-1]["accuracy"] == 1.0 and history[-1]["loss"] < history[0]["loss"] / 3
     assert len(history) == 10 * 3
+
+
+def test_training_with_a_shared_prompt_ends_in_the_same_weights(tokenizer, tmp_path):
+    apart = trained(tokenizer, Checkpoint(tmp_path / "a", {}))
+    together = trained(tokenizer, Checkpoint(tmp_path / "b", {}), share_prompt=True)
+    assert all(torch.allclose(tensor, together[name], atol=1e-4) for name, tensor in apart.items())
 
 
 @pytest.mark.parametrize("killed_at", [1, 2, 3, 4, 7, 8])
