@@ -17,11 +17,21 @@ from pydantic import BaseModel, Field
 
 from tasks.lib.data.rows import read_parquet
 from tasks.lib.plots import curves
+from tasks.lib.policy.adapters import (
+    MERGED,
+    Method,
+    adapt,
+    fields_of,
+    load_quantised,
+    merged,
+    save_adapter,
+    trainable,
+)
 from tasks.lib.policy.chat import example_ids, preview
 from tasks.lib.policy.checkpoints import file_hash
 from tasks.lib.policy.models import load_policy, load_tokenizer, save_model, weights_hash
 from tasks.lib.policy.muon import Muon
-from tasks.lib.policy.trainers import configured, curve, known_keys, ours, train
+from tasks.lib.policy.trainers import configured, curve, ours, train
 from tasks.lib.stage import Problem, Stage, main
 
 BASE, OUT = Path("models/base"), Path("models/sft")
@@ -37,40 +47,47 @@ IGNORED = -100  # the label of a token that is not trained
 class Params(BaseModel, extra="forbid"):
     trainer: dict[str, Any] = {}  # fields of trl.SFTConfig
     optimizer: Literal["muon", "trainer"] = "trainer"  # trainer: the one that `trainer.optim` names
-    lora: dict[str, Any] | None = None  # fields of peft.LoraConfig; null trains all weights
+    method: Method = "full"  # which weights are trained: tasks/lib/policy/adapters.py
+    adapter: dict[str, Any] = {}  # the method's fields: of peft's LoraConfig for lora, ...
     keep: Literal["last", "best"] = "last"  # the weights to keep: at the end, or of the least validation loss
     preview_rows: int = Field(3, ge=0)  # rows printed before training, the trained tokens in [[ ]]
 
 
 def run(params: Params, stage: Stage) -> None:
     from datasets import Dataset
-    from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
     # 1. Settings first: a wrong one should not cost a minute.
     keep = {"load_best_model_at_end": params.keep == "best", "metric_for_best_model": "eval_loss"}
     config = configured(SFTConfig, stage, params.trainer, eval_on_start=True, **keep)
-    lora = None
-    if params.lora is not None:
-        if params.optimizer == "muon":
-            raise Problem("params.yaml: sft.optimizer: muon trains all weights; with sft.lora use `trainer`")
-        lora = LoraConfig(**{"task_type": "CAUSAL_LM"} | known_keys("sft.lora", params.lora, LoraConfig))
+    if params.method != "full" and params.optimizer == "muon":
+        raise Problem(
+            f"params.yaml: sft.optimizer: muon trains all weights; with sft.method {params.method} use `trainer`"
+        )
+    if params.method == "prompt" and config.weight_decay:
+        raise Problem(
+            "params.yaml: sft.trainer.weight_decay would shrink the whole vocabulary; 0 with method prompt"
+        )
+    fields = fields_of("sft.adapter", params.method, params.adapter)
 
-    # 2. Rows become ids with labels on the answer and the EOS. A row that is too long is dropped, never cut.
-    tokenizer, model = load_tokenizer(BASE), load_policy(BASE)
+    # 2. The model, frozen but for what the method trains.
+    tokenizer = load_tokenizer(BASE)
+    model = load_quantised(BASE) if params.method == "qlora" else load_policy(BASE)
+    torch.manual_seed(stage.seed_of("adapter"))
+    model = adapt(params.method, fields, model, tokenizer)
+
+    # 3. Rows become ids with labels on the answer and the EOS. A row that is too long is dropped, never cut.
     rows, too_long = tokenised(tokenizer, TRAIN, config.max_length)
     held_out, held_out_too_long = tokenised(tokenizer, VALIDATION, config.max_length)
     for row in rows[: params.preview_rows]:
         print("sft:", preview(tokenizer, row["input_ids"], [label != IGNORED for label in row["labels"]]))
     print(f"sft: {len(rows)} rows; {too_long} dropped, longer than {config.max_length} tokens", flush=True)
 
-    # 3. Train. The loss is the mean over the trained tokens of the whole effective batch.
-    torch.manual_seed(stage.seed_of("adapter"))
+    # 4. Train. The loss is the mean over the trained tokens of the whole effective batch.
     trainer = ours(SFTTrainer)(
         model=model,
         args=config,
         processing_class=tokenizer,
-        peft_config=lora,
         optimizers=(Muon(model, config.learning_rate) if params.optimizer == "muon" else None, None),
         train_dataset=Dataset.from_list(rows),
         eval_dataset=Dataset.from_list(held_out),
@@ -81,14 +98,18 @@ def run(params: Params, stage: Stage) -> None:
     fingerprint = {"params": params.model_dump(), "seed": stage.seed, "inputs": inputs}
     log = train(trainer, stage, fingerprint, {"loss": "loss", "eval_loss": "validation"})
 
-    # 4. Adapters are merged into the full-precision weights; the model is an ordinary one again.
-    trained = trainer.model.merge_and_unload() if lora else trainer.model
+    # 5. What was trained becomes part of the weights: the model is an ordinary one again.
+    trained_parameters = trainable(trainer.model)
+    trained = merged(params.method, trainer.model, BASE)
     steps = curve(log, FIGURES)
     losses = [row["loss"] for row in steps if "loss" in row]
     evaluated = [row for row in steps if "validation_loss" in row]
     least = min(evaluated, key=lambda row: row["validation_loss"])
     kept = least if params.keep == "best" else evaluated[-1]
-    save_model(trained, tokenizer, OUT)
+    if params.method in MERGED:
+        save_model(trained, tokenizer, OUT)
+    else:
+        save_adapter(trained, tokenizer, OUT)
     curves(
         Path("reports/plots/sft"),
         steps,
@@ -102,7 +123,8 @@ def run(params: Params, stage: Stage) -> None:
             "validation_rows": len(held_out),
             "validation_rows_too_long": held_out_too_long,
             "trained_tokens": sum(label != IGNORED for row in rows for label in row["labels"]),
-            "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+            "method": params.method,
+            "trainable_parameters": trained_parameters,
             "steps": trainer.state.global_step,
             "epochs": trainer.state.epoch,
             "loss_first": losses[0],

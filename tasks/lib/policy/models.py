@@ -63,8 +63,8 @@ def load_tokenizer(path: str | Path) -> Any:
     return tokenizer
 
 
-def load_policy(path: str | Path, *, dtype: torch.dtype = torch.float32) -> Any:
-    """The causal language model of a folder, in eval mode on `device()`, without dropout.
+def load_policy(path: str | Path, *, dtype: torch.dtype = torch.float32, on: str | None = None) -> Any:
+    """The causal language model of a folder, in eval mode on `device()` or the one named, without dropout.
 
     Problem when the folder holds no safetensors, an adapter only, code, another kind of model, tensors that
     are missing (transformers would fill them with random numbers without a word) or are not finite.
@@ -102,7 +102,7 @@ def load_policy(path: str | Path, *, dtype: torch.dtype = torch.float32) -> Any:
             )
     if (name := _not_finite(model)) is not None:
         raise Problem(f"{folder}: the tensor {name} holds NaN or infinity; restore the folder")
-    return model.eval().to(device())
+    return model.eval().to(on or device())
 
 
 def check_weight_files(folder: Path) -> list[Path]:
@@ -179,7 +179,7 @@ def materialise(name_or_path: str, revision: str | None, into: str | Path) -> di
     `{% generation %}`, and as EOS the token that ends a turn of that template. Returns facts for a report.
     """
     source, commit = _fetched(name_or_path, revision)
-    model, tokenizer = load_policy(source), load_tokenizer(source)
+    model, tokenizer = load_policy(source, on="cpu"), load_tokenizer(source)
     embeddings = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > embeddings:
         raise Problem(
