@@ -1,4 +1,4 @@
-"""The command `anneal`: run the line, ask what would run, check a file, verify a release."""
+"""The command `anneal`: run the line, ask what would run, check a file, rank answers, score them, verify."""
 
 from __future__ import annotations
 
@@ -72,6 +72,27 @@ def _parser() -> argparse.ArgumentParser:
 
     params = commands.add_parser("params", help="validate every section of params.yaml")
     params.set_defaults(command=_params)
+
+    annotate = commands.add_parser(
+        "annotate", help="rank answers on a page in the browser", description=_annotate.__doc__
+    )
+    annotate.add_argument("--as", dest="annotator", required=True, metavar="NAME", help="who ranks")
+    annotate.add_argument(
+        "--candidates", type=Path, default=Path("data/candidates/candidates.parquet"), metavar="FILE"
+    )
+    annotate.add_argument("--into", type=Path, default=Path("data/raw/rankings"), metavar="FOLDER")
+    annotate.add_argument("--port", type=int, default=4300)
+    annotate.set_defaults(command=_annotate)
+
+    score = commands.add_parser(
+        "score", help="rewards of prompts with answers, as JSON lines", description=_score.__doc__
+    )
+    score.add_argument("file", nargs="?", default="-", help="JSONL, JSON, CSV, Parquet; - is standard input")
+    score.add_argument("--model", type=Path, default=Path("models/reward"), metavar="FOLDER")
+    score.add_argument(
+        "--accuracy", action="store_true", help="of a file of preferences: pairs ordered right, by source"
+    )
+    score.set_defaults(command=_score)
 
     pages = commands.add_parser("ui", help="look at past runs: a Prefect server on loopback until Ctrl-C")
     pages.set_defaults(command=_ui)
@@ -181,6 +202,30 @@ def _verify(options: argparse.Namespace) -> int:
 
     manifest = verify(options.folder)
     print(f"{options.folder}: all {len(manifest['files'])} files are as its manifest says")
+    return 0
+
+
+def _annotate(options: argparse.Namespace) -> int:
+    """Serve a page on loopback on which one person ranks answers; each ranking is saved at once."""
+    from tasks.lib.preferences.annotation_page import serve
+
+    serve(options.candidates, options.annotator, options.into, options.port)
+    return 0
+
+
+def _score(options: argparse.Namespace) -> int:
+    """Score rows {prompt, answer} or {prompt, answers} with a reward model: mean 0, deviation 1 on answers of
+    the SFT model."""
+    import json
+
+    from tasks.lib.preferences.scoring import accuracy_by_source, read_rows, scored
+
+    if options.accuracy:
+        for source, (share, pairs) in accuracy_by_source(options.model, Path(options.file)).items():
+            print(f"{share:.3f}  {pairs:6} pairs  {source}")
+        return 0
+    for row in scored(options.model, read_rows(options.file)):
+        print(json.dumps(row, ensure_ascii=False))
     return 0
 
 

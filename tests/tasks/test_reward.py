@@ -41,11 +41,18 @@ def annotated(workspace):
     return workspace
 
 
-def test_the_reward_model_learns_what_the_panel_likes(annotated):
+def test_the_reward_model_learns_what_the_panel_likes(annotated, capsys):
     figures = run()
     assert figures["pair_accuracy"] > 0.8 and figures["pair_accuracy_low"] > 0.6
     assert figures["noise_ceiling"] > 0.9
     assert {"accuracy_ada", "accuracy_2", "accuracy_majority", "accuracy_longer", "ece"} <= figures.keys()
+    assert {"accuracy_source_simulated_panel", "ece_scaled", "best_possible", "score_p50"} <= figures.keys()
+    assert figures["gain_over_bag_of_words"] == pytest.approx(
+        figures["pair_accuracy"] - figures["accuracy_bag_of_words"], abs=1e-5
+    )
+    stored = json.loads(Path("models/reward/config.json").read_text())["reward_temperature"]
+    assert stored == pytest.approx(figures["temperature"], rel=1e-5)
+    assert "the words of the answer alone" in capsys.readouterr().out
     assert all(Path(output).exists() for output in OUTPUTS)
     assert not Stage("reward").checkpoints.exists()
 

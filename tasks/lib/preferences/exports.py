@@ -29,7 +29,8 @@ Rows = Iterator[tuple[int, Row]]
 Found = Iterator[Judgement | Dropped | Rating]
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".gz")
 ANSWERS, SCORES = ("answers", "responses", "generations"), ("scores", "ratings")
-KNOWN = {"id", "prompt", "messages", *ANSWERS, "ranks", "annotator", "strength", "source", "license"}
+PAGE = {"candidate", "seconds", "at", "skipped"}  # what annotation_page.py adds
+KNOWN = {"id", "prompt", "messages", *ANSWERS, "ranks", "annotator", "strength", "source", "license", *PAGE}
 
 
 def read_export(
@@ -132,9 +133,12 @@ def _shaped(path: Path, format: str, rows: Rows) -> Rows:
 # --- rankings ---
 
 
-def _rankings(path: Path, rows: Rows) -> Iterator[Judgement]:
+def _rankings(path: Path, rows: Rows) -> Iterator[Judgement | Dropped]:
     for line, row in rows:
         where = f"{path}:{line}"
+        if row.get("skipped"):
+            yield Dropped(where, "cancelled", "the annotator skipped the prompt")
+            continue
         name = next(name for name in ANSWERS if name in row)
         answers = _list(row[name])
         if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
@@ -154,6 +158,7 @@ def _rankings(path: Path, rows: Rows) -> Iterator[Judgement]:
             str(row.get("source") or path.stem),
             row.get("license") or None,
             None if strength in (None, "") else number(f"{where}:strength", strength),
+            (str(row.get("at") or ""), 0),
         )
 
 

@@ -1,0 +1,105 @@
+"""Rewards for rows of prompts and answers, and how often they order known preferences right."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tasks.lib.data.rows import read_table
+from tasks.lib.policy.chat import answer_ids, prompt_ids
+from tasks.lib.policy.models import load_tokenizer
+from tasks.lib.preferences import calibration
+from tasks.lib.preferences.agreement import verdicts
+from tasks.lib.preferences.exports import read_export
+from tasks.lib.preferences.rankings import cleaned, prompt_id, prompt_of
+from tasks.lib.preferences.ratings import ANSWERS
+from tasks.lib.preferences.reward_model import group_scores, grouped, load_reward, score, tokenized
+from tasks.lib.stage import Problem
+
+Row = dict[str, Any]
+AT_A_TIME = 1024  # rows read, scored and written before the next are read
+
+
+def read_rows(file: str) -> Iterator[tuple[str, Row]]:
+    """(where, row) of a file, or of lines of JSON on standard input when it is `-`."""
+    if file != "-":
+        yield from ((f"{file}:{number}", row) for number, row in read_table(Path(file)))
+        return
+    for number, line in enumerate(sys.stdin, 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise Problem(f"stdin:{number}: expected a row as JSON, found {line[:60]!r}")
+        yield f"stdin:{number}", row
+
+
+def scored(folder: Path, rows: Iterable[tuple[str, Row]], batch_size: int = 64) -> Iterator[Row]:
+    """The rows with their rewards: {prompt, answer} gets `reward`; {prompt, answers} gets `rewards` and, with
+    the temperature that the model was calibrated to, `probabilities` of being the best of these answers."""
+    model, tokenizer = load_reward(folder), load_tokenizer(folder)
+    room = getattr(model.config, "max_position_embeddings", None)
+    waiting = iter(rows)
+    while chunk := list(islice(waiting, AT_A_TIME)):
+        prompts, answers, counts = [], [], []
+        for where, row in chunk:
+            texts = _answers(where, row)
+            start = prompt_ids(tokenizer, prompt_of(where, row))
+            for text in texts:
+                prompts.append(start)
+                answers.append(answer_ids(tokenizer, text))
+                if room and len(start) + len(answers[-1]) > room:
+                    raise Problem(f"{where}: prompt and answer are longer than the model's {room} tokens")
+            counts.append(len(texts))
+        rewards = iter(score(model, prompts, answers, batch_size=batch_size))
+        for (_, row), count in zip(chunk, counts, strict=True):
+            found = [next(rewards) for _ in range(count)]
+            yield {**row, **_said(model, found)} if "answers" in row else {**row, "reward": found[0]}
+
+
+def _answers(where: str, row: Row) -> list[str]:
+    name = "answers" if "answers" in row else next((name for name in ANSWERS if name in row), "answer")
+    texts = row.get(name) if name == "answers" else [row.get(name)]
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+        raise Problem(f"{where}:{name}: expected an answer as text, or `answers`, found {str(texts)[:60]!r}")
+    return texts
+
+
+def _said(model: Any, rewards: list[float]) -> Row:
+    temperature = getattr(model.config, "reward_temperature", None)
+    if temperature is None:
+        return {"rewards": rewards}
+    raw = torch.tensor(rewards, dtype=torch.float64) * model.config.reward_std
+    return {"rewards": rewards, "probabilities": (raw / temperature).softmax(0).tolist()}
+
+
+def accuracy_by_source(folder: Path, file: Path, batch_size: int = 64) -> dict[str, tuple[float, int]]:
+    """source -> (share of pairs ordered right, pairs) of a file of preferences; RewardBench's `subset` is its
+    source. Problem when no pair fits the model."""
+    model, tokenizer = load_reward(folder), load_tokenizer(folder)
+    rows, _, _ = cleaned(read_export(file), "unknown")
+    room = getattr(model.config, "max_position_embeddings", None)
+    found = {}
+    for source in sorted({row["source"] for row in rows}):
+        mine = [{**row, "prompt_id": prompt_id(row["prompt"])} for row in rows if row["source"] == source]
+        groups = tokenized(tokenizer, grouped(mine), room)
+        scores = group_scores(model, groups, batch_size=batch_size)
+        reward_of = {
+            (group.prompt_id, answer): reward
+            for group, of_group in zip(groups, scores, strict=True)
+            for answer, reward in zip(group.answers, of_group, strict=True)
+        }
+        fits = {group.prompt_id for group in groups}
+        judged = calibration.judged_pairs(verdicts(r for r in mine if r["prompt_id"] in fits), reward_of)
+        if judged:
+            found[source] = calibration.accuracy(judged) or 0.0, len(judged)
+    if not found:
+        raise Problem(f"{file}: no ordered pair of answers fits the model's {room} tokens")
+    return found
