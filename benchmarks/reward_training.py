@@ -30,11 +30,11 @@ from tasks.lib.preferences.reward_training import Training, train
 
 K, TRAIN, HELDOUT, PER_STEP, RATE = 9, 192, 64, 2, 1e-3  # PER_STEP: prompts, or all their pairs
 VOCABULARY, PAD, END, LIKED = 512, 0, 1, range(2, 34)  # the more liked tokens in an answer, the better
-ANSWER = 16  # tokens
+ANSWER, NOISE = 16, 2.0  # tokens of an answer; how far an annotator is off, in liked tokens
 
 
-def world(prompt_tokens: int, prompts: int, seed: int) -> list[Group]:
-    """Prompts of random tokens with K answers, ranked by the share of liked tokens in them."""
+def world(prompt_tokens: int, prompts: int, seed: int, noise: float = 0.0) -> list[Group]:
+    """Prompts of random tokens with K answers, ranked by their number of liked tokens, seen with noise."""
     draw, groups = random.Random(seed), []
     for number in range(prompts):
         start = [draw.randrange(34, VOCABULARY) for _ in range(prompt_tokens)]
@@ -45,8 +45,9 @@ def world(prompt_tokens: int, prompts: int, seed: int) -> list[Group]:
             answer += [draw.randrange(34, VOCABULARY) for _ in range(ANSWER - 1 - count)]
             draw.shuffle(answer)
             answers.append([*start, *answer, END])
-        best_first = sorted(counts, reverse=True)
-        ranks = [[best_first.index(count) for count in counts]]
+        seen = [count + draw.gauss(0, noise) for count in counts]
+        best_first = sorted(seen, reverse=True)
+        ranks = [[best_first.index(count) for count in seen]]
         groups.append(Group(str(number), [], [str(c) for c in counts], ranks, [str(number)], answers))
     return groups
 
@@ -64,13 +65,15 @@ def pairs_of(groups: list[Group]) -> list[dict[str, list[int]]]:
 
 
 @torch.no_grad()
-def accuracy(model: Any, groups: list[Group]) -> float:
-    hits = []
+def shares(model: Any, groups: list[Group]) -> list[float]:
+    """Per prompt the share of its pairs that are ordered right."""
+    found = []
     for group in groups:
         scores = rewards(model, group.sequences).tolist()
         best_first = [score for _, score in sorted(zip(group.ranks[0], scores, strict=True))]
-        hits += [better > worse for better, worse in combinations(best_first, 2)]
-    return sum(hits) / len(hits)
+        hits = [better > worse for better, worse in combinations(best_first, 2)]
+        found.append(sum(hits) / len(hits))
+    return found
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -153,7 +156,7 @@ def compare(prompt_tokens: int, share_prompt: bool) -> None:
         eos_token_id=END,
     )
     start = from_policy(LlamaForCausalLM(config), seed=1)
-    groups, heldout = world(prompt_tokens, TRAIN, seed=1), world(prompt_tokens, HELDOUT, seed=2)
+    groups, heldout = world(prompt_tokens, TRAIN, 1, noise=NOISE), world(prompt_tokens, HELDOUT, 2)
     shared = ", prompt shared" if share_prompt else ""
     print(f"{TRAIN} prompts of {prompt_tokens} tokens, {K} answers of {ANSWER}{shared}")
     same_loss(copy.deepcopy(start), groups)
@@ -164,9 +167,10 @@ def compare(prompt_tokens: int, share_prompt: bool) -> None:
         begun = time.process_time()
         other.train()
         their_seconds = time.process_time() - begun
-    print(
-        f"  held-out accuracy    {accuracy(mine, heldout):.4f} here, {accuracy(theirs, heldout):.4f} in TRL"
-    )
+    here, there = shares(mine, heldout), shares(theirs, heldout)
+    gain = mean_interval([a - b for a, b in zip(here, there, strict=True)], seed=1)
+    print(f"  held-out accuracy    {fmean(here):.4f} here, {fmean(there):.4f} in TRL")
+    print(f"  difference           {gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}], 95 % over prompts")
     print(f"  CPU seconds          {seconds:.1f} here, {their_seconds:.1f} in TRL {trl.__version__}")
     print(f"  ratio                1 : {their_seconds / seconds:.1f}", flush=True)
 
