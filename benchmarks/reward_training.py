@@ -15,6 +15,7 @@ import tempfile
 import time
 from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tasks.lib.evaluation.intervals import mean_interval
 from tasks.lib.policy.checkpoints import Checkpoint
 from tasks.lib.preferences.ranking_loss import ranking_loss
 from tasks.lib.preferences.reward_model import Group, from_policy, rewards
