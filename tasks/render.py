@@ -1,31 +1,37 @@
 """render: labelled rows become instructions, each through several templates (T0, FLAN).
 
 Reads   data/raw, templates
-Writes  data/instructions/rows.parquet, data/instructions/ledger.parquet, reports/render.json
+Writes  data/instructions/rows.parquet, data/instructions/ledger.parquet, reports/render.json;
+        data/instructions/quarantine.jsonl where a source sets bad rows aside
 Run     python -m tasks.render
 
 A row's split follows from the hash of its input text, so it never moves, whatever templates, seeds or other
 rows do. Test rows are asked through seen templates (split `rows`) and held-out ones (split `templates`);
-every row of a held-out cluster is a test row (split `clusters`).
+every row of a held-out cluster is a test row (split `clusters`). Rows are rendered in shards
+(.anneal/checkpoints/render), which a later run takes up where their rows and templates are the same.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+import heapq
+import json
+from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from pydantic import BaseModel, Field, model_validator
 
-from tasks.lib.data.mixing import quotas, ranked, split_of
-from tasks.lib.data.rows import INSTRUCTION, LEDGER, Row, content_id, write_parquet
-from tasks.lib.data.sources import RawRow, Source, find_sources, inside, read_source
-from tasks.lib.data.templates import Template, check_fields, read_templates, render
-from tasks.lib.stage import Problem, Stage, main
+from tasks.lib.data.instructions import SPLITS, TRAINING, Plan, check_heldout, source_templates
+from tasks.lib.data.mixing import quotas, ranked, t0_quotas, unit_interval
+from tasks.lib.data.rows import LEDGER, Row, read_parquet, write_parquet
+from tasks.lib.data.shards import Index, Shard, index_of, processes, render_shards, write_selected
+from tasks.lib.data.sources import Source, find_sources, read_rows, read_source
+from tasks.lib.data.templates import Template
+from tasks.lib.stage import Problem, Stage, main, replaced
 
-# A prompt that stands in two splits stays in the first of them.
-SPLITS = ("clusters", "templates", "rows", "validation", "policy", "preference", "train")
-TRAINING = ("train", "preference", "policy")
+OUT = Path("data/instructions")
 
 
 class Shares(BaseModel, extra="forbid"):
@@ -50,40 +56,70 @@ class Params(BaseModel, extra="forbid"):
     heldout_templates: list[str]
     shares: Shares
     templates_per_row: int | Literal["all"] = Field(union_mode="left_to_right")
+    mixing: Literal["flan", "t0"] = "flan"
     max_per_task: int = Field(ge=1)
+    weights: dict[str, float] = {}
     total: int | None = Field(ge=1)
     max_per_task_evaluation: int = Field(ge=1)
     commercial: bool
+    workers: int = Field(1, ge=1)
     show: int = Field(ge=0)
 
 
 def run(params: Params, stage: Stage) -> None:
-    # 1. Read every source and the templates of its task.
+    # 1. Read the sources and the templates of their tasks.
     sources = read_sources(params)
-    templates = {s.name: source_templates(params, s) for s in sources}
-    check_heldout(params, sources, templates)
+    plan = plan_of(params)
+    templates = {source.name: source_templates(plan, source) for source in sources}
+    check_heldout(plan, templates, sources)
 
-    # 2. Render each row through the templates of its split.
-    rows: list[Row] = []
-    ledger: list[Row] = []
-    for number, source in enumerate(sources, 1):
-        render_source(params, source, templates[source.name], rows, ledger)
-        stage.progress(number, len(sources), rows=len(rows))
+    # 2. Render each row through the templates of its split, in shards.
+    shards: list[Shard] = []
+    quarantine: list[dict[str, str]] = []
+    with ExitStack() as stack:
+        pool = processes(stack, params.workers)
+        for number, source in enumerate(sources, 1):
+            shards += render_shards(plan, source, read_rows(source, quarantine), stage.checkpoints, pool)
+            stage.progress(number, len(sources), shards=len(shards))
+    ledger = left_out(shards)
 
     # 3. No prompt in two splits, then the mix of tasks.
-    rows = without_shared_prompts(rows, ledger)
-    rendered = Counter(row["task"] for row in rows)
-    rows = mixed(params, rows)
-    if not any(row["split"] == "train" for row in rows):
+    index = index_of(shards)
+    unshared = without_shared_prompts(index, ledger)
+    chosen = mixed(params, unshared)
+    if not np.any(chosen.split == SPLITS.index("train")):
         raise Problem("render: no row is left for training; check shares, templates and heldout_clusters")
-    rows.sort(key=lambda row: (SPLITS.index(row["split"]), row["task"], row["id"]))
-    show(rows, params.show)
+    chosen = chosen.take(np.lexsort((chosen.id, chosen.task, chosen.split)))
 
     # 4. Write.
-    folder = Path("data/instructions")
-    write_parquet(folder / "rows.parquet", rows, INSTRUCTION)
-    write_parquet(folder / "ledger.parquet", ledger, LEDGER)
-    stage.report(figures(sources, templates, rows, ledger, rendered))
+    write_selected(OUT / "rows.parquet", shards, chosen)
+    write_parquet(OUT / "ledger.parquet", ledger, LEDGER)
+    write_quarantine(OUT / "quarantine.jsonl", sources, quarantine)
+    for path in set(stage.checkpoints.glob("*.arrow")) - {shard.path for shard in shards}:
+        path.unlink()
+    show(OUT / "rows.parquet", chosen, params.show)
+    dropped = Counter(entry["rule"] for entry in ledger)
+    stage.report(
+        {
+            **about_sources(sources, templates, shards),
+            **about_rows(sources, chosen),
+            **{f"dropped.{rule}": count for rule, count in sorted(dropped.items())},
+            "dropped.mixing": len(unshared.id) - len(chosen.id),
+            **({"quarantined": len(quarantine)} if quarantine else {}),
+            "prompt_characters.median": int(np.sort(chosen.characters)[len(chosen.id) // 2]),
+            "prompt_characters.longest": int(chosen.characters.max()),
+        }
+    )
+
+
+def plan_of(params: Params) -> Plan:
+    return Plan(
+        templates=params.templates,
+        heldout_clusters=params.heldout_clusters,
+        heldout_templates=params.heldout_templates,
+        shares=params.shares.model_dump(),
+        templates_per_row=None if params.templates_per_row == "all" else params.templates_per_row,
+    )
 
 
 def read_sources(params: Params) -> list[Source]:
@@ -102,154 +138,113 @@ def read_sources(params: Params) -> list[Source]:
     return sources
 
 
-def source_templates(params: Params, source: Source) -> list[Template]:
-    """The templates of a source, all of whose fields it has."""
-    where = f"{params.sources}/{source.name}/source.yaml: templates"
-    templates = read_templates(inside(params.templates, source.file.templates, where), source.file.templates)
-    for template in templates:
-        check_fields(template, source.fields, source.name)
-    return templates
+def left_out(shards: list[Shard]) -> list[Row]:
+    """The ledger of rows that a template made nothing of."""
+    return [
+        {"id": raw.id, "rule": rule, "detail": f"{raw.where}: {template}"}
+        for shard in shards
+        for raw, rule, template in shard.left
+    ]
 
 
-def is_heldout(params: Params, template: Template) -> bool:
-    return template.heldout or template.name in params.heldout_templates
-
-
-def check_heldout(params: Params, sources: list[Source], templates: dict[str, list[Template]]) -> None:
-    """A held-out name that holds nothing out is a misspelling, and would train on what it means to test."""
-    known = {source.file.cluster for source in sources}
-    if unknown := [c for c in params.heldout_clusters if c not in known]:
-        raise Problem(
-            f"render.heldout_clusters: {unknown[0]} is no cluster; known: {', '.join(sorted(known))}"
-        )
-    names = {template.name for listed in templates.values() for template in listed}
-    if unknown := [t for t in params.heldout_templates if t not in names]:
-        raise Problem(f"render.heldout_templates: {unknown[0]} is no template (<folder>/<name>)")
-    for source in sources:
-        if all(is_heldout(params, t) for t in templates[source.name]):
-            raise Problem(f"render: every template of {source.name} is held out; leave one for training")
-
-
-def render_source(
-    params: Params, source: Source, templates: list[Template], rows: list[Row], ledger: list[Row]
-) -> None:
-    """Add the instructions of a source to `rows`, and to `ledger` what rendered empty."""
-    heldout = [t for t in templates if is_heldout(params, t)]
-    seen = [t for t in templates if not is_heldout(params, t)]
-    shares = params.shares.model_dump()
-    per_row = len(seen) if params.templates_per_row == "all" else params.templates_per_row
-    for raw in source.rows:
-        split = split_of(raw.content, shares)
-        if source.file.cluster in params.heldout_clusters:
-            asked = [("clusters", chosen(raw, templates, 1))]
-        elif split == "test":
-            asked = [("rows", chosen(raw, seen, 1)), ("templates", chosen(raw, heldout, 1))]
-        else:
-            asked = [(split, chosen(raw, seen, per_row if split in TRAINING else 1))]
-        for name, picked in asked:
-            for template in picked:
-                made = render(template, raw.fields, raw.where, seed=f"{raw.id}/{template.name}")
-                if isinstance(made, str):
-                    ledger.append({"id": raw.id, "rule": made, "detail": f"{raw.where}: {template.name}"})
-                    continue
-                messages = [{"role": "system", "content": made.system}] if made.system else []
-                messages.append({"role": "user", "content": made.prompt})
-                rows.append(
-                    {
-                        "id": content_id(source.file.task, template.name, messages, made.answer),
-                        "source": source.name,
-                        "license": source.file.license,
-                        "cluster": source.file.cluster,
-                        "task": source.file.task,
-                        "template": template.name,
-                        "split": name,
-                        "messages": messages,
-                        "answer": made.answer,
-                        "choices": made.choices,
-                        "label": made.label,
-                        "row": raw.id,
-                        "text": raw.text,
-                    }
-                )
-
-
-def chosen(raw: RawRow, templates: list[Template], count: int) -> list[Template]:
-    """`count` of the templates, by hash: every template gets its share of the rows."""
-    return ranked(templates, [t.name for t in templates], f"template/{raw.id}")[:count]
-
-
-def prompt_of(row: Row) -> str:
-    return "\0".join(message["content"] for message in row["messages"])
-
-
-def without_shared_prompts(rows: list[Row], ledger: list[Row]) -> list[Row]:
+def without_shared_prompts(index: Index, ledger: list[Row]) -> Index:
     """Drop a row whose prompt is in an earlier split of SPLITS: evaluation keeps it, training loses it.
 
     Of rows with equal ids, which equal raw rows make, the first one stays.
     """
-    home: dict[str, str] = {}
-    for row in sorted(rows, key=lambda row: SPLITS.index(row["split"])):
-        home.setdefault(prompt_of(row), row["split"])
-    kept: dict[str, Row] = {}
-    for row in rows:
-        first = home[prompt_of(row)]
-        if first == row["split"] and row["id"] not in kept:
-            kept[row["id"]] = row
-        elif first == row["split"]:
-            ledger.append({"id": row["id"], "rule": "rendered twice", "detail": f"raw row {row['row']}"})
-        else:
-            ledger.append(
-                {"id": row["id"], "rule": "prompt in two splits", "detail": f"{row['split']}: also {first}"}
-            )
-    return list(kept.values())
+    _, prompt = np.unique(index.prompt, return_inverse=True)
+    home = np.full(len(index.id), len(SPLITS), np.uint8)
+    np.minimum.at(home, prompt, index.split)
+    is_home = home[prompt] == index.split
+    kept = np.flatnonzero(is_home)
+    kept = np.sort(kept[np.unique(index.id[kept], return_index=True)[1]])
+    for i in np.setdiff1d(np.arange(len(index.id)), kept):
+        rule, detail = "rendered twice", f"raw row {index.raw[i]:016x}"
+        if not is_home[i]:
+            rule = "prompt in two splits"
+            detail = f"{SPLITS[index.split[i]]}: also {SPLITS[home[prompt[i]]]}"
+        ledger.append({"id": f"{index.id[i]:016x}", "rule": rule, "detail": detail})
+    return index.take(kept)
 
 
-def mixed(params: Params, rows: list[Row]) -> list[Row]:
-    """Examples-proportional mixing with a maximum per task and split; which rows, their hash decides."""
-    groups: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        groups[row["split"]][row["task"]].append(row)
+def mixed(params: Params, index: Index) -> Index:
+    """The mix of tasks: a maximum per task and split (FLAN, T0), weights; which rows, their hash decides."""
+    if unknown := sorted(params.weights.keys() - set(index.tasks)):
+        raise Problem(f"render.weights: {unknown[0]} is no task; known: {', '.join(index.tasks)}")
     kept = []
-    for split, tasks in groups.items():
-        maximum = params.max_per_task if split in TRAINING else params.max_per_task_evaluation
-        total = params.total if split == "train" else None
-        taken = quotas({task: len(found) for task, found in tasks.items()}, maximum, total)
-        for task, found in tasks.items():
-            kept += ranked(found, [row["id"] for row in found], "mixing")[: taken[task]]
-    return kept
+    for split in range(len(SPLITS)):
+        rows = np.flatnonzero(index.split == split)
+        training = SPLITS[split] in TRAINING
+        of_task = [rows[index.task[rows] == task] for task in range(len(index.tasks))]
+        groups = dict(zip(index.tasks, of_task, strict=True))
+        counts = {task: len(found) for task, found in groups.items() if len(found)}
+        total = params.total if SPLITS[split] == "train" else None
+        if training and params.mixing == "t0":
+            per_task = {task: per_template(index, groups[task]) for task in counts}
+            taken = t0_quotas(per_task, params.max_per_task, total, params.weights)
+        else:
+            maximum = params.max_per_task if training else params.max_per_task_evaluation
+            taken = quotas(counts, maximum, total, params.weights if training else {})
+        for task, count in taken.items():
+            found = groups[task]
+            if count < len(found):
+                names = [f"{id:016x}" for id in index.id[found]]
+                found = np.array(ranked(list(found), names, "mixing")[:count], dtype=np.int64)
+            kept.append(found)
+    return index.take(np.concatenate(kept) if kept else np.empty(0, np.int64))
 
 
-def show(rows: list[Row], count: int) -> None:
+def per_template(index: Index, rows: np.ndarray) -> list[int]:
+    """How many rows each template of a task has."""
+    return [int(count) for count in np.bincount(index.template[rows]) if count]
+
+
+def write_quarantine(path: Path, sources: list[Source], quarantine: list[dict[str, str]]) -> None:
+    """One line per bad row; no file where no source sets rows aside."""
+    if all(source.file.on_bad_row == "fail" for source in sources):
+        return
+    with replaced(path) as temporary:
+        temporary.write_text("".join(json.dumps(entry) + "\n" for entry in quarantine), encoding="utf-8")
+
+
+def show(path: Path, chosen: Index, count: int) -> None:
     """Print a few rendered rows: the quickest way to see a template that is wrong."""
-    for row in ranked(rows, [row["id"] for row in rows], "show")[:count]:
+    if not count:
+        return
+    names = (f"{id:016x}" for id in chosen.id)
+    first = heapq.nsmallest(count, names, key=lambda name: unit_interval("show", name))
+    columns = ["id", "split", "template", "messages", "answer"]
+    found = {row["id"]: row for row in read_parquet(path, columns) if row["id"] in first}
+    for row in map(found.__getitem__, first):
         print(f"--- {row['split']}  {row['template']}")
         for message in row["messages"]:
             print(f"{message['role']}: {message['content'][:400]}")
         print(f"answer: {row['answer'][:200]}", flush=True)
 
 
-def figures(
-    sources: list[Source],
-    templates: dict[str, list[Template]],
-    rows: list[Row],
-    ledger: list[Row],
-    rendered: Counter[str],
+def about_sources(
+    sources: list[Source], templates: dict[str, list[Template]], shards: list[Shard]
 ) -> dict[str, float | int | str]:
-    lengths = sorted(len(row["messages"][-1]["content"]) for row in rows)
-    kept = Counter(row["task"] for row in rows)
     return {
         "sources": len(sources),
-        "raw_rows": sum(len(source.rows) for source in sources),
+        "raw_rows": sum(shard.rows_in for shard in shards),
         "templates": sum(map(len, {s.file.templates: templates[s.name] for s in sources}.values())),
         "licenses": ", ".join(sorted({source.file.license for source in sources})),
-        "rows": len(rows),
-        **{f"rows.{split}": sum(row["split"] == split for row in rows) for split in reversed(SPLITS)},
-        **{f"cluster.{c}": n for c, n in sorted(Counter(row["cluster"] for row in rows).items())},
-        **{f"task.{task}": count for task, count in sorted(kept.items())},
-        **{f"dropped.{rule}": n for rule, n in sorted(Counter(entry["rule"] for entry in ledger).items())},
-        "dropped.mixing": sum(rendered.values()) - len(rows),
-        "prompt_characters.median": lengths[len(lengths) // 2],
-        "prompt_characters.longest": lengths[-1],
+    }
+
+
+def about_rows(sources: list[Source], rows: Index) -> dict[str, float | int | str]:
+    of_split = np.bincount(rows.split, minlength=len(SPLITS))
+    named = {rows.tasks[task]: int(n) for task, n in enumerate(np.bincount(rows.task)) if n}
+    cluster_of = {source.file.task: source.file.cluster for source in sources}
+    clusters: Counter[str] = Counter()
+    for task, count in named.items():
+        clusters[cluster_of[task]] += count
+    return {
+        "rows": len(rows.id),
+        **{f"rows.{SPLITS[split]}": int(of_split[split]) for split in reversed(range(len(SPLITS)))},
+        **{f"cluster.{cluster}": count for cluster, count in sorted(clusters.items())},
+        **{f"task.{task}": count for task, count in sorted(named.items())},
     }
 
 

@@ -35,26 +35,54 @@ def ranked(items: Iterable[T], names: Sequence[str], purpose: str) -> list[T]:
     return [item for _, item in keyed]
 
 
-def mixing_rates(counts: Mapping[str, int], maximum: int) -> dict[str, float]:
-    """Examples-proportional mixing with a maximum: the share of each task, min(e_m, K) / sum_n min(e_n, K).
-
-    Tasks beyond the maximum of K examples weigh no more than K (Raffel et al. 2020, section 3.5.2; FLAN,
-    arXiv 2109.01652, section 2.2, with K = 3000).
-    """
-    capped = {task: min(count, maximum) for task, count in counts.items()}
-    total = sum(capped.values())
-    return {task: count / total if total else 0.0 for task, count in capped.items()}
-
-
-def quotas(counts: Mapping[str, int], maximum: int, total: int | None = None) -> dict[str, int]:
+def quotas(
+    counts: Mapping[str, int],
+    maximum: int,
+    total: int | None = None,
+    weights: Mapping[str, float] | None = None,
+) -> dict[str, int]:
     """How many examples of each task to take, without repeating any: min(e_m, K), or its share of `total`.
 
-    Fractions are settled by largest remainder, so the quotas of a reachable `total` sum to it.
+    Examples-proportional mixing with a maximum: tasks beyond K examples weigh no more than K (Raffel et al. 2020,
+    section 3.5.2; FLAN, arXiv 2109.01652, section 2.2, with K = 3000). `weights` (task -> factor, 1 if it is not
+    named) multiply a task's size. Fractions are settled by largest remainder: the quotas of a reachable `total`
+    sum to it.
     """
-    capped = {task: min(count, maximum) for task, count in counts.items()}
+    return _quotas(
+        counts, {task: min(count, maximum) for task, count in counts.items()}, total, weights or {}
+    )
+
+
+def t0_quotas(
+    per_template: Mapping[str, Sequence[int]],
+    maximum: int,
+    total: int | None = None,
+    weights: Mapping[str, float] | None = None,
+) -> dict[str, int]:
+    """T0's rule: each template of a task counts all its examples, or K / templates where the task has more than K.
+
+    `per_template` holds the examples of each template (Sanh et al. 2022, arXiv 2110.08207, section 5, with
+    K = 500 000 examples of a data set).
+    """
+    counts = {task: sum(examples) for task, examples in per_template.items()}
+    sizes = {
+        task: sum(min(count, maximum // len(examples)) for count in examples)
+        if max(examples) > maximum
+        else counts[task]
+        for task, examples in per_template.items()
+    }
+    return _quotas(counts, sizes, total, weights or {})
+
+
+def _quotas(
+    counts: Mapping[str, int], sizes: Mapping[str, int], total: int | None, weights: Mapping[str, float]
+) -> dict[str, int]:
+    weighted = {task: size * weights.get(task, 1.0) for task, size in sizes.items()}
+    capped = {task: min(counts[task], round(size)) for task, size in weighted.items()}
     if total is None or total >= sum(capped.values()):
         return capped
-    exact = {task: rate * total for task, rate in mixing_rates(counts, maximum).items()}
+    whole = sum(capped.values())
+    exact = {task: size / whole * total for task, size in capped.items()}
     taken = {task: int(share) for task, share in exact.items()}
     by_remainder = sorted(exact, key=lambda task: (taken[task] - exact[task], task))
     for task in by_remainder[: total - sum(taken.values())]:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import GenericAlias
 from typing import Any, cast, get_args, get_origin
@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.lib.data.privacy import excerpt
-from tasks.lib.data.tables import FORMATS, RepeatedKey, Row, fail, kind_of
+from tasks.lib.data.tables import FORMATS, TEXT_FORMATS, RepeatedKey, Row, fail, kind_of
 from tasks.lib.stage import Problem, replaced
 
 FieldType = type | GenericAlias
@@ -122,37 +122,59 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> list[Row]:
 
 
 def read_table(
-    path: Path, fields: Mapping[str, FieldType] | None = None, format: str | None = None
+    path: Path,
+    fields: Mapping[str, FieldType] | None = None,
+    format: str | None = None,
+    columns: Sequence[str] | None = None,
+    bad: Callable[[Problem], None] | None = None,
 ) -> Iterator[tuple[int, Row]]:
     """Yield (row number, row) of a file; `fields` (name -> type) must then be exactly the row's fields.
 
     Without `fields`, rows keep the types of the file (text in CSV). The format is `format`, or that of the
-    file's name. A UTF-8 byte-order mark at the start is skipped; all else that is not clean raises Problem.
+    file's name; `columns` name the cells of a CSV without a header. A UTF-8 byte-order mark at the start is
+    skipped; all else that is not clean raises Problem, or, where one row alone is bad, goes to `bad`.
     """
     path = Path(path)
     form = format or format_of(path)
     if form not in FORMATS:
         fail(str(path), f"a format of {', '.join(FORMATS)}", excerpt(form))
-    if not path.is_file():
+    if form == "dataset" and not path.is_dir():
+        fail(str(path), "a folder saved by datasets' save_to_disk", "a file" if path.exists() else "nothing")
+    if form != "dataset" and not path.is_file():
         fail(str(path), "a file of rows", "a folder" if path.exists() else "nothing")
     count = 0
-    for number, row in FORMATS[form](path):
-        where = f"{path}:{number}"
-        if fields is None:
-            _check_value(where, row)
-            for name, value in row.items():
-                _check_value(f"{where}:{_name(name)}", value)
-        yield number, row if fields is None else _typed(where, row, fields, is_text=form in ("csv", "tsv"))
+    for number, row in FORMATS[form](path, columns):
         count += 1
+        try:
+            if isinstance(row, Problem):
+                raise row
+            clean = _clean(f"{path}:{number}", row, fields, form in TEXT_FORMATS)
+        except Problem as problem:
+            if bad is None:
+                raise
+            bad(problem)
+            continue
+        yield number, clean
     if not count:
         fail(str(path), "rows", "an empty file")
 
 
+def _clean(where: str, row: Row, fields: Mapping[str, FieldType] | None, is_text: bool) -> Row:
+    if fields is not None:
+        return _typed(where, row, fields, is_text)
+    _check_value(where, row)
+    for name, value in row.items():
+        _check_value(f"{where}:{_name(name)}", value)
+    return row
+
+
 def format_of(path: Path) -> str:
-    """The format by the file's name, looking through .gz."""
+    """The format by the file's name, looking through .gz; a folder is a saved data set."""
+    if path.is_dir():
+        return "dataset"
     suffixes = [s.lower().lstrip(".") for s in path.suffixes if s.lower() != ".gz"]
     last = suffixes[-1] if suffixes else ""
-    return {"ndjson": "jsonl", "pq": "parquet"}.get(last, last)
+    return {"ndjson": "jsonl", "pq": "parquet", "feather": "arrow"}.get(last, last)
 
 
 def _check_value(where: str, value: Any) -> None:

@@ -22,6 +22,8 @@ from jinja2.exceptions import SecurityError
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from tasks.lib.data.substitution import pieces
+
 MAX_TEXT = 200_000  # characters of any text that a template makes on the way
 SECONDS = 2.0  # of processor time per render
 PLAIN_FILTERS = (
@@ -240,16 +242,20 @@ class Dice:
         return Random(self._seed)
 
 
-Renderer = Callable[[dict[str, Any], Dice], str]
+class Renderer:
+    """A compiled text: (fields, dice) -> text, bounded in output; wrap calls of it in `time_limit`.
 
+    `pieces` are its texts and fields where it only substitutes, None where it does more.
+    """
 
-def renderer(sandbox: Sandbox, tree: nodes.Template) -> Renderer:
-    """A function (fields, dice) -> text, bounded in output; wrap calls of it in `time_limit`."""
-    template = sandbox.from_string(tree)
+    def __init__(self, sandbox: Sandbox, tree: nodes.Template) -> None:
+        self.pieces = pieces(tree)
+        self._sandbox, self._template = sandbox, sandbox.from_string(tree)
 
-    def rendered(fields: dict[str, Any], dice: Dice) -> str:
+    def __call__(self, fields: dict[str, Any], dice: Dice) -> str:
         # what template.new_context does, without its chained dictionaries: half the time of a short render
-        names = {**sandbox.globals, **fields, "dice of the row": dice}
-        return _joined(template.root_render_func(Context(sandbox, names, template.name, template.blocks)))
-
-    return rendered
+        names = {**self._sandbox.globals, **fields, "dice of the row": dice}
+        template = self._template
+        return _joined(
+            template.root_render_func(Context(self._sandbox, names, template.name, template.blocks))
+        )

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from tasks.lib.data.mixing import ranked
+from tasks.lib.data.mixing import unit_interval
 from tasks.lib.data.privacy import excerpt
 from tasks.lib.data.rows import TYPES, FieldType, content_id, read_table
+from tasks.lib.data.shapes import SHAPES
+from tasks.lib.data.tables import TEXT_FORMATS
 from tasks.lib.stage import Problem, read_yaml, validated
 
 # SPDX identifiers that we know, and whether they allow commercial use. An own licence is `LicenseRef-<name>`.
@@ -31,18 +34,25 @@ class SourceFile(BaseModel, extra="forbid"):
     """source.yaml. `file` is relative to the folder of raw data."""
 
     file: str
-    format: Literal["jsonl", "json", "csv", "tsv", "parquet"]
+    format: Literal["jsonl", "json", "csv", "tsv", "parquet", "arrow", "dataset"]
+    header: bool = True  # of CSV and TSV; without one, `fields` name the columns in their order
     description: str = ""
     license: str
     cluster: str = Field(min_length=1)
     task: str = Field(min_length=1)
-    templates: str
-    fields: dict[str, str]  # name -> type, after renaming, as they stand in the file
+    templates: str = ""
+    fields: dict[str, str] = {}  # name -> type, after renaming, as they stand in the file
+    # of a ready-made instruction set, instead of templates and fields
+    shape: Literal["alpaca", "messages", "sharegpt", "self_instruct", "prompt_completion"] | None = None
     rename: dict[str, str] = {}  # name in the file -> name in the templates
     constants: dict[str, Any] = {}  # further fields, the same for every row
     labels: dict[str, Any] | None = None  # value of the field `label` in the file -> value in the templates
     inputs: list[str] | None = None  # the fields that make a row what it is; default: all but label
     limit: int | None = Field(None, ge=1)  # at most so many rows, chosen by their content
+    on_bad_row: Literal["fail", "quarantine"] = (
+        "fail"  # quarantine: set bad rows aside, listed with the reason
+    )
+    max_bad_share: float = Field(0.01, ge=0, le=1)  # ... but no more than this share of all
 
 
 @dataclass(frozen=True)
@@ -58,11 +68,13 @@ class RawRow:
 
 @dataclass(frozen=True)
 class Source:
-    """A source with its rows."""
+    """A source; `read_rows` reads its rows."""
 
     name: str  # its folder under the folder of sources
+    where: Path  # its source.yaml
     file: SourceFile
-    rows: list[RawRow]
+    data: Path  # its file of rows
+    types: dict[str, FieldType] = field(repr=False)
 
     @property
     def fields(self) -> list[str]:
@@ -85,34 +97,115 @@ def inside(folder: Path, name: str, where: str) -> Path:
 
 
 def read_source(path: Path, raw: Path, name: str, commercial: bool) -> Source:
-    """Read source.yaml and its rows. Problem: an unknown or unfit licence, bad rows, nothing labelled."""
+    """Read source.yaml. Problem: an unknown or unfit licence, keys that do not go together."""
     file = validated("source", SourceFile, read_yaml(path), path)
     check_license(file.license, str(path), commercial)
     types: dict[str, FieldType] = {}
-    for field, word in file.fields.items():
+    for name_, word in file.fields.items():
         if word not in TYPES:
             raise Problem(
-                f"{path}: fields.{field}: expected one of {', '.join(TYPES)}, found {excerpt(word)}"
+                f"{path}: fields.{name_}: expected one of {', '.join(TYPES)}, found {excerpt(word)}"
             )
-        types[field] = TYPES[word]
-    unknown = [
-        f for f in [*file.rename.values(), *(file.inputs or [])] if f not in {**types, **file.constants}
-    ]
-    if unknown:
-        raise Problem(f"{path}: {unknown[0]} is not among the fields {', '.join(types)}")
+        types[name_] = TYPES[word]
+    if file.shape:
+        templated = {"templates", "fields", "labels", "inputs", "constants"} & file.model_fields_set
+        if templated:
+            raise Problem(
+                f"{path}: {min(templated)} does not go with shape: its rows are instructions already"
+            )
+    elif not file.fields or not file.templates:
+        missing = "templates" if file.fields else "fields"
+        raise Problem(
+            f"{path}: {missing} is missing; give templates and fields, or a shape ({', '.join(SHAPES)})"
+        )
+    else:
+        unknown = [
+            f for f in [*file.rename.values(), *(file.inputs or [])] if f not in {**types, **file.constants}
+        ]
+        if unknown:
+            raise Problem(f"{path}: {unknown[0]} is not among the fields {', '.join(types)}")
+    if not file.header and (file.format not in TEXT_FORMATS or file.shape):
+        raise Problem(f"{path}: header: only a CSV or TSV file with fields can be without a header")
     if "label" not in types and file.labels is not None:
         raise Problem(f"{path}: labels: the rows have no field label to map")
+    return Source(name, path, file, inside(raw, file.file, f"{path}: file"), types)
+
+
+def read_rows(source: Source, quarantine: list[dict[str, str]] | None = None) -> Iterator[RawRow]:
+    """Yield the rows of a source as its file has them, never holding more than `limit` of them.
+
+    Bad rows are a Problem, or are added to `quarantine` as {source, problem} where the source says so.
+    Problem at the end: too many bad rows, a file without labels, a label map that does not fit.
+    """
+    file, bad = source.file, list[str]()
+    labels: Counter[str] = Counter()
+    counts = [0]
+
+    def counted() -> Iterator[RawRow]:
+        for row in _rows(source, bad if file.on_bad_row == "quarantine" else None):
+            counts[0] += 1
+            if "label" in row.fields:
+                labels[str(row.fields["label"])] += 1
+            yield row
+
+    yield from counted() if file.limit is None else _limited(counted(), file.limit)
+    if len(bad) > file.max_bad_share * (counts[0] + len(bad)):
+        raise Problem(
+            f"{bad[0]}; {len(bad)} of {counts[0] + len(bad)} rows are bad, more than max_bad_share"
+            f" {file.max_bad_share:g} of {source.where}"
+        )
+    if not counts[0]:
+        raise Problem(f"{source.data}: expected rows, found none that is whole")
+    _check_labels(source, labels)
+    if quarantine is not None:
+        quarantine += [{"source": source.name, "problem": problem} for problem in bad]
+
+
+def _limited(rows: Iterator[RawRow], limit: int) -> Iterator[RawRow]:
+    """The `limit` rows whose content hashes lowest, in the order of the file."""
+    numbered = ((-unit_interval("limit", row.id), -place, row) for place, row in enumerate(rows))
+    kept: list[tuple[float, int, RawRow]] = []
+    for entry in numbered:
+        if len(kept) < limit:
+            heapq.heappush(kept, entry)
+        elif entry > kept[0]:
+            heapq.heapreplace(kept, entry)
+    return (row for _, _, row in sorted(kept, key=lambda entry: -entry[1]))
+
+
+def _rows(source: Source, bad: list[str] | None) -> Iterator[RawRow]:
+    file, data = source.file, source.data
     in_file = {new: old for old, new in file.rename.items()}
-    data = inside(raw, file.file, f"{path}: file")
-    rows = [
-        _raw_row(file, f"{data}:{number}", {new: row[in_file.get(new, new)] for new in types})
-        for number, row in read_table(data, {in_file.get(f, f): t for f, t in types.items()}, file.format)
-    ]
-    _check_labels(file, data, rows)
-    if file.limit is not None:
-        kept = {id(row) for row in ranked(rows, [row.id for row in rows], "limit")[: file.limit]}
-        rows = [row for row in rows if id(row) in kept]
-    return Source(name, file, rows)
+    types = {in_file.get(name, name): kind for name, kind in source.types.items()}
+    columns = None if file.header else list(types)
+
+    def set_aside(problem: Problem) -> None:
+        if bad is None:
+            raise problem
+        bad.append(str(problem))
+
+    for number, row in read_table(
+        data, None if file.shape else types, file.format, columns, set_aside if bad is not None else None
+    ):
+        where = f"{data}:{number}"
+        try:
+            if file.shape:
+                given = {file.rename.get(name, name): value for name, value in row.items()}
+                made = [_conversation(place, turns) for place, turns in SHAPES[file.shape](where, given)]
+            else:
+                made = [_raw_row(file, where, {new: row[in_file.get(new, new)] for new in source.types})]
+        except Problem as problem:
+            set_aside(problem)
+            continue
+        yield from made
+
+
+def _conversation(where: str, turns: list[dict[str, str]]) -> RawRow:
+    """A row of a ready-made set: its fields are the messages and the answer, its text what was asked."""
+    *messages, answer = turns
+    fields = {"messages": messages, "answer": answer["content"]}
+    text = "\n".join(turn["content"] for turn in messages if turn["role"] != "system")
+    return RawRow(where, fields, text, content_id(fields), content_id(" ".join(text.casefold().split())))
 
 
 def check_license(license: str, where: str, commercial: bool) -> None:
@@ -159,15 +252,17 @@ def _mapped(labels: Mapping[str, Any], label: Any, where: str) -> Any:
     return labels[str(label)]
 
 
-def _check_labels(file: SourceFile, path: Path, rows: list[RawRow]) -> None:
+def _check_labels(source: Source, counts: Counter[str]) -> None:
     """One label for a whole file: test sets are often published without labels, all 0 or -1."""
+    file = source.file
     if "label" not in file.fields:
         return
-    counts = Counter(str(row.fields["label"]) for row in rows)
-    if len(counts) == 1 and len(rows) >= SAME_LABEL_ROWS:
+    if len(counts) == 1 and counts.total() >= SAME_LABEL_ROWS:
         raise Problem(
-            f"{path}:{rows[0].where.rpartition(':')[2]}:label: expected labels that differ, found"
-            f" {excerpt(next(iter(counts)))} in all {len(rows)} rows; is the file unlabelled?"
+            f"{source.data}: label: expected labels that differ, found {excerpt(next(iter(counts)))} in all"
+            f" {counts.total()} rows; is the file unlabelled?"
         )
     if file.labels is not None and (absent := [v for v in file.labels.values() if str(v) not in counts]):
-        raise Problem(f"{path}: the label {excerpt(absent[0])} of labels: occurs in no row; correct the map")
+        raise Problem(
+            f"{source.data}: the label {excerpt(absent[0])} of labels: occurs in no row; correct the map"
+        )

@@ -1,7 +1,8 @@
-"""Files of rows as they are handed in: JSONL, JSON, CSV, TSV (also gzipped), Parquet -> (row number, row).
+"""Files of rows as they are handed in: JSONL, JSON, CSV, TSV (also gzipped), Parquet, Arrow -> (row number, row).
 
-Reads defensively: lines and documents are bounded, broken text is a Problem that names file and row. What the
-values may be is checked by rows.read_table.
+Reads defensively: lines and documents are bounded. A row that is broken by itself is yielded as the Problem that
+names it, so that the reader can set it aside and go on; a file that cannot be read on raises. What the values may
+be is checked by rows.read_table.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import gzip
 import json
 import math
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn, cast
 
@@ -22,6 +23,7 @@ from tasks.lib.data.privacy import excerpt
 from tasks.lib.stage import Problem
 
 Row = dict[str, Any]
+Rows = Iterator[tuple[int, Row | Problem]]
 
 MAX_ROW_BYTES = 16 * 2**20  # a longer row is a broken file, not an instruction
 MAX_DOCUMENT_BYTES = 512 * 2**20  # a JSON list is parsed as a whole; larger data belongs in JSONL
@@ -78,8 +80,8 @@ def _parsed(path: Path, first_line: int, text: str, is_last: bool) -> Any:
         fail(f"{path}:{first_line}", "JSON of a sane depth", "hundreds of nested brackets")
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Decoded lines with their numbers, each and together bounded, whatever the file holds."""
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines with their numbers, each and together bounded, whatever the file holds."""
     with path.open("rb") as raw:
         packed = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
@@ -94,7 +96,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                     fail(where, f"a line of at most {MAX_ROW_BYTES:,} bytes", "a longer one")
                 if packed and total > limit:
                     fail(where, f"at most {BOMB_RATIO} times the packed size", "more: a gzip bomb?")
-                yield number, _decoded(where, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
+                yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             fail(f"{path}:{number + 1}", "a whole gzip file", excerpt(str(error), 60))
 
@@ -106,17 +108,22 @@ def _decoded(where: str, line: bytes) -> str:
         fail(where, "UTF-8 text", f"the byte 0x{line[error.start]:02x} at column {error.start + 1}")
 
 
-def _jsonl(path: Path) -> Iterator[tuple[int, Row]]:
+def _jsonl(path: Path) -> Rows:
     for number, line in _lines(path):
-        if not line.strip():
-            fail(f"{path}:{number}", "a JSON object", "an empty line")
-        yield number, _object(path, number, _parsed(path, number, line, is_last=not line.endswith("\n")))
+        try:
+            text = _decoded(f"{path}:{number}", line)
+            if not text.strip():
+                fail(f"{path}:{number}", "a JSON object", "an empty line")
+            value = text.rstrip("\n")  # an error at its end is on this line, not on the next
+            yield number, _object(path, number, _parsed(path, number, value, is_last=value == text))
+        except Problem as problem:
+            yield number, problem
 
 
-def _json(path: Path) -> Iterator[tuple[int, Row]]:
+def _json(path: Path) -> Rows:
     lines, size = [], 0
     for number, line in _lines(path):
-        lines.append(line)
+        lines.append(_decoded(f"{path}:{number}", line))
         size += len(line)
         if size > MAX_DOCUMENT_BYTES:
             limit = f"a JSON document of at most {MAX_DOCUMENT_BYTES:,} characters"
@@ -130,7 +137,10 @@ def _json(path: Path) -> Iterator[tuple[int, Row]]:
             str(path), 'a list of objects or {"examples": [...]}', f"{kind_of(document)} {excerpt(document)}"
         )
     for number, row in enumerate(rows, 1):
-        yield number, _object(path, number, row)
+        try:
+            yield number, _object(path, number, row)
+        except Problem as problem:
+            yield number, problem
 
 
 def _object(path: Path, number: int, value: Any) -> Row:
@@ -139,12 +149,15 @@ def _object(path: Path, number: int, value: Any) -> Row:
     fail(f"{path}:{number}", "a JSON object", f"{kind_of(value)} {excerpt(value)}")
 
 
-def _separated(path: Path, delimiter: str) -> Iterator[tuple[int, Row]]:
+def _separated(path: Path, delimiter: str, columns: Sequence[str] | None) -> Rows:
+    """`columns` name the cells of a file without a header."""
     csv.field_size_limit(MAX_ROW_BYTES)
-    reader = csv.reader((line for _, line in _lines(path)), delimiter=delimiter, strict=True)
-    header: list[str] | None = None
+    lines = (_decoded(f"{path}:{number}", line) for number, line in _lines(path))
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    header = list(columns) if columns else None
     while True:
-        where = f"{path}:{reader.line_num + 1}"
+        number = reader.line_num + 1
+        where = f"{path}:{number}"
         try:
             cells = next(reader)
         except StopIteration:
@@ -156,27 +169,75 @@ def _separated(path: Path, delimiter: str) -> Iterator[tuple[int, Row]]:
             if len(set(header)) < len(header) or not all(header):
                 fail(where, "a header of distinct names", excerpt(delimiter.join(header)))
         elif len(cells) != len(header):
-            fail(where, f"{len(header)} fields", f"{len(cells)}: {excerpt(delimiter.join(cells))}")
+            found = f"{len(cells)}: {excerpt(delimiter.join(cells))}"
+            yield number, Problem(f"{where}: expected {len(header)} fields, found {found}")
         else:
-            yield int(where.rpartition(":")[2]), dict(zip(header, cells, strict=True))
+            yield number, dict(zip(header, cells, strict=True))
 
 
-def _parquet(path: Path) -> Iterator[tuple[int, Row]]:
-    number = 0
+def _parquet(path: Path) -> Rows:
     try:
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(4096):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
+            yield from _numbered(file.iter_batches(4096))
     except (pa.ArrowException, OSError) as error:
-        fail(f"{path}:{number + 1}", "a whole Parquet file", excerpt(str(error), 60))
+        fail(str(path), "a whole Parquet file", excerpt(str(error), 60))
 
 
-FORMATS: dict[str, Callable[[Path], Iterator[tuple[int, Row]]]] = {
-    "jsonl": _jsonl,
-    "json": _json,
-    "csv": lambda path: _separated(path, ","),
-    "tsv": lambda path: _separated(path, "\t"),
-    "parquet": _parquet,
+def _arrow(path: Path) -> Rows:
+    yield from _numbered(_arrow_batches(path))
+
+
+def _dataset(path: Path) -> Rows:
+    """A folder that `datasets` saved to disk: the files that its state.json names, in that order."""
+    if (path / "dataset_dict.json").is_file():
+        splits = ", ".join(sorted(each.name for each in path.iterdir() if each.is_dir()))
+        fail(str(path), f"one split of it ({splits})", "a folder of splits")
+    state = path / "state.json"
+    if not state.is_file():
+        fail(str(path), "a folder saved by datasets' save_to_disk", "no state.json")
+    try:
+        files = [entry["filename"] for entry in json.loads(state.read_text(encoding="utf-8"))["_data_files"]]
+        inside = all(isinstance(name, str) and Path(name).name == name for name in files)
+    except (ValueError, LookupError, TypeError):
+        inside = False
+    if not inside:
+        fail(str(state), "the names of its files under _data_files", "something else")
+    yield from _numbered(batch for name in files for batch in _arrow_batches(path / name))
+
+
+def _arrow_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """The batches of an Arrow file or stream, mapped: only what is read comes into memory."""
+    try:
+        with pa.memory_map(str(path)) as source:
+            if source.read(6) == b"ARROW1":
+                file = pa.ipc.open_file(source)
+                batches = (file.get_batch(number) for number in range(file.num_record_batches))
+            else:
+                source.seek(0)
+                batches = iter(pa.ipc.open_stream(source))
+            for batch in batches:
+                batch.validate(full=True)  # offsets that point outside the file would end the process
+                for start in range(0, batch.num_rows, 4096):
+                    yield batch.slice(start, 4096)
+    except (pa.ArrowException, OSError) as error:
+        fail(str(path), "a whole Arrow file or stream", excerpt(str(error), 60))
+
+
+def _numbered(batches: Iterator[pa.RecordBatch]) -> Rows:
+    number = 0
+    for batch in batches:
+        for row in batch.to_pylist():
+            number += 1
+            yield number, row
+
+
+TEXT_FORMATS = ("csv", "tsv")  # their cells have no types
+FORMATS: dict[str, Callable[[Path, Sequence[str] | None], Rows]] = {
+    "jsonl": lambda path, _: _jsonl(path),
+    "json": lambda path, _: _json(path),
+    "csv": lambda path, columns: _separated(path, ",", columns),
+    "tsv": lambda path, columns: _separated(path, "\t", columns),
+    "parquet": lambda path, _: _parquet(path),
+    "arrow": lambda path, _: _arrow(path),
+    "dataset": lambda path, _: _dataset(path),
 }

@@ -6,20 +6,21 @@ tree, so a `|||` inside the data stays data; the same holds for `answer_choices`
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple, cast
 
 from jinja2 import TemplateError, meta, nodes
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.nodes import MappingNode
 
 from tasks.lib.data.privacy import excerpt
-from tasks.lib.data.sandbox import Dice, Renderer, Sandbox, renderer, time_limit
+from tasks.lib.data.sandbox import MAX_TEXT, Dice, Renderer, Sandbox, time_limit
+from tasks.lib.data.substitution import Substitution, split, substitution
 from tasks.lib.stage import Problem, read_yaml, validated
 
 BAR = "|||"
@@ -36,6 +37,13 @@ _TEMPLATE_ERRORS = (
 )
 
 
+class Turn(BaseModel, extra="forbid"):
+    """A turn of the conversation before the prompt."""
+
+    role: Literal["user", "assistant"]
+    content: str
+
+
 class TemplateFile(BaseModel, extra="forbid"):
     """One of our template files."""
 
@@ -44,6 +52,8 @@ class TemplateFile(BaseModel, extra="forbid"):
     label: str | None = None
     choices: list[str] | str | None = None
     system: str | None = None
+    turns: list[Turn] = []
+    exemplars: int = Field(0, ge=0, le=32)  # few-shot: so many solved rows of the same split come first
     heldout: bool = False
 
 
@@ -52,7 +62,8 @@ class Template:
     """A compiled template. `parts` render to texts that hold _MARK where the template splits."""
 
     name: str  # <folder>/<name>: what reports and rows call it
-    where: str  # the file, for messages
+    where: str  # the file, and in promptsource's the name, for messages
+    file: Path
     prompt: Renderer | None  # None: `answer` renders both, split at the bar (promptsource)
     answer: Renderer
     label: Renderer | None
@@ -60,10 +71,24 @@ class Template:
     system: Renderer | None
     heldout: bool
     fields: frozenset[str]  # the names it uses
+    turns: tuple[tuple[str, Renderer], ...] = ()  # (role, text) before the prompt
+    exemplars: int = 0
+
+    @cached_property
+    def substitution(self) -> Substitution | None:
+        """Prompt, answer, label, system and turns at once, where all of them only substitute fields."""
+        texts = [self.answer, self.label, self.system, *(text for _, text in self.turns)]
+        texts = [self.prompt, *texts] if self.prompt else texts
+        if isinstance(self.choices, Renderer) or any(text and text.pieces is None for text in texts):
+            return None
+        listed = [text.pieces for text in texts if text and text.pieces is not None]
+        if self.prompt is None:
+            listed = split(listed[0], _MARK)
+        constants = {} if self.choices is None else {"answer_choices": self.choices}
+        return substitution(listed, constants, MAX_TEXT) if len(listed) > 1 else None
 
 
-@dataclass(frozen=True)
-class Rendered:
+class Rendered(NamedTuple):
     """What one template makes of one row."""
 
     prompt: str
@@ -71,6 +96,7 @@ class Rendered:
     label: str
     choices: list[str] | None
     system: str | None
+    turns: tuple[tuple[str, str], ...] = ()
 
 
 @cache
@@ -93,7 +119,7 @@ def _compiled(where: str, source: str, names: set[str], split: bool = False) -> 
                     text.replace(BAR, _MARK),
                 )
         names |= meta.find_undeclared_variables(tree) - _sandbox().globals.keys() - {"answer_choices"}
-        return renderer(_sandbox(), tree)
+        return Renderer(_sandbox(), tree)
     except TemplateError as error:
         found = excerpt((error.message or "an error").split("\n")[0], 100)[1:-1]
         raise Problem(f"{where}: expected a Jinja template, found: {found}") from None
@@ -131,12 +157,18 @@ def _ours(path: Path, prefix: str) -> Template:
     return Template(
         name=f"{prefix}/{path.stem}",
         where=str(path),
+        file=path,
         prompt=part("prompt", file.prompt),
         answer=answer,
         label=part("label", file.label),
         choices=choices,
         system=part("system", file.system),
         heldout=file.heldout,
+        turns=tuple(
+            (turn.role, _compiled(f"{path}: turns.{number}", turn.content, used))
+            for number, turn in enumerate(file.turns)
+        ),
+        exemplars=file.exemplars,
         fields=frozenset(used),
     )
 
@@ -149,11 +181,17 @@ def _promptsource(path: Path, prefix: str) -> list[Template]:
         name, choices = entry["name"].strip(), entry.get("answer_choices")
         where, used = f"{path}: {name}", set[str]()
         answer = _compiled(where, entry["jinja"], used, split=True)
-        listed = _compiled(f"{where}: answer_choices", choices, used, split=True) if choices else None
+        listed: list[str] | Renderer | None = None
+        if choices:
+            listed = _compiled(f"{where}: answer_choices", choices, used, split=True)
+            if listed.pieces is not None and all(isinstance(piece, str) for piece in listed.pieces):
+                text = "".join(map(str, listed.pieces))  # the same for every row
+                listed = [part.strip() for part in text.split(_MARK)]
         templates.append(
             Template(
                 name=f"{prefix}/{name}",
                 where=where,
+                file=path,
                 prompt=None,
                 answer=answer,
                 label=None,
@@ -203,33 +241,57 @@ def render(template: Template, fields: dict[str, Any], where: str, seed: str) ->
     `seed` drives the filter `choice`; `where` names the row in a Problem. Parts are stripped, as promptsource
     does.
     """
+    quick = template.substitution
+    made = quick(fields) if quick else None
+    if made is None:
+        choices, texts = _texts(template, fields, where, seed)
+    else:
+        choices, texts = cast("list[str] | None", template.choices), made
+    return _checked(template, choices, texts, where)
+
+
+def _texts(
+    template: Template, fields: dict[str, Any], where: str, seed: str
+) -> tuple[list[str] | None, Sequence[str]]:
+    """The choices, and prompt, answer, label, system and turns as the sandbox renders them."""
+    dice, choices = Dice(seed), template.choices
     try:
         with time_limit():
-            return _render(template, fields, where, Dice(seed))
+            if isinstance(choices, Renderer):
+                choices = [part.strip() for part in choices(fields, dice).split(_MARK)]
+            if choices is not None:
+                fields = {**fields, "answer_choices": choices}
+            given = [template.prompt, template.answer, template.label, template.system]
+            given += [text for _, text in template.turns]
+            texts = [text(fields, dice) for text in given if text]
     except _TEMPLATE_ERRORS as error:
         raise Problem(f"{where}: {template.where}: {excerpt(str(error), 160)[1:-1]}") from None
-
-
-def _render(template: Template, fields: dict[str, Any], where: str, dice: Dice) -> Rendered | str:
-    choices = template.choices
-    if callable(choices):
-        choices = [part.strip() for part in choices(fields, dice).split(_MARK)]
-    if choices is not None:
-        fields = {**fields, "answer_choices": choices}
-    answer = template.answer(fields, dice)
     if template.prompt is None:
-        parts = answer.split(_MARK)
-        if len(parts) > 2:
-            raise Problem(f"{where}: {template.where}: expected one ||| per render, found {len(parts) - 1}")
-        prompt, answer = parts if len(parts) == 2 else (parts[0], "")
-    else:
-        prompt = template.prompt(fields, dice)
-    prompt, answer = prompt.strip(), answer.strip()
-    label = template.label(fields, dice).strip() if template.label else answer
-    system = template.system(fields, dice).strip() if template.system else None
+        texts = texts[0].split(_MARK)
+        texts = texts if len(texts) > 1 else [*texts, ""]
+    return choices, texts
+
+
+def _checked(
+    template: Template, choices: list[str] | None, texts: Sequence[str], where: str
+) -> Rendered | str:
+    if template.prompt is None and len(texts) > 2:
+        raise Problem(f"{where}: {template.where}: expected one ||| per render, found {len(texts) - 1}")
+    prompt, answer = texts[0].strip(), texts[1].strip()
+    label, place, system = answer, 2, None
+    turns: tuple[tuple[str, str], ...] = ()
+    if template.label:
+        label, place = texts[place].strip(), place + 1
+    if template.system:
+        system, place = texts[place].strip(), place + 1
     if not prompt or not answer or not label:
         return "empty answer" if prompt else "empty prompt"
+    if template.turns:
+        shown = [text.strip() for text in texts[place:]]
+        if not all(shown):
+            return "empty turn"
+        turns = tuple((role, text) for (role, _), text in zip(template.turns, shown, strict=True))
     if choices is not None and label not in choices:
         listed = excerpt(", ".join(choices), 80)
         raise Problem(f"{where}: {template.where}: expected an answer among {listed}, found {excerpt(label)}")
-    return Rendered(prompt, answer, label, choices, system)
+    return Rendered(prompt, answer, label, choices, system, turns)

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-from tasks.lib.data.mixing import mixing_rates, quotas, ranked, split_of
+from tasks.lib.data.mixing import quotas, ranked, split_of, t0_quotas
 
 SHARES = {"train": 0.5, "validation": 0.2, "test": 0.3}
-
-
-def test_mixing_rates_are_proportional_up_to_the_maximum() -> None:
-    assert mixing_rates({"a": 1000, "b": 3000, "c": 50_000}, 3000) == {"a": 1 / 7, "b": 3 / 7, "c": 3 / 7}
-    assert mixing_rates({"a": 0}, 3000) == {"a": 0.0}
 
 
 def test_quotas_take_no_example_twice_and_sum_to_the_total() -> None:
@@ -48,3 +43,17 @@ def test_ranking_ignores_the_order_and_the_neighbours() -> None:
     assert ranked(names[::-1], names[::-1], "purpose") == order != names
     assert ranked(names[:25], names[:25], "purpose") == [name for name in order if name in names[:25]]
     assert ranked(names, names, "another") != order
+
+
+def test_weights_scale_a_task_and_never_repeat_rows() -> None:
+    counts = {"a": 100, "b": 100}
+    assert quotas(counts, 100, weights={"a": 0.5}) == {"a": 50, "b": 100}
+    assert quotas(counts, 40, weights={"a": 2.0}) == {"a": 80, "b": 40}
+    assert quotas(counts, 100, weights={"b": 3.0}) == {"a": 100, "b": 100}
+    assert quotas(counts, 100, total=60, weights={"a": 0.5}) == {"a": 20, "b": 40}
+
+
+def test_t0_divides_a_large_task_among_its_templates() -> None:
+    # at most 100: a task of 300 rows through 5 templates counts 5 x 100 / 5, one of 90 through 2 all its 180
+    assert t0_quotas({"large": [300] * 5, "small": [90, 90]}, 100) == {"large": 100, "small": 180}
+    assert t0_quotas({"large": [300] * 5, "small": [90, 90]}, 100, total=28) == {"large": 10, "small": 18}

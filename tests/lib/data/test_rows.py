@@ -207,3 +207,57 @@ def test_the_shared_files_read_clean(shared: Path) -> None:
     )
     assert sum(1 for _ in read_table(shared / "tasks/boolean_expressions.json")) == 250
     assert sum(1 for _ in read_table(shared / "tasks/self_instruct_seed_tasks.jsonl")) == 175
+
+
+def test_arrow_files_streams_and_saved_data_sets_give_the_same_rows(tmp_path: Path) -> None:
+    from datasets import Dataset, DatasetDict
+
+    rows = [{"text": f"row {i}", "label": i} for i in range(5000)]
+    table = pa.Table.from_pylist(rows)
+    with pa.ipc.new_file(tmp_path / "file.arrow", table.schema) as file:
+        file.write_table(table)
+    with pa.ipc.new_stream(tmp_path / "stream.arrow", table.schema) as stream:
+        stream.write_table(table)
+    saved = Dataset(table)
+    saved.save_to_disk(tmp_path / "saved", num_shards=3)
+    DatasetDict(train=saved).save_to_disk(tmp_path / "splits")
+    for name in ("file.arrow", "stream.arrow", "saved", "splits/train"):
+        assert list(read_table(tmp_path / name, FIELDS)) == list(enumerate(rows, 1)), name
+    with pytest.raises(
+        Problem, match=r"splits: expected one split of it \(train\), found a folder of splits"
+    ):
+        list(read_table(tmp_path / "splits"))
+    with pytest.raises(Problem, match="expected a folder saved by datasets' save_to_disk, found no state"):
+        (tmp_path / "empty").mkdir()
+        list(read_table(tmp_path / "empty"))
+
+
+def test_a_cut_arrow_file_is_a_problem(tmp_path: Path) -> None:
+    table = pa.table({"text": ["a" * 100] * 100})
+    with pa.ipc.new_stream(tmp_path / "rows.arrow", table.schema) as stream:
+        stream.write_table(table)
+    path = tmp_path / "rows.arrow"
+    path.write_bytes(path.read_bytes()[:900])
+    with pytest.raises(Problem, match=r"rows\.arrow: expected a whole Arrow file or stream"):
+        list(read_table(path))
+
+
+def test_bad_rows_can_be_set_aside_and_a_broken_file_cannot(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    lines = [
+        b'{"text": "a", "label": 1}',
+        b'{"text": "b"}',
+        b"{",
+        b"",
+        b'{"text": "\xff", "label": 1}',
+        b"[" * 10**5,
+        b'{"text": "c", "label": 3}',
+    ]
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    bad: list[str] = []
+    rows = list(read_table(path, FIELDS, bad=lambda problem: bad.append(str(problem))))
+    assert [(number, row["text"]) for number, row in rows] == [(1, "a"), (7, "c")]
+    assert [problem.removeprefix(f"{path}:")[:2] for problem in bad] == ["2:", "3:", "4:", "5:", "6:"]
+    (tmp_path / "open.csv").write_text('text,label\n"a,1\nb,2\n')
+    with pytest.raises(Problem, match="a quote that is not closed"):
+        list(read_table(tmp_path / "open.csv", FIELDS, bad=lambda problem: None))

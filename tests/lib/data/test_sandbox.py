@@ -8,7 +8,7 @@ import pytest
 from jinja2.exceptions import SecurityError, TemplateError
 
 from tasks.lib.data import sandbox as sandboxes
-from tasks.lib.data.sandbox import MAX_TEXT, Dice, Sandbox, renderer, time_limit
+from tasks.lib.data.sandbox import MAX_TEXT, Dice, Renderer, Sandbox, time_limit
 
 BOMBS = [
     "{{ 'a' * 300000000 }}",
@@ -36,7 +36,7 @@ BOMBS = [
 def rendered(source: str, **fields: object) -> str:
     sandbox = Sandbox()
     with time_limit():
-        return renderer(sandbox, sandbox.parse(source))(fields, Dice("seed"))
+        return Renderer(sandbox, sandbox.parse(source))(fields, Dice("seed"))
 
 
 @pytest.mark.parametrize("source", BOMBS)
@@ -85,7 +85,7 @@ def test_what_templates_need_still_works() -> None:
 
 def test_choice_depends_on_the_row_only() -> None:
     sandbox = Sandbox()
-    render = renderer(sandbox, sandbox.parse("{{ x | choice }}{{ x | choice }}{{ x | choice }}"))
+    render = Renderer(sandbox, sandbox.parse("{{ x | choice }}{{ x | choice }}{{ x | choice }}"))
     made = [render({"x": list("abcdefgh")}, Dice(f"row {i}")) for i in range(20)]
     assert made == [render({"x": list("abcdefgh")}, Dice(f"row {i}")) for i in range(20)]
     assert len(set(made)) > 10
