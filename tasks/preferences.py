@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,8 +18,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field
 
 from tasks.lib.data.rows import LEDGER, RANKING, write_parquet
+from tasks.lib.evaluation.intervals import Interval, mean_interval
 from tasks.lib.plots import bars
-from tasks.lib.preferences.agreement import agreement_with_others, krippendorff_alpha, rank_units, verdicts
+from tasks.lib.preferences.annotators import agreement_figures, annotator_rows
 from tasks.lib.preferences.exports import SUFFIXES, read_export
 from tasks.lib.preferences.rankings import Dropped, cleaned, is_heldout, prompt_id
 from tasks.lib.stage import Problem, Stage, main
@@ -85,14 +87,14 @@ def run(params: Params, stage: Stage) -> None:
     write_parquet(Path("data/preferences/dropped.parquet"), ledger, LEDGER)
 
     ranked = [{**row, "prompt_id": prompt_id(row["prompt"])} for row in rows]
-    agreement = agreement_with_others(verdicts(ranked))
-    stage.report(_figures(ranked, splits, dropped, counts, agreement, files))
+    annotators = annotator_rows(ranked, _interval(stage))
+    figures = agreement_figures(ranked, annotators, _interval(stage), stage.seed_of("alpha"))
+    for name in filter(None, figures.get("low_agreement", "").split(", ")):
+        print(f"preferences: {name} agrees with the others much less than they with each other; look at them")
+    stage.report({**_figures(ranked, splits, dropped, counts, files), **figures})
     bars(
         Path("reports/plots/preferences"),
-        [
-            {"annotator": name, "": "with the others", "agreement": share, "chance": 0.5, "pairs": pairs}
-            for name, (share, pairs) in agreement.items()
-        ],
+        [{"": "with the others", "chance": 0.5, **row} for row in annotators],
         group="annotator",
         bar="",
         panels={"Agreement with the others' majority": "agreement"},
@@ -136,12 +138,11 @@ def _figures(
     splits: dict[str, list[dict[str, Any]]],
     dropped: list[Dropped],
     counts: Counter[str],
-    agreement: dict[str, tuple[float, int]],
     files: list[Path],
 ) -> dict[str, Any]:
     rules = Counter(item.rule for item in dropped)
     pairs = sum(len(row["ranks"]) * (len(row["ranks"]) - 1) // 2 for row in ranked)
-    figures: dict[str, Any] = {
+    return {
         "files": len(files),
         "rankings": len(ranked),
         "rankings_train": len(splits["train"]),
@@ -154,12 +155,17 @@ def _figures(
         "removed_equal_answers": counts["removed_equal_answers"],
         "removed_empty_answers": counts["removed_empty_answer"],
         **{f"dropped_{rule}": rules[rule] for rule in RULES},
-        **{f"agreement_{name}": share for name, (share, _) in agreement.items()},
     }
-    if agreement:  # several annotators ranked the same answers
-        figures["agreement"] = sum(share for share, _ in agreement.values()) / len(agreement)
-    alpha = krippendorff_alpha(rank_units(ranked))
-    return figures if alpha is None else {**figures, "krippendorff_alpha": alpha}
+
+
+def _interval(stage: Stage) -> Callable[..., Interval]:
+    """Bootstrap over whole prompts, because the pairs of one prompt are not independent."""
+    return lambda hits, *words: mean_interval(
+        [hit for _, hit in hits],
+        seed=stage.seed_of(*words),
+        groups=[prompt for prompt, _ in hits],
+        bounds=(0, 1),
+    )
 
 
 if __name__ == "__main__":

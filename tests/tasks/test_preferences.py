@@ -58,6 +58,12 @@ def test_agreement_is_reported_by_annotator(workspace):
         figures["agreement_1"] == figures["agreement_2"] == 1.0
     )  # where 2 and cleo differ there is no majority
     assert figures["agreement_cleo"] == 0.75
+    assert figures["agreement_cleo_low"] < 0.75 < figures["agreement_cleo_high"] < 0.9
+    assert (
+        figures["krippendorff_alpha_low"] < figures["krippendorff_alpha"] < figures["krippendorff_alpha_high"]
+    )
+    assert figures["agreement_source_rankings"] == pytest.approx((1 + 1 + 0.75) / 3, abs=0.03)
+    assert figures["low_agreement"] == "cleo" and figures["reliability_1"] > figures["reliability_cleo"]
     assert 0.5 < figures["krippendorff_alpha"] < 1
     assert Path("reports/plots/preferences.png").exists() and Path("reports/plots/preferences.csv").exists()
 

@@ -6,9 +6,11 @@ import pytest
 
 from tasks.lib.preferences.agreement import (
     agreement_with_others,
+    alpha_interval,
     krippendorff_alpha,
     majority,
     rank_units,
+    reliability,
     verdicts,
 )
 
@@ -70,4 +72,36 @@ def test_verdicts_do_not_depend_on_the_order_of_the_answers():
 
 
 def test_rank_units_are_the_ranks_of_each_answer():
-    assert rank_units([ranking("a", 0, 1), ranking("b", 1, 0)]) == [[0, 1], [1, 0]]
+    rankings = [ranking("a", 0, 1), ranking("b", 1, 0), ranking("a", 0, 1, prompt="q")]
+    assert rank_units(rankings) == {"p": [[0, 1], [1, 0]], "q": [[0], [1]]}
+
+
+def test_the_interval_of_alpha_holds_it_and_narrows_with_prompts():
+    def units(prompts: int) -> dict[str, list[list[int]]]:
+        return {str(n): [[0, 1], [1, 0]] if n % 4 == 0 else [[0, 0], [1, 1]] for n in range(prompts)}
+
+    spans = []
+    for prompts in (20, 200):
+        alpha = krippendorff_alpha(unit for of_prompt in units(prompts).values() for unit in of_prompt)
+        low, high = alpha_interval(units(prompts), seed=1) or (0.0, 0.0)
+        assert alpha is not None and low < alpha < high
+        spans.append(high - low)
+    assert spans[1] < spans[0] / 2
+    assert alpha_interval({"p": [[1], [2]]}, seed=1) is None
+
+
+def test_reliability_tells_the_careful_from_the_careless():
+    """Four annotators: three err on disjoint twelfths of the pairs, the fourth on every second one."""
+    rankings = [
+        ranking(name, *((1, 0) if wrong(n) else (0, 1)), prompt=str(n))
+        for n in range(240)
+        for name, wrong in (
+            ("a", lambda n: n % 12 == 0),
+            ("b", lambda n: n % 12 == 1),
+            ("c", lambda n: n % 12 == 2),
+            ("coin", lambda n: n % 2 == 0),
+        )
+    ]
+    rates = reliability(verdicts(rankings))
+    assert rates["a"] == pytest.approx(11 / 12, abs=0.03) and rates["coin"] == pytest.approx(0.5, abs=0.03)
+    assert reliability({}) == {}
