@@ -1,0 +1,186 @@
+"""One iteration of PPO: CPU seconds of ours and of TRL 1.12's PPOTrainer, on equal models, prompts, answers and epochs.
+
+Both sample (16 tokens), then train on the same given answers. Advantages and the losses of all epochs of the first
+iteration are compared before any second is reported. One thread, the better of two warm iterations.
+
+Run     python benchmarks/ppo_step.py VENV/bin/python        (its packages: see benchmarks/trl_ppo.py)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.trl_ppo import four_models, sizes
+from tasks.lib.policy import ppo
+from tasks.lib.policy.actor_critic import ActorCritic
+from tasks.lib.preferences.reward_model import score
+
+DEMO = {
+    "vocab_size": 1024, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "max_position_embeddings": 128, "tie_word_embeddings": True,
+}  # fmt: skip
+SETTINGS = {"kl_coef": 0.05, "gamma": 1.0, "lam": 0.95, "cliprange": 0.2, "cliprange_value": 0.2, "vf_coef": 0.1,
+            "num_ppo_epochs": 4, "temperature": 0.7, "learning_rate": 3e-5, "adam_epsilon": 1e-5}  # fmt: skip
+
+
+def demo_case(episodes: int = 128, width: int = 16, iterations: int = 3) -> dict[str, Any]:
+    """Prompts of 12 to 40 tokens and answers of 2 to 10, as the demo's are; the last answer is the longest."""
+    chance = random.Random(0)
+
+    def tokens(low: int, high: int) -> list[int]:
+        return [chance.randrange(2, 1024) for _ in range(chance.randint(low, high))]
+
+    prompts = [tokens(12, 40) for _ in range(episodes)]
+    answers = [[*tokens(1, 9), 1] for _ in range(episodes - 1)] + [[*tokens(width - 2, width - 2), 1]]
+    padded = [answer + [0] * (width - len(answer)) for answer in answers]
+    return {
+        "shape": DEMO,
+        "prompts": prompts,
+        "answers": padded,
+        "settings": SETTINGS,
+        "iterations": iterations,
+    }
+
+
+def config_of(case: dict[str, Any], epochs: int) -> ppo.PPOConfig:
+    """TRL's settings by our names."""
+    given = case["settings"]
+    return ppo.PPOConfig(
+        episodes=len(case["prompts"]), batch_size=64, epochs=epochs,
+        max_new_tokens=len(case["answers"][0]), temperature=given["temperature"], beta=given["kl_coef"],
+        gamma=given["gamma"], lam=given["lam"], clip_ratio=given["cliprange"], clip_value=given["cliprange_value"],
+        value_weight=given["vf_coef"], learning_rate=given["learning_rate"], adam_eps=given["adam_epsilon"],
+        missing_eos="keep", whiten_advantages=False,
+    )  # fmt: skip
+
+
+class Ours:
+    """Our models on a case, and one iteration of them."""
+
+    def __init__(self, case: dict[str, Any], epochs: int, critic: str = "reward") -> None:
+        found = four_models(case["shape"])
+        for model in found.values():
+            model.config.reward_mean, model.config.reward_std = 0.0, 1.0
+        self.case, self.config, self.reward = case, config_of(case, epochs), found["reward"]
+        self.models = ActorCritic(found["policy"], found["critic"] if critic == "reward" else None)
+        self.models.reference_model = found["reference"].requires_grad_(False)
+        learned = self.models.policy_parameters() | self.models.critic_parameters()
+        learned.pop("value_head.bias")  # TRL's critic has none
+        self.optimizer = torch.optim.AdamW(
+            learned.values(), lr=case["settings"]["learning_rate"], eps=self.config.adam_eps, weight_decay=0.0
+        )
+        self.prompts = [ppo.Prompt(str(i), tokens) for i, tokens in enumerate(case["prompts"])]
+        self.answers = [answer[: answer.index(1) + 1] for answer in case["answers"]]
+        self.env = ppo.Environment(
+            self.prompts, [], self.rewards, lambda _: {}, 1, 0, lambda *words: len(str(words))
+        )
+
+    def rewards(self, prompts: ppo.Answers, answers: ppo.Answers) -> list[float]:
+        return score(self.reward, prompts, answers, batch_size=len(prompts))
+
+    def iteration(self, whitened: torch.Tensor | None = None, number: int = 1) -> dict[str, Any]:
+        """One iteration on the given answers. Advantages are whitened as TRL does unless given."""
+        ppo.roll_out(self.models, [p.tokens for p in self.prompts], self.env, self.config, seed=number)
+        episodes = ppo.score(self.models, self.prompts, self.answers, self.env, self.config, number)
+        rewards = ppo.token_rewards(episodes, self.config, self.config.beta)
+        plain, returns = ppo.estimate_advantages(rewards, episodes, self.config)
+        used = ppo.whiten(plain, episodes.is_action) if whitened is None else whitened
+        figures = ppo.update(
+            self.models, self.optimizer, episodes, used, returns, self.env.seed_of, self.config
+        )
+        return {"advantages": plain, "episodes": episodes, "figures": figures}
+
+
+def compare(case: dict[str, Any], trl: dict[str, Any]) -> dict[str, float]:
+    """The largest differences between ours and TRL's first iteration: advantages, losses, KL, score.
+
+    TRL whitens with the unbiased variance, so its whitened advantages are handed to our update.
+    """
+    order = torch.tensor(trl["order"])
+    theirs, mask = (torch.tensor(trl["advantages"][key]) for key in ("values", "mask"))
+    width = Ours(case, 1).config.max_new_tokens
+    longest = max(len(answer[: answer.index(1) + 1]) for answer in case["answers"])
+    whitened = torch.zeros(len(order), width)
+    whitened[order] = torch.tensor(trl["advantages"]["result"]).where(mask, 0)
+    epochs = [
+        Ours(case, n + 1).iteration(whitened[:, :longest]) for n in range(case["settings"]["num_ppo_epochs"])
+    ]
+    first = epochs[0]
+    plain = torch.zeros(len(order), width)
+    plain[order] = theirs.where(mask, 0)
+    metrics, episodes = trl["metrics"], first["episodes"]
+
+    def mean_of(name: str) -> float:
+        return sum(epoch["figures"][name] for epoch in epochs) / len(epochs)
+
+    return {
+        "advantages": float((first["advantages"] - plain[:, :longest]).abs().max()),
+        "policy loss": abs(mean_of("policy_loss") - metrics["loss/policy_avg"]),
+        "value loss": abs(mean_of("value_loss") - metrics["loss/value_avg"]),
+        "score": abs(float(episodes.scores.mean()) - metrics["objective/scores"]),
+        "kl": abs(float(episodes.kl.sum(1).mean()) - metrics["objective/kl"]),
+        "clip share": abs(mean_of("clip_share") - metrics["policy/clipfrac_avg"]),
+    }
+
+
+def weights_after(case: dict[str, Any], trl: dict[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
+    """Sums of |w| per tensor after the first iteration: ours, TRL's. For cases of one iteration."""
+    order, mask = torch.tensor(trl["order"]), torch.tensor(trl["advantages"]["mask"])
+    longest = max(len(answer[: answer.index(1) + 1]) for answer in case["answers"])
+    whitened = torch.zeros(mask.shape)
+    whitened[order] = torch.tensor(trl["advantages"]["result"]).where(mask, 0)
+    ours = Ours(case, case["settings"]["num_ppo_epochs"])
+    ours.iteration(whitened[:, :longest])
+    return sizes(ours.models.policy), trl["policy"]
+
+
+def seconds(case: dict[str, Any], critic: str) -> float:
+    """CPU seconds of the better warm iteration."""
+    ours, taken = Ours(case, case["settings"]["num_ppo_epochs"], critic), []
+    for number in range(case["iterations"]):
+        start = time.process_time()
+        ours.iteration(number=number + 1)
+        taken.append(time.process_time() - start)
+    return min(taken[1:])
+
+
+def main(python: str) -> None:
+    torch.set_num_threads(1)
+    case = demo_case()
+    with tempfile.TemporaryDirectory() as folder:
+        given, found = Path(folder) / "case.json", Path(folder) / "found.json"
+        given.write_text(json.dumps(case))
+        quiet = {
+            "OMP_NUM_THREADS": "1",
+            "TRL_EXPERIMENTAL_SILENCE": "1",
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONPATH": "",
+        }
+        command = [python, str(Path(__file__).with_name("trl_ppo.py")), str(given), str(found)]
+        subprocess.run(command, check=True, env={**os.environ, **quiet}, stderr=subprocess.DEVNULL)
+        trl = json.loads(found.read_text())
+    for what, difference in compare(case, trl).items():
+        print(f"{what:12}  differs by at most {difference:.1e}")
+        assert difference < 1e-4, what
+    theirs = min(trl["cpu_seconds"][1:])
+    print(
+        f"TRL {trl['trl']} PPOTrainer      {theirs:6.2f} CPU s per iteration of {len(case['prompts'])} episodes"
+    )
+    for critic, what in (("reward", "critic apart"), ("policy", "critic: a head")):
+        own = seconds(case, critic)
+        print(f"ours, {what:16} {own:6.2f} CPU s   {own / theirs:.2f} of TRL's")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
