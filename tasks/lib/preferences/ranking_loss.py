@@ -54,13 +54,22 @@ def pair_losses(difference: Tensor, is_tie: Tensor, ties: Ties, tie_parameter: f
 
 
 def ranking_loss(
-    rewards: Tensor, ranks: Tensor, *, ties: Ties = "drop", tie_parameter: float = 1.5, centring: float = 0.0
+    rewards: Tensor,
+    ranks: Tensor,
+    *,
+    ties: Ties = "drop",
+    tie_parameter: float = 1.5,
+    centring: float = 0.0,
+    margins: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Mean over rankings of the mean loss of a ranking's pairs; a scalar.
 
     rewards (R, K), ranks (R, K) with 0 best, equal = tie, below 0 = not ranked (its reward is ignored).
     Each ranking weighs the same whatever its K: the 1/C(K,2) of equation 1, with C(K,2) replaced by the
-    number of pairs that count. `centring` adds centring * (r_w + r_l)^2 (arXiv 2312.09244), on ties too.
+    number of pairs that count. `margins` (R,): how far apart the answers of a ranking that are no tie should at
+    least be (Llama 2, arXiv 2307.09288, equation 2). `weights` (R,): how much a ranking counts; not all 0.
+    `centring` adds centring * (r_w + r_l)^2 (arXiv 2312.09244), on ties too.
     Rankings without a pair that counts are left out; without any the loss is 0.
     """
     row, better, worse, is_tie = pairs(ranks)
@@ -69,6 +78,11 @@ def ranking_loss(
     if not len(row):
         return rewards.sum() * 0.0
     winners, losers = rewards[row, better], rewards[row, worse]
-    losses = pair_losses(winners - losers, is_tie, ties, tie_parameter) + centring * (winners + losers) ** 2
+    difference = winners - losers
+    if margins is not None:
+        difference = difference - torch.where(is_tie, 0.0, margins[row])
+    losses = pair_losses(difference, is_tie, ties, tie_parameter) + centring * (winners + losers) ** 2
     count = torch.bincount(row, minlength=len(ranks))
+    if weights is not None:
+        return (losses * weights[row] / count[row]).sum() / (weights * (count > 0)).sum()
     return (losses / count[row]).sum() / (count > 0).sum()

@@ -148,6 +148,8 @@ class Group:
         default_factory=list
     )  # a row per ranking; -1: that annotator did not see it
     rows: list[str] = field(default_factory=list)  # ids of the rankings
+    annotators: list[str] = field(default_factory=list)  # of each ranking
+    strengths: list[float] = field(default_factory=list)  # of each ranking, 0 to 1; 0 where none is given
     sequences: list[list[int]] = field(default_factory=list)  # ids per answer, once tokenized
 
 
@@ -165,6 +167,8 @@ def grouped(rankings: Iterable[Mapping[str, Any]]) -> list[Group]:
             rank = dict(zip(ranking["answers"], ranking["ranks"], strict=True))
             group.ranks.append([rank.get(answer, -1) for answer in group.answers])
             group.rows.append(ranking["id"])
+            group.annotators.append(ranking.get("annotator", ""))
+            group.strengths.append(ranking.get("strength") or 0.0)
     return [groups[key] for key in sorted(groups)]
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from tasks.lib.policy.checkpoints import Checkpoint, optimizer_tensors, restore_optimizer
 from tasks.lib.policy.muon import Muon
+from tasks.lib.preferences.agreement import reliability, verdicts
 from tasks.lib.preferences.ranking_loss import pairs, ranking_loss
 from tasks.lib.preferences.reward_model import Group, batch_ranks, rewards
 from tasks.lib.preferences.shared_prompt import refuse_unless_equal, shared_rewards
@@ -33,6 +34,8 @@ class Training(BaseModel, extra="forbid"):
     ties: Literal["rao_kupper", "davidson", "drop"] = "rao_kupper"
     tie_parameter: float = Field(default=1.2, gt=0)
     centring: float = Field(default=0.01, ge=0)
+    strength_margin: float = Field(default=0.0, ge=0)
+    annotator_weights: Literal["equal", "reliability"] = "equal"
     share_prompt: bool = False
     checkpoint_every: int = Field(default=25, ge=1)
 
@@ -59,6 +62,7 @@ def train(
     finite, before the step is taken.
     """
     batches = _batches(groups, how, seed)
+    weight_of = reliability_weights(groups) if how.annotator_weights == "reliability" else None
     if how.share_prompt:
         refuse_unless_equal(model, groups[0])
     Optimizer: Any = Muon if how.optimizer == "muon" else torch.optim.AdamW
@@ -76,7 +80,7 @@ def train(
         for step, batch in enumerate(batches[len(history) :], len(history) + 1):
             for group in optimizer.param_groups:
                 group["lr"] = how.learning_rate * schedule(step, len(batches), how.warmup_share)
-            history.append({"step": step, **_step(model, optimizer, batch, how)})
+            history.append({"step": step, **_step(model, optimizer, batch, how, weight_of)})
             progress(step, len(batches), loss=history[-1]["loss"], accuracy=history[-1]["accuracy"])
             if signals or (step % how.checkpoint_every == 0 and step < len(batches)):
                 weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
@@ -87,8 +91,34 @@ def train(
     return history
 
 
+def reliability_weights(groups: Sequence[Group]) -> dict[str, float]:
+    """annotator -> 2p - 1 for the probability p of being right (agreement.reliability): a coin counts nothing.
+
+    Problem when nobody is better than a coin.
+    """
+    rankings = (
+        {
+            "prompt_id": group.prompt_id,
+            "annotator": annotator,
+            "answers": [answer for answer, rank in zip(group.answers, ranks, strict=True) if rank >= 0],
+            "ranks": [rank for rank in ranks if rank >= 0],
+        }
+        for group in groups
+        for annotator, ranks in zip(group.annotators, group.ranks, strict=True)
+    )
+    weights = {name: max(0.0, 2 * rate - 1) for name, rate in reliability(verdicts(rankings)).items()}
+    if not any(weights.values()):
+        raise Problem("reward.training.annotator_weights: no annotator is better than a coin; use equal")
+    print("reward: annotators count", ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items()))
+    return weights
+
+
 def _step(
-    model: Any, optimizer: torch.optim.Optimizer, batch: list[Group], how: Training
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    batch: list[Group],
+    how: Training,
+    weight_of: dict[str, float] | None,
 ) -> dict[str, float]:
     """One optimiser step; each answer is scored once, whatever the number of annotators and pairs."""
     places, ranks = (x.to(model.device) for x in batch_ranks(batch))
@@ -96,7 +126,22 @@ def _step(
         scores = shared_rewards(model, batch)[places]
     else:
         scores = rewards(model, [ids for group in batch for ids in group.sequences])[places]
-    loss = ranking_loss(scores, ranks, ties=how.ties, tie_parameter=how.tie_parameter, centring=how.centring)
+    margins = weights = None
+    if how.strength_margin:
+        strengths = [strength for group in batch for strength in group.strengths]
+        margins = scores.new_tensor(strengths) * how.strength_margin
+    if weight_of is not None:  # 1e-6: a batch of annotators without weight is no division by 0
+        who = [name for group in batch for name in group.annotators]
+        weights = scores.new_tensor([weight_of.get(name, 0.0) + 1e-6 for name in who])
+    loss = ranking_loss(
+        scores,
+        ranks,
+        ties=how.ties,
+        tie_parameter=how.tie_parameter,
+        centring=how.centring,
+        margins=margins,
+        weights=weights,
+    )
     if not torch.isfinite(loss):
         rows = ", ".join(row for group in batch for row in group.rows[:1])[:200]
         raise Problem(
@@ -108,8 +153,8 @@ def _step(
     torch.nn.utils.clip_grad_norm_(model.parameters(), how.max_grad_norm)
     optimizer.step()
     row, better, worse, is_tie = pairs(ranks)
-    margins = (scores[row, better] - scores[row, worse]).detach()[~is_tie]
-    accuracy = (margins > 0).double().mean().item() if len(margins) else 0.5
+    apart = (scores[row, better] - scores[row, worse]).detach()[~is_tie]
+    accuracy = (apart > 0).double().mean().item() if len(apart) else 0.5
     return {"loss": loss.item(), "accuracy": accuracy}
 
 

@@ -91,6 +91,21 @@ def test_centring_adds_the_squared_sum():
     assert loss([2.0, 1.0], [0, 1], centring=0.01) == pytest.approx(loss([2.0, 1.0], [0, 1]) + 0.01 * 9)
 
 
+def test_a_margin_asks_for_more_of_pairs_that_are_no_tie():
+    margins = torch.tensor([1.5])
+    assert loss([2.0, 0.5], [0, 1], margins=margins) == pytest.approx(math.log(2))
+    tied = {"ties": "davidson", "tie_parameter": 1.0}
+    assert loss([2.0, 0.5], [0, 0], margins=margins, **tied) == loss([2.0, 0.5], [0, 0], **tied)
+
+
+def test_weights_are_those_of_a_weighted_mean_of_rankings():
+    rewards, ranks = torch.tensor([[1.0, 0.0], [0.2, 0.4]]), torch.tensor([[0, 1], [0, 1]])
+    found = ranking_loss(rewards, ranks, weights=torch.tensor([3.0, 1.0])).item()
+    assert found == pytest.approx((3 * loss([1.0, 0.0], [0, 1]) + loss([0.2, 0.4], [0, 1])) / 4)
+    same = ranking_loss(rewards, ranks, weights=torch.tensor([2.0, 2.0])).item()
+    assert same == pytest.approx(ranking_loss(rewards, ranks).item())
+
+
 def test_pairs_put_the_better_answer_first():
     row, better, worse, is_tie = pairs(torch.tensor([[2, 0, 0]]))
     assert row.tolist() == [0, 0, 0]

@@ -25,7 +25,7 @@ from tasks.lib.preferences.reward_model import (
     score,
     tokenized,
 )
-from tasks.lib.preferences.reward_training import Training, schedule, train
+from tasks.lib.preferences.reward_training import Training, reliability_weights, schedule, train
 from tasks.lib.preferences.shared_prompt import refuse_unless_equal, shared_rewards
 from tasks.lib.stage import Problem
 
@@ -252,6 +252,26 @@ def test_training_with_a_shared_prompt_ends_in_the_same_weights(tokenizer, tmp_p
     apart = trained(tokenizer, Checkpoint(tmp_path / "a", {}))
     together = trained(tokenizer, Checkpoint(tmp_path / "b", {}), share_prompt=True)
     assert all(torch.allclose(tensor, together[name], atol=1e-4) for name, tensor in apart.items())
+
+
+def test_an_annotator_as_good_as_a_coin_does_not_train(tokenizer, tmp_path, capsys):
+    rows = [
+        ranking(who, ["good", "bad"], [1, 0] if who == "coin" and n % 2 else [0, 1], f"The {noun} was fine")
+        for n, noun in enumerate(world.NOUNS)
+        for who in ("ada", "bo", "coin")
+    ]
+    weights = reliability_weights(tokenized(tokenizer, grouped(rows), None))
+    assert weights["coin"] < 0.1 < 0.9 < weights["ada"] and "annotators count ada" in capsys.readouterr().out
+    how = Training(epochs=2, annotator_weights="reliability", strength_margin=0.5)
+    model, batch = from_policy(world.policy(), seed=1), tokenized(tokenizer, grouped(rows), None)
+    checkpoint = Checkpoint(tmp_path, {})
+    history = train(model, batch, how, seed=3, checkpoint=checkpoint, progress=lambda *a, **k: None)
+    assert all(math.isfinite(row["loss"]) for row in history)
+    coin = [row for row in rows if row["annotator"] == "coin"]
+    with pytest.raises(Problem, match="no annotator is better than a coin"):
+        reliability_weights(
+            grouped([*coin, *({**r, "annotator": "n", "ranks": r["ranks"][::-1]} for r in coin)])
+        )
 
 
 @pytest.mark.parametrize("killed_at", [1, 2, 3, 4, 7, 8])
