@@ -24,9 +24,9 @@ import numpy as np
 from pydantic import BaseModel, Field, model_validator
 
 from tasks.lib.data.instructions import SPLITS, TRAINING, Plan, check_heldout, source_templates
-from tasks.lib.data.mixing import quotas, ranked, t0_quotas, unit_interval
-from tasks.lib.data.rows import LEDGER, Row, read_parquet, write_parquet
-from tasks.lib.data.shards import Index, Shard, index_of, processes, render_shards, write_selected
+from tasks.lib.data.mixing import quotas, t0_quotas, unit_interval
+from tasks.lib.data.rows import LEDGER, Row, write_parquet
+from tasks.lib.data.shards import Index, Shard, index_of, processes, render_shards, table_of, write_selected
 from tasks.lib.data.sources import Source, find_sources, read_rows, read_source
 from tasks.lib.data.templates import Template
 from tasks.lib.stage import Problem, Stage, main, replaced
@@ -95,9 +95,9 @@ def run(params: Params, stage: Stage) -> None:
     write_selected(OUT / "rows.parquet", shards, chosen)
     write_parquet(OUT / "ledger.parquet", ledger, LEDGER)
     write_quarantine(OUT / "quarantine.jsonl", sources, quarantine)
+    show(shards, chosen, params.show)
     for path in set(stage.checkpoints.glob("*.arrow")) - {shard.path for shard in shards}:
         path.unlink()
-    show(OUT / "rows.parquet", chosen, params.show)
     dropped = Counter(entry["rule"] for entry in ledger)
     stage.report(
         {
@@ -188,8 +188,8 @@ def mixed(params: Params, index: Index) -> Index:
         for task, count in taken.items():
             found = groups[task]
             if count < len(found):
-                names = [f"{id:016x}" for id in index.id[found]]
-                found = np.array(ranked(list(found), names, "mixing")[:count], dtype=np.int64)
+                rank = [unit_interval("mixing", f"{id:016x}") for id in index.id[found]]
+                found = found[np.argsort(rank, kind="stable")[:count]]
             kept.append(found)
     return index.take(np.concatenate(kept) if kept else np.empty(0, np.int64))
 
@@ -207,15 +207,11 @@ def write_quarantine(path: Path, sources: list[Source], quarantine: list[dict[st
         temporary.write_text("".join(json.dumps(entry) + "\n" for entry in quarantine), encoding="utf-8")
 
 
-def show(path: Path, chosen: Index, count: int) -> None:
+def show(shards: list[Shard], chosen: Index, count: int) -> None:
     """Print a few rendered rows: the quickest way to see a template that is wrong."""
-    if not count:
-        return
-    names = (f"{id:016x}" for id in chosen.id)
-    first = heapq.nsmallest(count, names, key=lambda name: unit_interval("show", name))
-    columns = ["id", "split", "template", "messages", "answer"]
-    found = {row["id"]: row for row in read_parquet(path, columns) if row["id"] in first}
-    for row in map(found.__getitem__, first):
+    places = range(len(chosen.id)) if count else []
+    first = heapq.nsmallest(count, places, key=lambda i: unit_interval("show", f"{chosen.id[i]:016x}"))
+    for row in table_of(shards, chosen.take(np.array(first, np.int64))).to_pylist():
         print(f"--- {row['split']}  {row['template']}")
         for message in row["messages"]:
             print(f"{message['role']}: {message['content'][:400]}")

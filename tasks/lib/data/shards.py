@@ -210,13 +210,18 @@ def write_selected(path: Path, shards: Sequence[Shard], chosen: Index) -> None:
     """Write the chosen rows of the shards in that order, a row group at a time, equal rows as equal bytes."""
     with replaced(path) as temporary, pq.ParquetWriter(temporary, INSTRUCTION, compression="zstd") as writer:
         for start in range(0, max(len(chosen.id), 1), GROUP):
-            shard, place = chosen.shard[start : start + GROUP], chosen.place[start : start + GROUP]
-            by_shard = np.argsort(shard, kind="stable")
-            parts, edges = [], np.flatnonzero(np.diff(shard[by_shard])) + 1
-            for rows_of_one in np.split(by_shard, edges) if len(by_shard) else []:
-                with pa.memory_map(str(shards[shard[rows_of_one[0]]].path)) as source:
-                    table = pa.ipc.open_file(source).read_all().drop_columns(["prompt"])
-                    parts.append(table.take(pa.array(place[rows_of_one])))
-            table = pa.concat_tables(parts) if parts else INSTRUCTION.empty_table()
-            group = table.replace_schema_metadata(None).take(pa.array(np.argsort(by_shard))).combine_chunks()
-            writer.write_table(group, row_group_size=GROUP)
+            rows_of_group = np.arange(start, min(start + GROUP, len(chosen.id)))
+            writer.write_table(table_of(shards, chosen.take(rows_of_group)), row_group_size=GROUP)
+
+
+def table_of(shards: Sequence[Shard], chosen: Index) -> pa.Table:
+    """The chosen rows in that order. One shard after the other is mapped, so that memory holds these rows only."""
+    order = np.argsort(chosen.shard, kind="stable")
+    parts = [INSTRUCTION.empty_table()]
+    for rows_of_one in np.split(order, np.flatnonzero(np.diff(chosen.shard[order])) + 1):
+        if not len(rows_of_one):
+            continue
+        with pa.memory_map(str(shards[chosen.shard[rows_of_one[0]]].path)) as source:
+            table = pa.ipc.open_file(source).read_all().select(INSTRUCTION.names)
+            parts.append(table.replace_schema_metadata(None).take(pa.array(chosen.place[rows_of_one])))
+    return pa.concat_tables(parts).take(pa.array(np.argsort(order))).combine_chunks()
