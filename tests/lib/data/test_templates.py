@@ -163,3 +163,23 @@ def test_rotten_tomatoes_is_rendered_as_t0_rendered_it(shared: Path) -> None:
         ours = [made(template, text=text, label=label) for text, label in labelled]
         name += "_" if name == "Sentiment_with_choices" else ""  # its name ends in a blank
         assert {(f"{m.prompt}\n", f"{m.answer}<|endoftext|>") for m in ours} == published(name), name
+
+
+def test_ag_news_is_rendered_as_t0_rendered_it(shared: Path) -> None:
+    """The rows' texts come back out of one template's golden rows; every other template must then agree."""
+
+    def published(name: str) -> list[tuple[str, str]]:
+        lines = (shared / f"rendered/ag_news/ag_news_{name}.jsonl").read_text().splitlines()
+        return [(row["prompt"], row["completion"]) for row in map(json.loads, lines)]
+
+    templates = {t.name.partition("/")[2]: t for t in read_templates(shared / "templates/ag_news")}
+    sections = ["World politics", "Sports", "Business", "Science and technology"]
+    asked = " \nWhat label best describes this news article?\n"
+    texts = [
+        (prompt.partition(asked)[0], sections.index(answer.removesuffix("<|endoftext|>")))
+        for prompt, answer in published("classify")
+    ]
+    assert len(texts) == 200 and len(templates) == 7
+    for name, template in templates.items():
+        ours = [made(template, text=text, label=label) for text, label in texts]
+        assert [(f"{m.prompt}\n", f"{m.answer}<|endoftext|>") for m in ours] == published(name), name

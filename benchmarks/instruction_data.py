@@ -1,0 +1,281 @@
+"""How fast templates render, what a million rows need, what contracts cost, what curation finds.
+
+    python -m benchmarks.instruction_data [rendering] [memory] [contracts] [curation]
+
+Times are CPU seconds of this process. Every part checks the work that it times: rendering must make the texts of
+plain Jinja, shards the rows, contracts the violations that were planted, curation is measured against what was planted.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from tasks.lib.data.instructions import Plan
+from tasks.lib.data.rows import content_id
+from tasks.lib.data.shards import index_of, render_shards, write_selected
+from tasks.lib.data.sources import read_rows, read_source
+from tasks.lib.data.templates import Rendered, read_templates, render
+
+WORDS = [a + b for a in ("mor", "tel", "vin", "sar", "pol", "gan", "rit", "bel") for b in
+         ("ta", "no", "mi", "ka", "re", "lo", "da", "su", "fe", "wi", "zo", "ha", "pe", "gu", "xi", "by")]  # fmt: skip
+SHARES = {"train": 0.6, "preference": 0.1, "policy": 0.1, "validation": 0.1, "test": 0.1}
+
+# (prompt, answer, choices): the first three only substitute fields
+TEMPLATES = {
+    "review": ("Is this review good or bad? {{ text }}", "{{ answer_choices[label] }}", ["bad", "good"]),
+    "pair": ("{{ premise }} Does it follow that {{ text }}?", "{{ answer_choices[label] }}", ["no", "yes"]),
+    "copy": ("Say again, with 100% care: {{ text }}", "{{ text }}", None),
+    "condition": (
+        "{% if label == 1 %}Praise{% else %}Blame{% endif %}: {{ text }}",
+        "{{ answer_choices[label] }}",
+        ["bad", "good"],
+    ),
+    "loop": (
+        "{% for name in names %}{{ loop.index }}. {{ name }}\n{% endfor %}{{ text }}",
+        "{{ names[label] }}",
+        None,
+    ),
+    "filter": ("{{ text | upper }} {{ names | join(', ') }}", "{{ names | length }} {{ label }}", None),
+}
+
+
+def sentence(dice: random.Random, words: int = 16) -> str:
+    return " ".join(dice.choices(WORDS, k=words))
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    """The result and the least CPU seconds of three runs."""
+    seconds, result = [], None
+    for _ in range(3):
+        start = time.process_time()
+        result = work()
+        seconds.append(time.process_time() - start)
+    return result, min(seconds)
+
+
+def rendering(rows: int = 20_000) -> None:
+    """Ours against datasets.map with plain Jinja, a row at a time and in batches; from table to table."""
+    import datasets
+    from jinja2 import Environment, StrictUndefined
+
+    datasets.disable_caching()
+    datasets.disable_progress_bars()
+    dice = random.Random(1)
+    table = pa.table(
+        {
+            "text": [sentence(dice) for _ in range(rows)],
+            "premise": [sentence(dice) for _ in range(rows)],
+            "names": [dice.sample(WORDS, 4) for _ in range(rows)],
+            "label": [dice.randrange(2) for _ in range(rows)],
+        }
+    )
+    data, few = datasets.Dataset(table), datasets.Dataset(table.slice(0, rows // 4))
+    environment = Environment(undefined=StrictUndefined)
+    print(f"rendering {rows:,} rows, CPU microseconds a row; datasets {datasets.__version__}")
+    for name, (prompt, answer, choices) in TEMPLATES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            keys = {"prompt": prompt, "answer": answer, **({"choices": choices} if choices else {})}
+            (Path(folder) / "one.yaml").write_text(json.dumps(keys))
+            (template,) = read_templates(Path(folder))
+        asked, answered = environment.from_string(prompt), environment.from_string(answer)
+
+        def a_row(row: dict[str, Any]) -> dict[str, str]:
+            row = {**row, "answer_choices": choices}  # noqa: B023
+            return {"prompt": asked.render(row).strip(), "answer": answered.render(row).strip()}  # noqa: B023
+
+        def a_batch(batch: dict[str, list[Any]]) -> dict[str, list[str]]:
+            made = [
+                a_row(dict(zip(batch, values, strict=True))) for values in zip(*batch.values(), strict=True)
+            ]
+            return {key: [row[key] for row in made] for key in ("prompt", "answer")}
+
+        def ours() -> pa.Table:
+            names = sorted(template.fields)  # noqa: B023
+            columns = [table[name].to_pylist() for name in names]
+            made = []
+            for values in zip(*columns, strict=True):
+                one = render(template, dict(zip(names, values, strict=True)), "here", "seed")  # noqa: B023
+                assert isinstance(one, Rendered)
+                made.append(one)
+            return pa.table({"prompt": [one.prompt for one in made], "answer": [one.answer for one in made]})
+
+        kept = table.column_names
+        one_by_one, slow = timed(lambda: few.map(a_row, remove_columns=kept))  # noqa: B023
+        batched, fast = timed(lambda: data.map(a_batch, batched=True, remove_columns=kept))  # noqa: B023
+        made, own = timed(ours)
+        for column in ("prompt", "answer"):
+            assert made[column].to_pylist() == list(batched[column]), f"{name}: not the same {column}"
+            assert list(one_by_one[column]) == list(batched[column])[: rows // 4]
+        slow, fast, own = slow / (rows // 4) * 1e6, fast / rows * 1e6, own / rows * 1e6
+        kind = "substitutes" if template.substitution else "Jinja"
+        print(
+            f"  {name:10} {kind:12} ours {own:6.2f}   map {slow:7.2f} ({slow / own:5.1f}x)"
+            f"   batched map {fast:6.2f} ({fast / own:4.1f}x)",
+            flush=True,
+        )
+
+
+def memory() -> None:
+    """Peak memory of rendering 100 000 and 1 000 000 rows, each in a process of its own."""
+    peaks = {}
+    for rows in (100_000, 1_000_000):
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.instruction_data", "shards", str(rows)],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        peaks[rows], seconds, written = json.loads(done.stdout)
+        assert written == rows, f"{written} of {rows} rows"
+        print(
+            f"  rendering {rows:>9,} rows: peak {peaks[rows] / 2**20:.0f} MiB, {seconds:.0f} CPU s",
+            flush=True,
+        )
+    print(f"  ten times the rows, {peaks[1_000_000] / peaks[100_000]:.2f} times the memory")
+
+
+def shards(rows: int) -> None:
+    """Render so many rows from a CSV to Parquet; print the peak memory, the CPU seconds and the rows."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, dice = Path(name), random.Random(2)
+        with (folder / "rows.csv").open("w") as file:
+            file.write("text,label\n")
+            for i in range(rows):
+                file.write(f"{sentence(dice)} {i},{i % 2}\n")
+        (folder / "source.yaml").write_text(
+            "file: rows.csv\nformat: csv\nlicense: MIT\ncluster: c\ntask: toy\ntemplates: toy\n"
+            "fields: {text: str, label: int}\n"
+        )
+        (folder / "toy").mkdir()
+        prompt, answer, choices = TEMPLATES["review"]
+        (folder / "toy/one.yaml").write_text(
+            json.dumps({"prompt": prompt, "answer": answer, "choices": choices})
+        )
+        plan = Plan(folder, [], [], SHARES, 1)
+        source = read_source(folder / "source.yaml", folder, "toy", commercial=True)
+        made = list(render_shards(plan, source, read_rows(source), folder / "shards", None))
+        index = index_of(made)
+        write_selected(folder / "rows.parquet", made, index.take(index.id.argsort()))
+        written = pa.parquet.ParquetFile(folder / "rows.parquet").metadata.num_rows
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(json.dumps([peak, time.process_time(), written]))
+
+
+def instructions(rows: int) -> Iterator[dict[str, Any]]:
+    """Honest instruction rows, all different."""
+    dice = random.Random(3)
+    for i in range(rows):
+        text, label = sentence(dice, 20), ("bad", "good")[i % 2]
+        messages = [{"role": "user", "content": f"Is this review good or bad? {text}"}]
+        yield {
+            "id": content_id(i, text), "source": "made", "license": "MIT", "cluster": "c", "task": "review",
+            "template": "review/one", "split": "train", "messages": messages, "answer": label,
+            "choices": ["bad", "good"], "label": label, "row": content_id(text), "text": text,
+        }  # fmt: skip
+
+
+def contracts(rows: int = 100_000) -> None:
+    """The contract of instructions over so many rows, three of them broken; imports included."""
+    given = list(instructions(rows))
+    given[10] = {**given[10], "answer": " "}
+    given[20] = {**given[20], "label": "odd"}
+    given[30] = {**given[30], "split": "nowhere"}
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.process_time()
+    from data_contracts.contract import check_rows
+
+    report = check_rows("instructions", {"instructions": given})
+    seconds = time.process_time() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = {result.claim: result.ids for result in report.violated}
+    planted = {
+        "no answer is empty": 10,
+        "the label is one of the choices": 20,
+        "splits are known": 30,
+    }
+    assert found == {claim: [given[i]["id"]] for claim, i in planted.items()}, found
+    print(
+        f"contract of instructions, {rows:,} rows: {seconds:.1f} CPU s with imports, peak {peak / 2**20:.2f} GiB"
+        f" of which {before / 2**20:.2f} GiB were the rows"
+    )
+
+
+def curation(rows: int = 100_000, planted: int = 500) -> None:
+    """Precision and recall of the rules against copies, near copies and leaks planted among so many rows."""
+    from tasks.curate import Contamination, NearDuplicates, Params, alike, contaminated, exact_duplicates
+
+    dice = random.Random(4)
+    given = list(instructions(rows))
+    honest = given[: rows - 3 * planted]
+    evaluation = [{**row, "split": "rows"} for row in honest[:2000]]
+    training = honest[2000:]
+
+    def changed(row: dict[str, Any], text: str, i: int) -> dict[str, Any]:
+        messages = [{"role": "user", "content": f"Is this review good or bad? {text}"}]
+        return {
+            **row,
+            "id": content_id("planted", i, text),
+            "row": content_id(text, i),
+            "text": text,
+            "messages": messages,
+        }
+
+    truth: dict[str, set[str]] = {"exact duplicate": set(), "near duplicate": set(), "contamination": set()}
+    for i, row in enumerate(dice.sample(training, planted)):
+        copy = {**row, "id": content_id("copy", i), "row": content_id("copy of", i)}
+        truth["exact duplicate"].add(copy["id"])
+        training.append(copy)
+    for i, row in enumerate(dice.sample(training[: rows // 2], planted)):
+        near = changed(row, row["text"] + " " + sentence(dice, 1 + i % 2), i)  # 18 of 19 or 20 shingles stay
+        truth["near duplicate"].add(near["id"])
+        training.append(near)
+    for i, row in enumerate(dice.sample(evaluation, planted)):
+        part = " ".join(row["text"].split()[i % 5 : 12 + i % 5])  # 12 of 20 words, in another text
+        leak = changed(row, f"{sentence(dice, 8)} {part} {sentence(dice, 8)}", i)
+        truth["contamination"].add(leak["id"])
+        training.append({**leak, "split": "train"})
+    every = evaluation + training
+    params = Params.model_construct(
+        near_duplicates=NearDuplicates(similarity=0.8, words=3),
+        contamination=Contamination(coverage=0.5, words=8),
+    )
+    hit: set[str] = set()
+    print(f"curation of {len(every):,} rows, {planted} planted of each kind")
+    for rule, judge in {
+        "exact duplicate": exact_duplicates,
+        "near duplicate": lambda rows: alike(params, rows),
+        "contamination": lambda rows: contaminated(params, rows, hit),
+    }.items():
+        start = time.process_time()
+        dropped = {every[i]["id"] for i in judge(every)}
+        seconds = time.process_time() - start
+        right = len(dropped & truth[rule])
+        print(
+            f"  {rule:16} precision {right / max(len(dropped), 1):.4f}  recall {right / planted:.4f}"
+            f"  {len(dropped)} dropped  {seconds:.1f} CPU s",
+            flush=True,
+        )
+        every = [row for row in every if row["id"] not in dropped]
+
+
+PARTS = {part.__name__: part for part in (rendering, memory, contracts, curation)}
+
+if __name__ == "__main__":
+    asked = sys.argv[1:]
+    if asked[:1] == ["shards"]:
+        shards(int(asked[1]))
+    elif unknown := set(asked) - set(PARTS):
+        sys.exit(f"{min(unknown)} is no part; known: {', '.join(PARTS)}")
+    else:
+        for part in asked or PARTS:
+            PARTS[part]()
