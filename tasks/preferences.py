@@ -39,6 +39,7 @@ RULES = (
     "order_flip",
     "no_verdict",
     "unranked_answer",
+    "no_parent",
     "unannotated",
     "no_answer",
     "cycle",

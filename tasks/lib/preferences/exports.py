@@ -2,10 +2,10 @@
 
 labelstudio    full JSON export: pairwise, ranker, bucket ranker, ratings, choices
 argilla        records: ranking, label and rating questions
-openassistant  message trees; the ranked replies to one message are a ranking
+openassistant  message trees, nested or a row per message; the ranked replies to one message are a ranking
 rankings       {prompt, answers, ranks | scores} and optionally annotator, strength, source, license
-pairs, hh, outputs, verdicts, arena       one verdict per row (pairs.py)
-ultrafeedback, thumbs, scores             ratings of single answers (ratings.py)
+pairs, hh, choices, outputs, verdicts, arena   one verdict per row (pairs.py)
+ultrafeedback, thumbs, scores                  ratings of single answers (ratings.py)
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from tasks.lib.data.rows import read_table
 from tasks.lib.preferences import argilla, labelstudio, pairs, ratings
-from tasks.lib.preferences.openassistant import trees
+from tasks.lib.preferences.openassistant import messages, trees
 from tasks.lib.preferences.rankings import Dropped, Judgement, prompt_of
 from tasks.lib.preferences.ratings import Rating, number, ranked, ranks_of
 from tasks.lib.preferences.sides import two_fields
@@ -47,9 +47,11 @@ def read_export(
         ),
         "argilla": argilla.read,
         "openassistant": trees,
+        "messages": messages,
         "rankings": _rankings,
         "pairs": pairs.pairs,
         "hh": pairs.transcripts,
+        "choices": pairs.choices,
         "outputs": pairs.outputs,
         "verdicts": pairs.verdicts,
         "arena": pairs.arena,
@@ -96,6 +98,8 @@ def _format_of(row: Mapping[str, Any]) -> str | None:
         return None
     if isinstance(row.get("prompt"), dict) and "message_tree_id" in row:
         return "openassistant"
+    if {"message_id", "parent_id", "text", "role"} <= names:
+        return "messages"
     if argilla.is_record(row):
         return "argilla"
     if {"chosen", "rejected"} <= names:
@@ -115,6 +119,8 @@ def _format_of(row: Mapping[str, Any]) -> str | None:
     has_answer = {*ratings.ANSWERS} & names
     if has_answer and {"score", "rank"} & names:
         return "scores"
+    if two_fields(row) and {*pairs.VERDICTS, "preference_strength"} & names:
+        return "choices"
     label = row.get("label", row.get("kto_tag"))
     is_thumb = isinstance(label, bool) or str(label).lower() in ("true", "false")
     return "thumbs" if is_thumb and (has_answer or {"messages", "conversations"} & names) else None

@@ -1,6 +1,7 @@
 """Pairs of answers, each row one verdict.
 
 pairs    {prompt | messages | conversations, chosen, rejected}: TRL, LLaMA-Factory, RewardBench, UltraFeedback
+choices  {prompt, answer_a, answer_b, preference}, fields named alike but for a/b, 1/2 or left/right
 hh       hh-rlhf: {chosen, rejected}, two transcripts with a common beginning
 outputs  {input, output_1, output_2, label}: LLMBar, AlpacaEval, PandaLM; label 1 or 2, 0 is a tie
 verdicts MT-bench (arXiv 2306.05685), a judge's verdict in both orders of the answers
@@ -16,11 +17,14 @@ from typing import Any
 
 from tasks.lib.preferences.rankings import Dropped, Judgement, Messages, messages_of, prompt_of
 from tasks.lib.preferences.ratings import number, ranks_of
+from tasks.lib.preferences.sides import of_word, two_answers
 from tasks.lib.stage import Problem
 
 Row = dict[str, Any]
 Rows = Iterator[tuple[int, Row]]
 WINNERS = {"model_a": [0, 1], "model_b": [1, 0], "tie": [0, 0]}  # also `tie (bothbad)`
+ASKED = ("prompt", "instruction", "question")
+VERDICTS = ("preference", "preferred", "better", "winner", "choice", "label", "verdict")  # of `choices`
 DIFFER = "prompts_differ", "the two answers belong to different dialogues"
 
 
@@ -53,7 +57,8 @@ def pairs(path: Path, rows: Rows) -> Iterator[Judgement | Dropped]:
     for line, row in rows:
         where = f"{path}:{line}"
         prompt = None
-        if said := {name: row[name] for name in ("prompt", "instruction", "question") if row.get(name)}:
+        if said := {name: row[name] for name in ASKED if row.get(name)}:
+            said |= {name: row[name] for name in ("input", "system") if row.get(name)}
             prompt = prompt_of(where, said)  # `messages` beside them holds the chosen dialogue
         elif row.get("messages") or row.get("conversations"):
             prompt = prompt_of(where, row)
@@ -99,6 +104,26 @@ def outputs(path: Path, rows: Rows) -> Iterator[Judgement | Dropped]:
         yield _judged(path, where, prompt_of(where, row), answers, ranks, row)
 
 
+def choices(path: Path, rows: Rows) -> Iterator[Judgement]:
+    """A word or number that names the better of two fields, or a `preference_strength` of -3 to 3 (HelpSteer2:
+    below 0 is the first)."""
+    for line, row in rows:
+        where = f"{path}:{line}"
+        answers = two_answers(where, row)
+        strength = None
+        if row.get("preference_strength") not in (None, ""):
+            value = number(f"{where}:preference_strength", row["preference_strength"])
+            ranks = ranks_of([-value, value])
+            strength = min(abs(value) / 3, 1.0)
+        else:
+            name = next(name for name in VERDICTS if name in row)
+            named = of_word(str(row[name]), row)
+            if named is None:
+                raise Problem(f"{where}:{name}: expected a side or a tie, found {str(row[name])[:60]!r}")
+            ranks = named
+        yield _judged(path, where, prompt_of(where, row), answers, ranks, row, strength)
+
+
 def verdicts(path: Path, rows: Rows) -> Iterator[Judgement | Dropped]:
     """A verdict counts only if it holds in both orders; what the judge saw is in its prompt."""
     for line, row in rows:
@@ -108,14 +133,14 @@ def verdicts(path: Path, rows: Rows) -> Iterator[Judgement | Dropped]:
             raise Problem(
                 f"{where}: expected winners model_1, model_2, tie or error, found {first}, {second}"
             )
-        question, answers = _shown(f"{where}:g1_user_prompt", row.get("g1_user_prompt"))
         if "error" in (first, second):
             yield Dropped(where, "no_verdict", "the judge failed in one order")
         elif first != second:
             yield Dropped(where, "order_flip", f"{first}, and {second} when the answers changed places")
-        elif row.get("turn", 1) != 1:
+        elif row.get("turn", 1) != 1:  # the second turn answers first answers that differ
             yield Dropped(where, *DIFFER)
         else:
+            question, answers = _shown(f"{where}:g1_user_prompt", row.get("g1_user_prompt"))
             ranks = {"model_1": [0, 1], "model_2": [1, 0], "tie": [0, 0]}[first]
             yield _judged(path, where, [{"role": "user", "content": question}], answers, ranks, row)
 
@@ -154,7 +179,13 @@ def arena(path: Path, rows: Rows) -> Iterator[Judgement | Dropped]:
 
 
 def _judged(
-    path: Path, where: str, prompt: Messages, answers: list[str], ranks: list[int], row: Row
+    path: Path,
+    where: str,
+    prompt: Messages,
+    answers: list[str],
+    ranks: list[int],
+    row: Row,
+    strength: float | None = None,
 ) -> Judgement:
     """The verdict of a row whose annotator and source, if it names none, are its file."""
     judge = row.get("annotator") or row.get("judge")
@@ -167,5 +198,6 @@ def _judged(
         ranks,
         str(judge or path.stem),
         str(row.get("source") or row.get("subset") or path.stem),
-        row.get("license"),
+        row.get("license") or None,
+        strength,
     )

@@ -59,18 +59,25 @@ def words(text: str) -> str:
 
 
 def prompt_of(where: str, row: Mapping[str, Any]) -> Messages:
-    """The prompt of a row, text or messages, as messages; Problem naming the field when there is none."""
+    """The prompt of a row, text or messages, as messages, after its `system` text if it has one.
+
+    Problem naming the field when there is no prompt.
+    """
     name = next((name for name in PROMPTS if row.get(name)), "prompt")
     prompt = row.get(name)
     if name == "instruction" and isinstance(row.get("input"), str) and row["input"].strip():
         prompt = f"{prompt}\n\n{row['input']}"
     if isinstance(prompt, str) and prompt.strip():
-        return [{"role": "user", "content": prompt}]
+        prompt = [{"role": "user", "content": prompt}]
     if not isinstance(prompt, list) or not prompt:
         raise Problem(
             f"{where}:{name}: expected text or messages, found {str(prompt)[:60]!r}; name the field `prompt`"
         )
-    return messages_of(f"{where}:{name}", prompt)
+    messages = messages_of(f"{where}:{name}", prompt)
+    system = row.get("system")
+    if isinstance(system, str) and system.strip() and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": system}, *messages]
+    return messages
 
 
 def messages_of(where: str, turns: Sequence[Any]) -> Messages:

@@ -21,7 +21,7 @@ def two_fields(row: Mapping[str, Any]) -> list[tuple[str, str]]:
             partner = match[1] + (other.upper() if match[2].isupper() else other)
             if isinstance(row[name], str) and isinstance(row.get(partner), str):
                 found.append((name, partner))
-    return [pair for pair in found if not pair[0].lower().startswith("model")]
+    return [pair for pair in found if not {"model", "id", "name", "source"} & set(pair[0].lower().split("_"))]
 
 
 def two_answers(where: str, row: Mapping[str, Any]) -> list[str]:

@@ -366,6 +366,57 @@ def test_conversations_of_people_who_vote(tmp_path):
     assert rules == {"prompts_differ": 1} and sorted(row["ranks"] for row in found) == [[0, 0], [1, 0]]
 
 
+def test_a_table_of_pairs_with_a_word_or_a_strength(tmp_path):
+    path = tmp_path / "pairs.csv"
+    path.write_text("prompt,answer_a,answer_b,model_a,model_b,winner\nQ,x,y,m,n,answer_b\nP,x,y,m,n,Tie\n")
+    rows, _ = imported(path)
+    assert {row["prompt"][0]["content"]: row["ranks"] for row in rows} == {"Q": [1, 0], "P": [0, 0]}
+    path.write_text("prompt,response_1,response_2,preference_strength\nQ,x,y,-3\nP,x,y,1\n")
+    found = {row["prompt"][0]["content"]: (row["ranks"], row["strength"]) for row in imported(path)[0]}
+    assert found == {"Q": ([0, 1], 1.0), "P": ([1, 0], pytest.approx(1 / 3))}
+    path.write_text("prompt,answer_a,answer_b,label\nQ,x,y,0\n")
+    with pytest.raises(Problem, match=r"pairs.csv:2:label: expected a side or a tie, found '0'"):
+        imported(path)
+
+
+def test_instructions_with_an_input_and_a_system_text_are_whole_prompts(tmp_path):
+    row = {"system": "Be brief.", "instruction": "Sum up", "input": "a text", "chosen": "x", "rejected": "y"}
+    (ranking,), _ = imported(written(tmp_path, [row]))
+    assert [message["content"] for message in ranking["prompt"]] == ["Be brief.", "Sum up\n\na text"]
+
+
+def test_messages_in_rows_of_their_own_are_the_same_trees(shared, tmp_path):
+    path = shared / "exports/openassistant_trees_en_100.jsonl"
+    flat: list[dict[str, Any]] = []
+    for line in path.read_text().splitlines():
+        waiting: list[tuple[dict[str, Any], str | None]] = [(json.loads(line)["prompt"], None)]
+        while waiting:
+            message, parent = waiting.pop()
+            fields = {name: message.get(name) for name in ("message_id", "text", "role", "rank", "deleted")}
+            flat.append({**fields, "parent_id": parent})
+            waiting += [(reply, message["message_id"]) for reply in message.get("replies") or []]
+    flat.append({"message_id": "z", "text": "x", "role": "assistant", "rank": 0, "parent_id": "gone"})
+    rows, rules = imported(written(tmp_path, flat[::-1], "openassistant_trees_en_100.jsonl"))
+    assert rules == {"unranked_answer": 46, "no_parent": 1}
+
+    def content(rows: list[dict[str, Any]]) -> list[tuple[str, list[tuple[int, str]]]]:
+        return sorted(
+            (json.dumps(r["prompt"]), sorted(zip(r["ranks"], r["answers"], strict=True))) for r in rows
+        )
+
+    assert content(rows) == content(imported(path)[0])
+
+
+def test_a_second_turn_of_mt_bench_is_told_and_the_file_goes_on(tmp_path):
+    shown = (
+        "[User Question]\nQ\n\n[The Start of Assistant A's Answer]\nx\n[The End of Assistant A's Answer]\n\n"
+        "[The Start of Assistant B's Answer]\ny\n[The End of Assistant B's Answer]"
+    )
+    row = {"g1_winner": "model_2", "g2_winner": "model_2", "g1_user_prompt": shown, "judge": ["gpt-4", "v2"]}
+    rows, rules = imported(written(tmp_path, [{**row, "turn": 2, "g1_user_prompt": "<|other|>"}, row]))
+    assert rules == {"prompts_differ": 1} and (rows[0]["answers"], rows[0]["ranks"]) == (["x", "y"], [1, 0])
+
+
 # --- more of Label Studio and Argilla ---
 
 
