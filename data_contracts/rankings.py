@@ -10,7 +10,7 @@ import pandas as pd
 
 from data_contracts import columns
 from data_contracts.columns import Judgement
-from tasks.lib.data.rows import RANKING, Row
+from tasks.lib.data.rows import RANKING, Row, content_id
 
 EXAMPLE = {
     "id": "e80b5017098950fc",
@@ -51,6 +51,9 @@ def judgements(tables: dict[str, list[Row]]) -> list[Judgement]:
             "shortest_message": [columns.shortest(row["prompt"]) for row in rows],
             "answers": [len(row["answers"]) for row in rows],
             "distinct_answers": [len(set(row["answers"])) for row in rows],
+            "ranked_answers": [
+                content_id(sorted(row["answers"])) for row in rows
+            ],  # pairs of one prompt may be many
             "ranks": [len(row["ranks"]) for row in rows],
             "ranks_in_use": [" ".join(map(str, sorted(set(row["ranks"])))) for row in rows],
             "ranks_without_gaps": [" ".join(map(str, range(len(set(row["ranks"]))))) for row in rows],
@@ -74,8 +77,8 @@ def judgements(tables: dict[str, list[Row]]) -> list[Judgement]:
         "the annotator has a name": gxe.ExpectColumnValuesToBeBetween(
             column="annotator_characters", min_value=1
         ),
-        "an annotator ranks a prompt once": gxe.ExpectCompoundColumnsToBeUnique(
-            column_list=["prompt", "annotator"]
+        "an annotator ranks the same answers to a prompt once": gxe.ExpectCompoundColumnsToBeUnique(
+            column_list=["prompt", "annotator", "ranked_answers"]
         ),
         "a prompt stands in one split only": gxe.ExpectColumnValuesToBeBetween(
             column="splits_of_the_prompt", max_value=1

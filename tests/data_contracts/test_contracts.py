@@ -126,9 +126,12 @@ def test_prompts_are_equal_whatever_their_case_and_spacing() -> None:
     assert "no prompt is seen in training" in violated(judged("evaluation", [new], train=[seen]))
 
 
-def test_an_annotator_ranks_a_prompt_once_and_a_prompt_has_one_split() -> None:
+def test_an_annotator_ranks_answers_once_and_a_prompt_has_one_split() -> None:
     first, again = example("rankings"), example("rankings", id="0" * 16)
-    assert set(violated(judged("rankings", [first, again]))) == {"an annotator ranks a prompt once"}
+    claim = "an annotator ranks the same answers to a prompt once"
+    assert set(violated(judged("rankings", [first, again]))) == {claim}
+    another_pair = {**again, "answers": ["x", "y"], "ranks": [0, 1]}
+    assert not violated(judged("rankings", [first, another_pair]))
     other = example("rankings", id="1" * 16, annotator="ben")
     assert not judged("rankings", [first, other]).violated
     assert set(violated(judged("rankings", [first], heldout=[other]))) == {
