@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import shutil
 from collections import Counter
 from itertools import combinations
@@ -65,9 +64,9 @@ def run(params: Params, stage: Stage) -> None:
 
     # 2. Rankings become pairs, pairs become ids. A pair that is too long is dropped, never cut.
     tokenizer, model = load_tokenizer(SFT), load_policy(SFT)
-    pairs, facts = pairs_of(read_parquet(TRAIN), params.pairs_per_prompt, stage.seed_of("pairs"))
+    pairs, facts = pairs_of(read_parquet(TRAIN), params.pairs_per_prompt)
     rows, too_long = tokenised(tokenizer, pairs, config.max_length, TRAIN)
-    held_out_pairs, _ = pairs_of(read_parquet(HELD_OUT), params.pairs_per_prompt, stage.seed_of("pairs"))
+    held_out_pairs, _ = pairs_of(read_parquet(HELD_OUT), params.pairs_per_prompt)
     held_out, held_out_too_long = tokenised(tokenizer, held_out_pairs, config.max_length, HELD_OUT)
     print(f"dpo: {len(rows)} pairs; {too_long} dropped, longer than {config.max_length} tokens", flush=True)
 
@@ -123,13 +122,12 @@ def run(params: Params, stage: Stage) -> None:
     shutil.rmtree(stage.checkpoints, ignore_errors=True)
 
 
-def pairs_of(
-    rankings: list[dict[str, Any]], per_prompt: int, seed: int
-) -> tuple[list[dict[str, Any]], dict[str, int]]:
+def pairs_of(rankings: list[dict[str, Any]], per_prompt: int) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Pairs {id, prompt, chosen, rejected} that most annotators of a prompt agree on, and what was left out.
 
     Annotators vote on every two answers of a prompt; ties, and pairs without a majority, are left out.
-    `per_prompt` of them are drawn by a seed of the prompt, so that every prompt weighs about the same.
+    Kept are `per_prompt` of them with the answers that win most: two good answers teach more than a good one
+    and nonsense, which the model would not say anyway; and every prompt weighs about the same.
     """
     votes: dict[str, Counter[tuple[str, str]]] = {}
     for row in rankings:
@@ -142,8 +140,8 @@ def pairs_of(
         ties = count.pop(("", ""), 0)
         decided = [(a, b) for (a, b), n in count.items() if n > count.get((b, a), 0)]
         undecided += ties + sum(n == count.get((b, a), 0) for (a, b), n in count.items()) // 2
-        chance = random.Random(f"{seed}/{prompt}")
-        for a, b in chance.sample(sorted(decided), min(per_prompt, len(decided))):
+        wins = Counter(a for a, _ in decided)
+        for a, b in sorted(decided, key=lambda pair: (-wins[pair[0]], -wins[pair[1]], pair))[:per_prompt]:
             pairs.append({"prompt": json.loads(prompt), "chosen": a, "rejected": b})
     facts = {"prompts": len(votes), "annotators": len({row["annotator"] for row in rankings})}
     return pairs, facts | {"ties_and_draws": undecided}

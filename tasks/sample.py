@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch  # noqa: F401  so that main seeds it and limits its threads
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, PositiveFloat
 
 from tasks.lib.data.rows import CANDIDATE, content_id, read_parquet, write_parquet
 from tasks.lib.policy.chat import answer_text, prompt_ids
@@ -33,7 +33,7 @@ class Params(BaseModel, extra="forbid"):
     answers: int = Field(default=4, ge=2, le=9)
     oversample: int = Field(default=2, ge=1)
     max_new_tokens: int = Field(default=16, ge=1)
-    temperature: float = Field(default=1.0, gt=0)
+    temperatures: list[PositiveFloat] = Field(default=[1.0], min_length=1)  # the draws of a prompt take turns
     top_p: float = Field(default=1.0, gt=0, le=1)
     batch_size: int = Field(default=256, ge=1)
 
@@ -46,7 +46,7 @@ def run(params: Params, stage: Stage) -> None:
     ]  # ids are hashes: the first are a random choice that stays when rows are added
     drawn = _draw(model, tokenizer, [row["messages"] for row in rows], params, stage)
 
-    sampling = params.model_dump(include={"temperature", "top_p", "max_new_tokens", "oversample"})
+    sampling = params.model_dump(include={"temperatures", "top_p", "max_new_tokens", "oversample"})
     shared = {
         "model": weights_hash(MODEL),
         "sampling": json.dumps({**sampling, "seed": stage.seed}, sort_keys=True),
@@ -69,7 +69,7 @@ def run(params: Params, stage: Stage) -> None:
     if not candidates:
         raise Problem(
             f"sample: the model gave the same answer every time to each of {len(rows)} prompts; there is "
-            f"nothing to rank: raise sample.temperature (now {params.temperature:g}) or sample.oversample"
+            f"nothing to rank: raise sample.temperatures (now {params.temperatures}) or sample.oversample"
         )
     write_parquet(CANDIDATES / "candidates.parquet", candidates, CANDIDATE)
     write_json(CANDIDATES / "labelstudio_tasks.json", [{"data": task(c, stage.seed)} for c in candidates])
@@ -81,26 +81,31 @@ def run(params: Params, stage: Stage) -> None:
 def _draw(
     model: Any, tokenizer: Any, prompts: list[list[dict[str, str]]], params: Params, stage: Stage
 ) -> list[list[tuple[str, bool]]]:
-    """Per prompt `answers * oversample` draws: (text, whether it ended by itself)."""
-    repeats = params.answers * params.oversample
-    encoded = [ids for ids in (prompt_ids(tokenizer, prompt) for prompt in prompts) for _ in range(repeats)]
-    size = params.batch_size * BATCHES_PER_CALL
-    answers: list[list[int]] = []
-    for start in range(0, len(encoded), size):
-        answers += generate(
-            model,
-            encoded[start : start + size],
-            eos_id=tokenizer.eos_token_id,
-            pad_id=tokenizer.pad_token_id,
-            max_new_tokens=params.max_new_tokens,
-            temperature=params.temperature,
-            top_p=params.top_p,
-            batch_size=params.batch_size,
-            seed=stage.seed_of(start),
-        )
-        stage.progress(len(answers), len(encoded))
-    texts = [(answer_text(tokenizer, ids), ids[-1:] == [tokenizer.eos_token_id]) for ids in answers]
-    return [texts[start : start + repeats] for start in range(0, len(texts), repeats)]
+    """Per prompt `answers * oversample` draws, in the order of the temperatures: (text, whether it ended)."""
+    repeats, temperatures = params.answers * params.oversample, params.temperatures
+    encoded = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    texts: list[list[tuple[str, bool]]] = [[] for _ in prompts]
+    prompts_per_call = max(1, params.batch_size * BATCHES_PER_CALL // repeats)
+    for start in range(0, len(prompts), prompts_per_call):
+        places = range(start, min(start + prompts_per_call, len(prompts)))
+        for turn in range(min(repeats, len(temperatures))):
+            # draws turn, turn + n, turn + 2n ... of each prompt have this temperature
+            mine = [place for place in places for _ in range(turn, repeats, len(temperatures))]
+            answers = generate(
+                model,
+                [encoded[place] for place in mine],
+                eos_id=tokenizer.eos_token_id,
+                pad_id=tokenizer.pad_token_id,
+                max_new_tokens=params.max_new_tokens,
+                temperature=temperatures[turn],
+                top_p=params.top_p,
+                batch_size=params.batch_size,
+                seed=stage.seed_of(start, turn),
+            )
+            for place, ids in zip(mine, answers, strict=True):
+                texts[place].append((answer_text(tokenizer, ids), ids[-1:] == [tokenizer.eos_token_id]))
+        stage.progress(places[-1] + 1, len(prompts))
+    return texts
 
 
 def _different(draws: list[tuple[str, bool]], wanted: int) -> list[str]:

@@ -44,7 +44,7 @@ def test_candidates_are_different_answers_to_curated_prompts(model):
         assert 2 <= len({words(answer) for answer in row["answers"]}) == len(row["answers"]) <= 4
         assert all(answer.strip() for answer in row["answers"])
     assert run() == first  # the same inputs and parameters, the same bytes
-    assert run(temperature=0.5)[0] != first[0]
+    assert run(temperatures=[0.5])[0] != first[0]
 
 
 def test_the_tasks_for_label_studio_show_answers_in_a_shuffled_order(model):
