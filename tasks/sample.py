@@ -2,7 +2,7 @@
 
 Reads   models/sft, data/curated/preference.parquet
 Writes  data/candidates/candidates.parquet, data/candidates/labelstudio_{tasks.json,config.xml} (import these
-        two into Label Studio for a real annotation round), reports/sample.json
+        two into Label Studio for a real annotation round; sample.tasks: other tools), reports/sample.json
 Run     python -m tasks.sample
 """
 
@@ -19,7 +19,7 @@ from tasks.lib.data.rows import CANDIDATE, content_id, read_parquet, write_parqu
 from tasks.lib.policy.chat import answer_text, prompt_ids
 from tasks.lib.policy.generation import generate
 from tasks.lib.policy.models import load_policy, load_tokenizer, weights_hash
-from tasks.lib.preferences.labelstudio import labelling_config, task
+from tasks.lib.preferences.annotation_tasks import Kind, task_files
 from tasks.lib.preferences.rankings import words
 from tasks.lib.stage import Problem, Stage, main, replaced, write_json
 
@@ -36,6 +36,7 @@ class Params(BaseModel, extra="forbid"):
     temperatures: list[PositiveFloat] = Field(default=[1.0], min_length=1)  # the draws of a prompt take turns
     top_p: float = Field(default=1.0, gt=0, le=1)
     batch_size: int = Field(default=256, ge=1)
+    tasks: list[Kind] = ["buckets"]
 
 
 def run(params: Params, stage: Stage) -> None:
@@ -72,9 +73,13 @@ def run(params: Params, stage: Stage) -> None:
             f"nothing to rank: raise sample.temperatures (now {params.temperatures}) or sample.oversample"
         )
     write_parquet(CANDIDATES / "candidates.parquet", candidates, CANDIDATE)
-    write_json(CANDIDATES / "labelstudio_tasks.json", [{"data": task(c, stage.seed)} for c in candidates])
-    with replaced(CANDIDATES / "labelstudio_config.xml") as temporary:
-        temporary.write_text(labelling_config(params.answers))
+    for kind in params.tasks:
+        for name, content in task_files(kind, candidates, params.answers, stage.seed).items():
+            if isinstance(content, list):
+                write_json(CANDIDATES / name, content)
+            else:
+                with replaced(CANDIDATES / name) as temporary:
+                    temporary.write_text(content)
     stage.report(figures)
 
 
