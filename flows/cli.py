@@ -66,6 +66,10 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--contract", required=True, metavar="NAME")
     check.set_defaults(command=_check)
 
+    render = commands.add_parser("render", help="print what the templates make", description=_render.__doc__)
+    render.add_argument("--show", type=int, default=5, metavar="N", help="examples to print (default 5)")
+    render.set_defaults(command=_render)
+
     verify = commands.add_parser("verify", help="compare a release or model folder with its manifest")
     verify.add_argument("folder", type=Path)
     verify.set_defaults(command=_verify)
@@ -193,6 +197,31 @@ def _check(options: argparse.Namespace) -> int:
     if problem := report.problem():
         raise Problem(f"{options.file}: {problem}")
     print(f"{options.file}: {len(report.results)} claims of {options.contract} hold for {report.rows} rows")
+    return 0
+
+
+def _render(options: argparse.Namespace) -> int:
+    """Print rendered examples, what is trained in [[ ]]: as tokens where models/base is there. Writes nothing."""
+    from tasks.lib.stage import read_params
+    from tasks.render import Params, examples
+
+    params, _ = read_params("render", Params)
+    rows = examples(params, options.show)
+    base = Path("models/base")
+    if base.is_dir():
+        from tasks.lib.policy.chat import example_ids, preview
+        from tasks.lib.policy.models import load_tokenizer
+
+        tokenizer = load_tokenizer(base)
+    for row in rows:
+        print(f"--- {row['split']}  {row['source']}  {row['template']}")
+        if base.is_dir():
+            ids, is_trained = example_ids(tokenizer, row["messages"], row["answer"])
+            print(preview(tokenizer, ids, is_trained))
+            print(f"({len(ids)} tokens, {sum(is_trained)} of them trained)")
+        else:
+            print("\n".join(f"{message['role']}: {message['content']}" for message in row["messages"]))
+            print(f"[[{row['answer']}]]")
     return 0
 
 

@@ -17,13 +17,14 @@ import heapq
 import json
 from collections import Counter
 from contextlib import ExitStack
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, Field, model_validator
 
-from tasks.lib.data.instructions import SPLITS, TRAINING, Plan, check_heldout, source_templates
+from tasks.lib.data.instructions import SPLITS, TRAINING, Plan, check_heldout, render_block, source_templates
 from tasks.lib.data.mixing import quotas, t0_quotas, unit_interval
 from tasks.lib.data.rows import LEDGER, Row, write_parquet
 from tasks.lib.data.shards import Index, Shard, index_of, processes, render_shards, table_of, write_selected
@@ -32,6 +33,7 @@ from tasks.lib.data.templates import Template
 from tasks.lib.stage import Problem, Stage, main, replaced
 
 OUT = Path("data/instructions")
+FIRST_ROWS = 200  # of each source, to take examples from
 
 
 class Shares(BaseModel, extra="forbid"):
@@ -216,6 +218,18 @@ def show(shards: list[Shard], chosen: Index, count: int) -> None:
         for message in row["messages"]:
             print(f"{message['role']}: {message['content'][:400]}")
         print(f"answer: {row['answer'][:200]}", flush=True)
+
+
+def examples(params: Params, count: int) -> list[Row]:
+    """`count` instructions of the first rows of every source, spread over sources; nothing is written."""
+    plan, sources = plan_of(params), read_sources(params)
+    listed: list[list[Row]] = []
+    for source in sources:
+        first = list(islice(read_rows(source), FIRST_ROWS))
+        rows, _ = render_block(plan, source, source_templates(plan, source), first)
+        listed.append(sorted(rows, key=lambda row: unit_interval("show", row["id"])))
+    by_turns = [row for rows in zip_longest(*listed) for row in rows if row]
+    return by_turns[:count]
 
 
 def about_sources(

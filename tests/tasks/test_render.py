@@ -11,7 +11,7 @@ import pytest
 
 from tasks.lib.data.rows import Row, read_parquet
 from tasks.lib.stage import Problem, Stage, validated
-from tasks.render import Params, run
+from tasks.render import Params, examples, run
 
 PARAMS: dict[str, Any] = {
     "raw": "data/raw",
@@ -228,3 +228,97 @@ def test_promptsource_templates_render_the_shared_rows(shared: Path, workspace: 
         "glue/sst2/review",
     }
     assert all(row["label"] in row["choices"] for row in rows if row["choices"])
+
+
+def test_a_set_of_real_sources_has_right_labels_or_is_refused(shared: Path, workspace: Path) -> None:
+    own = {
+        "bbh": {"prompt": "{{ input }}", "answer": "{{ target }}"},
+        "gsm8k": {  # chain of thought: the reasoning stands before the answer, the label is the bare number
+            "prompt": "{{ question }}",
+            "answer": "{{ answer.partition('####')[0] | trim }}\nThe answer is {{ answer.rpartition('#### ')[2] }}.",
+            "label": "{{ answer.rpartition('#### ')[2] }}",
+        },
+        "sst2": {"prompt": "{{ sentence }}?", "answer": "{{ answer_choices[label] }}", "choices": "bad ||| good"},
+        "news": {"prompt": "{{ sentence }}", "answer": "{{ answer_choices[label] }}",
+                 "choices": ["World", "Sports", "Business", "Technology"]},
+    }  # fmt: skip
+    for name, keys in own.items():
+        (workspace / "templates" / name).mkdir(parents=True)
+        (workspace / "templates" / name / "one.yaml").write_text(json.dumps(keys))
+    labelled = "fields: {sentence: str, label: str}\n"
+    sources = {
+        "news": "file: tasks/agnews_test.jsonl\n" + labelled + "labels: {'1': 0, '2': 1, '3': 2, '4': 3}\n",
+        "sst2": "file: tasks/sst2_dev.jsonl\n" + labelled + "labels: {'0': 0, '1': 1}\n",
+        "gsm8k": "file: tasks/gsm8k_train_2000.jsonl\nfields: {question: str, answer: str}\ninputs: [question]\n",
+        "bbh": "file: tasks/boolean_expressions.json\nfields: {input: str, target: str}\ninputs: [input]\n",
+        "seeds": "file: tasks/self_instruct_seed_tasks.jsonl\nshape: self_instruct\n",
+    }
+    for name, more in sources.items():
+        (workspace / "sources" / name).mkdir(parents=True)
+        form = "jsonl" if ".jsonl" in more else "json"
+        (workspace / "sources" / name / "source.yaml").write_text(
+            f"format: {form}\nlicense: MIT\ncluster: {name}\ntask: {name}\n{more}"
+            + ("" if "shape" in more else f"templates: {name}\n") + "limit: 150\n"
+        )  # fmt: skip
+    settings = {"raw": str(shared), "sources": "sources", "heldout_clusters": []}
+    rows = rendered(**settings)
+    assert {row["task"] for row in rows} == set(sources)
+    answers = {(row["task"], row["text"]): row for row in rows}
+
+    truth = {"1": "World", "2": "Sports", "3": "Business", "4": "Technology"}
+    news = [json.loads(line) for line in (shared / "tasks/agnews_test.jsonl").read_text().splitlines()]
+    checked = [
+        (answers[key]["answer"], truth[raw["label"]])
+        for raw in news
+        if (key := ("news", raw["sentence"])) in answers
+    ]
+    assert len(checked) >= 150 and all(made == true for made, true in checked)
+
+    sums = next(row for row in rows if row["task"] == "gsm8k")
+    assert sums["answer"].endswith(f"\nThe answer is {sums['label']}.") and "####" not in sums["answer"]
+    assert {row["answer"] for row in rows if row["task"] == "bbh"} == {"True", "False"}
+    seed = next(row for row in rows if row["task"] == "seeds")
+    assert seed["template"] == "seeds/as_given" and seed["answer"] and seed["choices"] is None
+
+    unlabelled = sources["sst2"].replace("sst2_dev", "sst2_test").replace("labels: {'0': 0, '1': 1}\n", "")
+    (workspace / "sources/sst2/source.yaml").write_text(
+        f"format: jsonl\nlicense: MIT\ncluster: sst2\ntask: sst2\n{unlabelled}templates: sst2\n"
+    )
+    before = Path("data/instructions/rows.parquet").read_bytes()
+    with pytest.raises(Problem):
+        rendered(**settings)
+    assert Path("data/instructions/rows.parquet").read_bytes() == before
+
+
+def test_bad_rows_are_listed_and_the_rest_is_rendered(world: Path) -> None:
+    path = world / "data/raw/review/rows.jsonl"
+    path.write_text(path.read_text() + '{"text": "cut o')
+    with pytest.raises(Problem, match=r"rows\.jsonl:201: expected valid JSON"):
+        rendered()
+    source = world / "data/raw/review/source.yaml"
+    source.write_text(source.read_text() + "on_bad_row: quarantine\n")
+    assert rendered()
+    (entry,) = map(json.loads, (world / "data/instructions/quarantine.jsonl").read_text().splitlines())
+    assert entry["source"] == "review" and "rows.jsonl:201: expected valid JSON" in entry["problem"]
+    assert report()["quarantined"] == 1
+
+
+def test_turns_and_weights(world: Path) -> None:
+    (world / "templates/review/chat.yaml").write_text(
+        'turns: [{role: user, content: "May I ask?"}, {role: assistant, content: "Yes."}]\n'
+        'prompt: "{{ text }}?"\nanswer: "{{ label }}"\nchoices: [good, bad]\n'
+    )
+    rows = rendered(templates_per_row="all")
+    chat = next(row for row in rows if row["template"] == "review/chat")
+    assert [m["role"] for m in chat["messages"]] == ["user", "assistant", "user"]
+    everything = sum(row["split"] == "train" for row in rows)
+    half = rendered(templates_per_row="all", weights={"review": 0.5})
+    assert sum(row["split"] == "train" for row in half) == round(everything / 2)
+    with pytest.raises(Problem, match=r"render\.weights: reviews is no task; known: follows, review"):
+        rendered(weights={"reviews": 2.0})
+
+
+def test_examples_come_from_every_source_and_write_nothing(world: Path) -> None:
+    rows = examples(validated("render", Params, PARAMS), 4)
+    assert [row["source"] for row in rows] == ["follows", "review", "follows", "review"]
+    assert not (world / "data/instructions").exists()

@@ -167,7 +167,7 @@ def index_of(shards: Sequence[Shard]) -> Index:
             parts.append(
                 [
                     *(_hexadecimal(table[name]) for name in ("id", "row")),
-                    table["prompt"].to_numpy(),
+                    table["prompt"].to_numpy().copy(),  # a view would keep the whole shard in memory
                     *(_coded(table[name], names[name]) for name in ("task", "template")),
                     _coded(table["split"], list(SPLITS)).astype(np.uint8),
                     _last_lengths(table["messages"]),
