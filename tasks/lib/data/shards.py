@@ -31,6 +31,7 @@ from tasks.lib.stage import replaced
 
 LEAST, OFTEN, MOST = 1024, 4096, 16384  # rows of a block: a cut in every OFTEN rows, between the other two
 GROUP = 2**16  # rows of a Parquet row group
+COLUMNS = ("id", "prompt", "raw", "split", "task", "template", "characters", "shard", "place")  # of the index
 AHEAD = 4  # blocks in memory that wait for another process
 CODE = (instructions, mixing, rows, sandbox, shapes, sources, substitution, templates)
 
@@ -152,37 +153,38 @@ class Index:
 
     def take(self, rows: np.ndarray) -> Index:
         """The index of some rows, in that order."""
-        columns = ("id", "prompt", "raw", "split", "task", "template", "characters", "shard", "place")
-        taken: dict[str, Any] = {name: getattr(self, name)[rows] for name in columns}
+        taken: dict[str, Any] = {name: getattr(self, name)[rows] for name in COLUMNS}
         return replace(self, **taken)
 
 
 def index_of(shards: Sequence[Shard]) -> Index:
     """Read the narrow columns of all shards."""
-    parts: list[list[np.ndarray]] = []
-    names: dict[str, list[str]] = {"task": [], "template": []}
+    columns: list[list[np.ndarray]] = [[np.empty(0, kind)] for kind in 3 * [np.uint64] + 6 * [np.uint32]]
+    tasks: list[str] = []
+    templates: list[str] = []
     for number, shard in enumerate(shards):
         with pa.memory_map(str(shard.path)) as source:
             table = pa.ipc.open_file(source).read_all()
-            parts.append(
-                [
-                    *(_hexadecimal(table[name]) for name in ("id", "row")),
-                    table["prompt"].to_numpy().copy(),  # a view would keep the whole shard in memory
-                    *(_coded(table[name], names[name]) for name in ("task", "template")),
-                    _coded(table["split"], list(SPLITS)).astype(np.uint8),
-                    _last_lengths(table["messages"]),
-                    np.full(len(table), number, np.uint32),
-                    np.arange(len(table), dtype=np.uint32),
-                ]
-            )
-    id, raw, prompt, task, template, split, characters, shard_, place = (
-        np.concatenate(column) if parts else np.empty(0, np.uint32) for column in zip(*parts, strict=True)
-    )
-    order = np.argsort(np.argsort(names["task"])).astype(np.uint32) if names["task"] else task
-    tasks = sorted(names["task"])
-    return Index(
-        id, prompt, raw, split, order[task], template, characters, shard_, place, tasks, names["template"]
-    )
+            read = [
+                _hexadecimal(table["id"]),
+                table["prompt"].to_numpy().copy(),  # a view would keep the whole shard in memory
+                _hexadecimal(table["row"]),
+                _coded(table["split"], list(SPLITS)),
+                _coded(table["task"], tasks),
+                _coded(table["template"], templates),
+                _last_lengths(table["messages"]),
+                np.full(len(table), number, np.uint32),
+                np.arange(len(table), dtype=np.uint32),
+            ]
+        for column, values in zip(columns, read, strict=True):
+            column.append(values)
+    # one column is in memory twice, not all
+    joined: dict[str, Any] = {name: np.concatenate(columns.pop(0)) for name in COLUMNS}
+    index = Index(**joined, tasks=tasks, templates=templates)
+    order = sorted(tasks)
+    index.task = np.array([order.index(task) for task in tasks] or [0], np.uint32)[index.task]
+    index.tasks = order
+    return index
 
 
 def _hexadecimal(column: pa.ChunkedArray) -> np.ndarray:
