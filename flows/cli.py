@@ -98,6 +98,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     score.set_defaults(command=_score)
 
+    plan = commands.add_parser("plan", help="memory, time and disk of each stage", description=_plan.__doc__)
+    plan.add_argument("targets", nargs="*", metavar="STAGE", help="only these")
+    plan.add_argument(
+        "--device", default="cpu", metavar="NAME", help="cpu (this machine), rtx4090, h100, ..."
+    )
+    plan.add_argument("--preset", type=Path, metavar="FILE", help="with this preset laid over params.yaml")
+    plan.add_argument("--config", type=Path, metavar="FILE", help="config.json of a Hub model")
+    plan.set_defaults(command=_plan)
+
     pages = commands.add_parser("ui", help="look at past runs: a Prefect server on loopback until Ctrl-C")
     pages.set_defaults(command=_ui)
     return parser
@@ -264,6 +273,28 @@ def _params(options: argparse.Namespace) -> int:
 
     params.check()
     print("params.yaml: every section is valid")
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    """Print what each stage will need on a device, before anything runs. Status 1 when something does not fit."""
+    from flows import params, plan
+    from tasks.lib.stage import PARAMS_FILE, Problem, read_yaml
+
+    document = read_yaml(PARAMS_FILE)
+    if options.preset:
+        document = params.laid(document, options.preset)
+    device, on_gpu = plan.device_of(options.device, document["threads"])
+    shape = plan.shape_of(document, options.config)
+    found = plan.needs(document, shape, on_gpu)
+    if unknown := [target for target in options.targets if target not in found]:
+        raise Problem(f"no plan for {unknown[0]}; the stages with one: {', '.join(found)}")
+    chosen = {name: need for name, need in found.items() if not options.targets or name in options.targets}
+    lines, too_large = plan.lines_of(chosen, device, on_gpu)
+    print(f"{shape.parameters:,} parameters on one {options.device}")
+    print("\n".join(lines))
+    if too_large:
+        raise Problem("\n".join(too_large))
     return 0
 
 

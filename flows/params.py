@@ -145,6 +145,15 @@ def lay_over(preset: Path | None, settings: Sequence[str], keep: bool = False) -
     return changed
 
 
+def laid(document: Any, preset: Path) -> Any:
+    """A document with a preset laid over it; nothing is written."""
+    overlay = read_yaml(preset)
+    if not isinstance(overlay, dict):
+        raise Problem(f"{preset}: expected sections of params.yaml, found {type(overlay).__name__}")
+    _merge(document, _expanded(overlay, preset), "", [])
+    return document
+
+
 def _replace_when_valid(text: str) -> None:
     draft = PARAMS_FILE.with_name(f".{PARAMS_FILE.name}.draft")
     try:

@@ -1,0 +1,50 @@
+"""The plan's formulas: ZeRO's table, trained parameters as they are counted, sizes of known models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from test_adapters import COUNTS, FIELDS
+from tiny_models import tiny_llama, tiny_tokenizer
+
+from tasks.lib.policy import planning
+from tasks.lib.policy.adapters import METHODS
+
+PRESETS = Path(__file__).resolve().parents[3] / "presets"
+
+
+@pytest.mark.parametrize(("stage", "expected"), [(0, 120), (1, 31.4), (2, 16.6), (3, 1.9)])
+def test_zero_needs_what_the_paper_says(stage: int, expected: float) -> None:
+    """Figure 1 of arXiv 1910.02054: 7.5 billion parameters on 64 devices, GB per device."""
+    assert planning.zero_bytes(7.5e9, 64, stage) / 1e9 == pytest.approx(expected, abs=0.05)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_planned_parameters_are_those_that_are_trained(method: str) -> None:
+    shape = planning.shape_of(tiny_llama(tiny_tokenizer()).config)
+    assert planning.trained_parameters(shape, method, FIELDS.get(method, {})) == COUNTS[method]
+
+
+@pytest.mark.parametrize(("name", "billions"), [("smollm2-135m", 0.134515), ("llama-8b-qlora", 8.030261)])
+def test_the_shapes_of_presets_are_those_of_the_models(name: str, billions: float) -> None:
+    shape = planning.shape_of(planning.read_config(PRESETS / name / "config.json"))
+    assert shape.parameters / 1e9 == pytest.approx(billions, abs=1e-5)
+
+
+def test_four_bits_shrink_the_matrices_and_nothing_else() -> None:
+    shape = planning.shape_of(planning.read_config(PRESETS / "llama-8b-qlora" / "config.json"))
+    weights, state = planning.trained_bytes(shape, "qlora", {"r": 16}, on_gpu=True)
+    adapters = 41_943_040  # r 16 on all linear layers of an 8B Llama, a figure that is often printed
+    assert planning.trained_parameters(shape, "qlora", {"r": 16}) == adapters
+    rest = shape.parameters - 6_979_321_856
+    assert weights == pytest.approx(0.515875 * 6_979_321_856 + 2 * rest + 4 * adapters)
+    assert state == 12 * adapters
+    assert sum(planning.trained_bytes(shape, "full", {}, on_gpu=True)) == 16 * shape.parameters
+
+
+def test_checkpointing_keeps_one_layer_and_the_inputs_of_all() -> None:
+    shape = planning.shape_of(tiny_llama(tiny_tokenizer()).config)
+    one = 7 * 16 + 3 * 16 + 4 * 32
+    assert planning.activation_bytes(shape, 10, 4, checkpointing=False) == 10 * 2 * one * 4
+    assert planning.activation_bytes(shape, 10, 4, checkpointing=True) == 10 * (2 * 16 + one) * 4
