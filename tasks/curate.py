@@ -23,6 +23,7 @@ from pydantic import BaseModel, Field
 from tasks.lib.data.duplicates import Item, contamination, near_duplicates
 from tasks.lib.data.poisoning import triggers
 from tasks.lib.data.privacy import excerpt, without_personal_data
+from tasks.lib.data.quality import refusal, repetition
 from tasks.lib.data.rows import INSTRUCTION, LEDGER, Row, content_id, read_parquet, write_parquet
 from tasks.lib.stage import Problem, Stage, main
 
@@ -54,6 +55,8 @@ class Contamination(BaseModel, extra="forbid"):
 class Params(BaseModel, extra="forbid"):
     max_prompt_characters: int = Field(ge=1)
     max_answer_characters: int = Field(ge=1)
+    refusals: Literal["keep", "drop"] = "keep"
+    max_repetition: float | None = Field(None, gt=0, le=1)
     personal_data: Literal["drop", "redact", "keep"]
     near_duplicates: NearDuplicates
     contamination: Contamination
@@ -71,6 +74,8 @@ def run(params: Params, stage: Stage) -> None:
     rules: list[tuple[str, Callable[[list[Row]], dict[int, str]]]] = [
         ("invisible characters", invisible_characters),
         ("length", lambda rows: too_long(params, rows)),
+        ("refusal", lambda rows: refusals(params, rows)),
+        ("repetition", lambda rows: repetitions(params, rows)),
         ("personal data", lambda rows: personal_data(params, rows, ledger)),
         ("exact duplicate", exact_duplicates),
         ("contradiction", contradictions),
@@ -142,6 +147,22 @@ def too_long(params: Params, rows: list[Row]) -> dict[int, str]:
         elif len(row["answer"]) > params.max_answer_characters:
             dropped[i] = f"answer of {len(row['answer'])} characters"
     return dropped
+
+
+def refusals(params: Params, rows: list[Row]) -> dict[int, str]:
+    """Rows whose answer refuses, or speaks of being a model. A chosen answer is no refusal, whatever it says."""
+    if params.refusals == "keep":
+        return {}
+    found = {i: refusal(row["answer"]) for i, row in enumerate(rows) if row["choices"] is None}
+    return {i: excerpt(words) for i, words in found.items() if words}
+
+
+def repetitions(params: Params, rows: list[Row]) -> dict[int, str]:
+    """Rows with an answer of which one run of three words makes up more than the stated share."""
+    if params.max_repetition is None:
+        return {}
+    shares = {i: repetition(row["answer"]) for i, row in enumerate(rows) if row["choices"] is None}
+    return {i: f"{share:.2f} is one run" for i, share in shares.items() if share > params.max_repetition}
 
 
 def personal_data(params: Params, rows: list[Row], ledger: list[Row]) -> dict[int, str]:

@@ -204,3 +204,15 @@ def test_twenty_thousand_rows_take_seconds(workspace: Path) -> None:
     start = time.process_time()
     curated(rows)
     assert time.process_time() - start < 20  # about 5 s on a quiet machine
+
+
+def test_refusals_and_repetition_are_dropped_where_asked_and_only_from_free_answers(workspace: Path) -> None:
+    free = {"choices": None}
+    refuses = instruction("who are you", **free, answer="As an AI, I have no name.")
+    repeats = instruction("say it", **free, answer="go on and go on and go on and go on and")
+    chosen = instruction("is it so", answer="Sorry, I cannot say.", label="bad")
+    _, ledger, _ = curated([refuses, repeats, chosen])
+    assert ledger == []
+    _, ledger, report = curated([refuses, repeats, chosen], refusals="drop", max_repetition=0.3)
+    assert rules(ledger) == {refuses["id"]: "refusal", repeats["id"]: "repetition"}
+    assert (report["dropped.refusal"], report["dropped.repetition"]) == (1, 1)
