@@ -24,6 +24,7 @@ from tasks.lib.preferences import calibration
 from tasks.lib.preferences.agreement import verdicts
 from tasks.lib.preferences.baselines import bag_of_words
 from tasks.lib.preferences.rankings import prompt_id
+from tasks.lib.preferences.reward_adapters import Method, adapt, merge
 from tasks.lib.preferences.reward_model import Group, from_policy, group_scores, grouped, normalise, tokenized
 from tasks.lib.preferences.reward_training import Training, train
 from tasks.lib.stage import Problem, Stage, main
@@ -40,6 +41,8 @@ BESIDE = {
 
 
 class Params(BaseModel, extra="forbid"):
+    method: Method = "full"
+    lora: dict[str, Any] = {}
     training: Training = Training()
     batch_size: int = Field(default=256, ge=1)
     reference_prompts: int = Field(default=256, ge=1)
@@ -50,9 +53,11 @@ def run(params: Params, stage: Stage) -> None:
     train_rows, heldout = read_parquet(TRAIN), read_parquet(HELDOUT)
     tokenizer = load_tokenizer("models/sft")
     model = from_policy(load_policy("models/sft"), stage.seed_of("head"))
+    adapt(model, params.method, params.lora)
     groups = _fitting(model, tokenizer, grouped(train_rows), TRAIN)
     fingerprint = {
         **params.training.model_dump(exclude={"checkpoint_every"}),
+        **params.model_dump(include={"method", "lora"}),
         "seed": stage.seed,
         "models/sft": weights_hash("models/sft"),
         str(TRAIN): file_hash(TRAIN),
@@ -66,6 +71,8 @@ def run(params: Params, stage: Stage) -> None:
         checkpoint=checkpoint,
         progress=stage.progress,
     )
+    if params.method == "lora":
+        merge(model)
 
     candidates = read_parquet(CANDIDATES)[: params.reference_prompts]
     reference = [Group(c["id"], c["prompt"], c["answers"]) for c in candidates]

@@ -7,12 +7,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import preference_world as world
 import pytest
+import torch
 
 from tasks import annotate, preferences, reward
+from tasks.lib.policy.models import load_policy
+from tasks.lib.preferences.reward_model import load_reward
 from tasks.lib.stage import Problem, Stage, read_params
 
 HOW = {"epochs": 8, "prompts_per_step": 4, "learning_rate": 3e-3, "checkpoint_every": 2}
@@ -57,6 +61,28 @@ def test_the_reward_model_learns_what_the_panel_likes(annotated, capsys):
     assert not Stage("reward").checkpoints.exists()
 
 
+@pytest.mark.parametrize("method", ["lora", "head"])
+def test_few_weights_learn_too_and_end_as_an_ordinary_model(annotated, method):
+    before = load_policy("models/sft").base_model.state_dict()
+    how = {**HOW, "epochs": 4, "learning_rate": 1e-2}
+    params = reward.Params(method=method, training=how, lora={"r": 4} if method == "lora" else {})
+    reward.run(params, Stage("reward", seed=1))
+    assert json.loads(Path("reports/reward.json").read_text())["pair_accuracy"] > 0.55
+    after = load_reward("models/reward").base_model.state_dict()
+    assert after.keys() == before.keys()
+    moved = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    assert bool(moved) == (method == "lora") and all("proj" in name for name in moved)
+
+
+def test_settings_of_lora_without_lora_or_misspelt_are_refused(annotated):
+    for method, lora, why in (
+        ("full", {"r": 4}, "reward.method is full"),
+        ("lora", {"rank": 4}, "reward.lora.rank"),
+    ):
+        with pytest.raises(Problem, match=why):
+            reward.run(reward.Params(method=method, lora=lora), Stage("reward", seed=1))
+
+
 def test_a_model_no_better_than_a_coin_is_not_written(annotated, monkeypatch):
     monkeypatch.setattr(reward.calibration.Judged, "hit", property(lambda self: 0.5))
     with pytest.raises(Problem, match=r"0\.500 of \d+ cases, no better than a coin"):
@@ -75,7 +101,7 @@ def test_a_run_killed_with_9_goes_on_and_ends_in_the_same_bytes(annotated):
     checkpoint = Stage("reward").checkpoints / "checkpoint.safetensors"
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as child:
         while not checkpoint.exists() and child.poll() is None:
-            pass
+            time.sleep(0.002)  # leaves the core to the child
         child.send_signal(signal.SIGKILL)
     assert checkpoint.exists()
     resumed = subprocess.run(command, env=environment, capture_output=True, text=True)

@@ -66,7 +66,7 @@ def train(
     if how.share_prompt:
         refuse_unless_equal(model, groups[0])
     Optimizer: Any = Muon if how.optimizer == "muon" else torch.optim.AdamW
-    trained = model if how.optimizer == "muon" else model.parameters()
+    trained = model if how.optimizer == "muon" else [p for p in model.parameters() if p.requires_grad]
     optimizer = Optimizer(trained, lr=how.learning_rate, weight_decay=how.weight_decay)
     history: History = []
     if saved := checkpoint.load():
