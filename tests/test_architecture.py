@@ -301,4 +301,4 @@ def text_files() -> Iterator[Path]:
             inner[:] = ["raw"]
         hidden = {name for name in inner if name.startswith(".") and name not in (".ci", ".github")}
         inner[:] = sorted(set(inner) - hidden - made - {n for n in inner if n.endswith(".egg-info")})
-        yield from (Path(folder) / name for name in sorted(files))
+        yield from (Path(folder) / name for name in sorted(files) if name != ".git")  # of a worktree
