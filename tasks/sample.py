@@ -93,23 +93,22 @@ def _draw(
     prompts_per_call = max(1, params.batch_size * BATCHES_PER_CALL // repeats)
     for start in range(0, len(prompts), prompts_per_call):
         places = range(start, min(start + prompts_per_call, len(prompts)))
-        for turn, temperature in enumerate(temperatures[:repeats]):
-            draws = len(range(turn, repeats, len(temperatures)))
+        for turn in range(min(repeats, len(temperatures))):
+            # draws turn, turn + n, turn + 2n ... of each prompt have this temperature
+            mine = [place for place in places for _ in range(turn, repeats, len(temperatures))]
             answers = generate(
                 model,
-                [encoded[place] for place in places],
+                [encoded[place] for place in mine],
                 eos_id=tokenizer.eos_token_id,
                 pad_id=tokenizer.pad_token_id,
                 max_new_tokens=params.max_new_tokens,
-                temperature=temperature,
+                temperature=temperatures[turn],
                 top_p=params.top_p,
                 batch_size=params.batch_size,
                 seed=stage.seed_of(start, turn),
-                draws=draws,
             )
-            for i, ids in enumerate(answers):
-                ended = ids[-1:] == [tokenizer.eos_token_id]
-                texts[places[i // draws]].append((answer_text(tokenizer, ids), ended))
+            for place, ids in zip(mine, answers, strict=True):
+                texts[place].append((answer_text(tokenizer, ids), ids[-1:] == [tokenizer.eos_token_id]))
         stage.progress(places[-1] + 1, len(prompts))
     return texts
 

@@ -28,11 +28,8 @@ def generate(
     top_p: float = 1.0,
     batch_size: int,
     seed: int,
-    draws: int = 1,
 ) -> list[list[int]]:
-    """`draws` answers per prompt: token ids up to and with the first EOS, or `max_new_tokens` without one.
-
-    The answers to a prompt follow each other; the prompt itself passes through the model once for all of them.
+    """One answer per prompt: token ids up to and with the first EOS, or `max_new_tokens` ids without one.
 
     `temperature` 0 is greedy and does not depend on the seed or on who shares a batch. The model's own
     generation_config (top-k 50, repetition penalties...) is set aside: PPO needs samples of the bare softmax.
@@ -41,38 +38,23 @@ def generate(
     """
     _check_room(model, prompts, max_new_tokens)
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-    answers: list[list[list[int]]] = [[] for _ in prompts]
-    per_batch = max(1, batch_size // draws)
+    answers: list[list[int]] = [[] for _ in prompts]
     devices = [model.device] if model.device.type == "cuda" else []
     with _bare(model, temperature, top_p, max_new_tokens, eos_id, pad_id), torch.random.fork_rng(devices):
         torch.manual_seed(seed)
-        for start in range(0, len(order), per_batch):
-            rows = order[start : start + per_batch]
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
             ids, is_token = left_pad([prompts[i] for i in rows], pad_id)
             ids, is_token = ids.to(model.device), is_token.to(model.device)
-            new = _sampled(model, ids, is_token.long(), draws)[:, ids.shape[1] :].tolist()
-            for place, i in enumerate(rows):
-                answers[i] = [cut_after(row, eos_id) for row in new[place * draws : (place + 1) * draws]]
-    return [answer for of_prompt in answers for answer in of_prompt]
+            output = _sampled(model, ids, is_token)
+            for i, row in zip(rows, output[:, ids.shape[1] :].tolist(), strict=True):
+                answers[i] = cut_after(row, eos_id)
+    return answers
 
 
-def _sampled(model: Any, ids: Tensor, mask: Tensor, draws: int) -> Tensor:
-    """(B * draws, T + new) prompts and answers."""
-    shared = {}
-    if draws > 1 and ids.shape[1] > 1:  # all but the last token go into a cache that the draws then copy
-        places = (mask.cumsum(1) - 1).clamp(min=0)
-        cache = model(
-            ids[:, :-1],
-            attention_mask=mask[:, :-1],
-            position_ids=places[:, :-1],
-            use_cache=True,
-            logits_to_keep=1,
-        ).past_key_values
-        cache.batch_repeat_interleave(draws)
-        shared = {"past_key_values": cache}
-    ids, mask = ids.repeat_interleave(draws, 0), mask.repeat_interleave(draws, 0)
+def _sampled(model: Any, ids: Tensor, is_token: Tensor) -> Tensor:
     try:
-        return model.generate(input_ids=ids, attention_mask=mask, **shared)
+        return model.generate(input_ids=ids, attention_mask=is_token.long())
     except RuntimeError as error:
         if "probability tensor" in str(error):
             raise Problem("generation: probabilities are not finite: the weights are spoilt") from None

@@ -50,15 +50,6 @@ def test_greedy_answers_depend_on_the_prompt_alone(model) -> None:
     assert together == answers(model, PROMPTS[::-1], temperature=0)[::-1]
 
 
-def test_draws_share_the_prompt_and_change_nothing_else(model) -> None:
-    """The prompt's cache is made once, with the padding of its batch; each draw goes on from a copy of it."""
-    single = answers(model, temperature=0)
-    assert answers(model, temperature=0, draws=3) == [answer for answer in single for _ in range(3)]
-    drawn = answers(model, draws=3, batch_size=6)
-    assert len(drawn) == 12
-    assert len({tuple(answer) for answer in drawn[:3]}) > 1
-
-
 def test_the_greedy_answer_is_the_most_likely_token_each_time(model) -> None:
     ids = list(PROMPTS[0])
     for token in answers(model, PROMPTS[:1], temperature=0)[0]:
