@@ -3,7 +3,7 @@
 Both sample (16 tokens), then train on the same given answers. Advantages and the losses of all epochs of the first
 iteration are compared before any second is reported. One thread, the better of two warm iterations.
 
-Run     python benchmarks/ppo_step.py VENV/bin/python        (its packages: see benchmarks/trl_ppo.py)
+Run     python -m benchmarks.ppo_step VENV/bin/python        (its packages: see benchmarks/trl_ppo.py)
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.trl_ppo import four_models, sizes
 from tasks.lib.policy import ppo
 from tasks.lib.policy.actor_critic import ActorCritic

@@ -23,11 +23,12 @@ from tasks.lib.data.rows import content_id, read_parquet
 from tasks.lib.plots import curves
 from tasks.lib.policy.chat import answer_ids, prompt_ids
 from tasks.lib.policy.checkpoints import file_hash
+from tasks.lib.policy.folders import weights_hash
 from tasks.lib.policy.generation import generate
 from tasks.lib.policy.logprobs import answer_logprobs
-from tasks.lib.policy.models import load_policy, load_tokenizer, save_model, weights_hash
-from tasks.lib.policy.trainers import configured, curve, known_keys, ours, train
-from tasks.lib.stage import Problem, Stage, main
+from tasks.lib.policy.models import load_policy, load_tokenizer, save_model
+from tasks.lib.policy.trainers import configured, curve, ours, train
+from tasks.lib.stage import Problem, Stage, known_keys, main
 
 SFT, OUT = Path("models/sft"), Path("models/dpo")
 TRAIN, HELD_OUT = Path("data/preferences/train.parquet"), Path("data/preferences/heldout.parquet")

@@ -20,7 +20,8 @@ from tasks.lib.plots import curves
 from tasks.lib.policy.actor_critic import ActorCritic, Lora
 from tasks.lib.policy.chat import answer_text, prompt_ids
 from tasks.lib.policy.checkpoints import Checkpoint, file_hash
-from tasks.lib.policy.models import load_policy, load_tokenizer, save_model, weights_hash
+from tasks.lib.policy.folders import weights_hash
+from tasks.lib.policy.models import load_policy, load_tokenizer, save_model
 from tasks.lib.policy.ppo import Answers, Environment, PPOConfig, Prompt
 from tasks.lib.policy.ppo_training import train
 from tasks.lib.preferences.reward_model import load_reward, score

@@ -19,7 +19,8 @@ from tasks.lib.data.rows import read_parquet
 from tasks.lib.evaluation.intervals import mean_interval
 from tasks.lib.plots import curves, reliability
 from tasks.lib.policy.checkpoints import Checkpoint, file_hash
-from tasks.lib.policy.models import load_policy, load_tokenizer, save_model, weights_hash
+from tasks.lib.policy.folders import weights_hash
+from tasks.lib.policy.models import load_policy, load_tokenizer, save_model
 from tasks.lib.preferences import calibration
 from tasks.lib.preferences.agreement import verdicts
 from tasks.lib.preferences.baselines import bag_of_words

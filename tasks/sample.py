@@ -17,8 +17,9 @@ from pydantic import BaseModel, Field, PositiveFloat
 
 from tasks.lib.data.rows import CANDIDATE, content_id, read_parquet, write_parquet
 from tasks.lib.policy.chat import answer_text, prompt_ids
+from tasks.lib.policy.folders import weights_hash
 from tasks.lib.policy.generation import generate
-from tasks.lib.policy.models import load_policy, load_tokenizer, weights_hash
+from tasks.lib.policy.models import load_policy, load_tokenizer
 from tasks.lib.preferences.annotation_tasks import Kind, task_files
 from tasks.lib.preferences.rankings import words
 from tasks.lib.stage import Problem, Stage, main, replaced, write_json
@@ -93,22 +94,23 @@ def _draw(
     prompts_per_call = max(1, params.batch_size * BATCHES_PER_CALL // repeats)
     for start in range(0, len(prompts), prompts_per_call):
         places = range(start, min(start + prompts_per_call, len(prompts)))
-        for turn in range(min(repeats, len(temperatures))):
-            # draws turn, turn + n, turn + 2n ... of each prompt have this temperature
-            mine = [place for place in places for _ in range(turn, repeats, len(temperatures))]
+        for turn, temperature in enumerate(temperatures[:repeats]):
+            draws = len(range(turn, repeats, len(temperatures)))
             answers = generate(
                 model,
-                [encoded[place] for place in mine],
+                [encoded[place] for place in places],
                 eos_id=tokenizer.eos_token_id,
                 pad_id=tokenizer.pad_token_id,
                 max_new_tokens=params.max_new_tokens,
-                temperature=temperatures[turn],
+                temperature=temperature,
                 top_p=params.top_p,
                 batch_size=params.batch_size,
                 seed=stage.seed_of(start, turn),
+                draws=draws,
             )
-            for place, ids in zip(mine, answers, strict=True):
-                texts[place].append((answer_text(tokenizer, ids), ids[-1:] == [tokenizer.eos_token_id]))
+            for i, ids in enumerate(answers):
+                ended = ids[-1:] == [tokenizer.eos_token_id]
+                texts[places[i // draws]].append((answer_text(tokenizer, ids), ended))
         stage.progress(places[-1] + 1, len(prompts))
     return texts
 

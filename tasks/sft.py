@@ -29,7 +29,8 @@ from tasks.lib.policy.adapters import (
 )
 from tasks.lib.policy.chat import example_ids, preview
 from tasks.lib.policy.checkpoints import file_hash
-from tasks.lib.policy.models import load_policy, load_tokenizer, save_model, weights_hash
+from tasks.lib.policy.folders import weights_hash
+from tasks.lib.policy.models import load_policy, load_tokenizer, save_model
 from tasks.lib.policy.muon import Muon
 from tasks.lib.policy.trainers import configured, curve, ours, train
 from tasks.lib.stage import Problem, Stage, main

@@ -6,6 +6,7 @@ params.yaml, seeds every generator, calls `run(params, stage)` and turns a `Prob
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 import json
@@ -17,7 +18,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,14 +35,14 @@ class Problem(Exception):
     """Something the user can put right: what is wrong, where, what to do. One line, no traceback."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Stage:
     """One run of one stage. All paths are relative to the workspace (the current folder)."""
 
     name: str
     seed: int = 0
     threads: int = 1
-    _last: list[float] = field(default_factory=lambda: [0.0], repr=False, compare=False)
+    _last: list[float] = dataclasses.field(default_factory=lambda: [0.0], repr=False, compare=False)
 
     @property
     def checkpoints(self) -> Path:
@@ -147,6 +147,17 @@ def validated(name: str, Params: type[P], section: Any, where: Path = PARAMS_FIL
         raise Problem(f"{where}: {name}.{key}: {first['msg'].lower()}, found {found}") from None
 
 
+def known_keys(where: str, given: Mapping[str, Any], Config: type) -> dict[str, Any]:
+    """`given`, when every key is a field of the dataclass `Config`; else a Problem naming the nearest key."""
+    fields = [field.name for field in dataclasses.fields(Config) if field.init]
+    for key in given:
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1, cutoff=0.4)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise Problem(f"params.yaml: {where}.{key} is not a key of {Config.__name__}{hint}")
+    return dict(given)
+
+
 def _model_at(model: type[BaseModel], location: Sequence[Any]) -> type[BaseModel]:
     for part in location:
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
@@ -197,7 +208,7 @@ def _prepare(stage: Stage) -> None:
     if "torch" in sys.modules:
         torch = sys.modules["torch"]
         torch.set_num_threads(stage.threads)
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms imports a compiler: seconds
         # filling every new tensor with NaN took a quarter of the SFT stage; nothing here reads one unfilled
         torch.utils.deterministic.fill_uninitialized_memory = False
         torch.manual_seed(stage.seed_of("torch"))

@@ -24,9 +24,6 @@ class Interval(NamedTuple):
     def __str__(self) -> str:
         return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
-    def excludes(self, value: float) -> bool:
-        return not self.low <= value <= self.high
-
 
 def mean_interval(
     values: ArrayLike,

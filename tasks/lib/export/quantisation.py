@@ -107,21 +107,3 @@ def weight_error(reference: dict[str, Tensor], weights: dict[str, Tensor]) -> tu
             most = max(most, difference.max().item())
             total, count = total + difference.sum().item(), count + difference.numel()
     return most, total / max(count, 1)
-
-
-def on_grid(weight: Tensor, bits: int, *, symmetric: bool = True, per_row: bool = True) -> Tensor:
-    """A matrix (O, I) rounded to a grid of `bits` and put back into floats ("fake quantisation").
-
-    Symmetric is absmax: scale = max|w| / (2^(bits-1) - 1). Otherwise zero-point: an offset, and scale =
-    (max - min) / (2^bits - 1). One scale per row, or one for the whole matrix.
-    """
-    kept = weight.float() if per_row else weight.float().reshape(1, -1)
-    if symmetric:
-        steps = 2 ** (bits - 1) - 1
-        scale = kept.abs().amax(1, keepdim=True).clamp(min=1e-12) / steps
-        grid = (kept / scale).round().clamp(-steps, steps) * scale
-    else:
-        low = kept.amin(1, keepdim=True)
-        scale = (kept.amax(1, keepdim=True) - low).clamp(min=1e-12) / (2**bits - 1)
-        grid = ((kept - low) / scale).round() * scale + low
-    return grid.reshape(weight.shape).to(weight.dtype)

@@ -25,9 +25,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from tasks.lib.policy.models import load_policy, replaced_folder
-from tasks.lib.policy.trainers import known_keys
-from tasks.lib.stage import Problem
+from tasks.lib.policy.folders import replaced_folder
+from tasks.lib.policy.models import load_policy
+from tasks.lib.stage import Problem, known_keys
 
 Method = Literal["full", "lora", "qlora", "ia3", "bitfit", "bottleneck", "prompt", "prefix", "head"]
 METHODS: tuple[str, ...] = get_args(Method)

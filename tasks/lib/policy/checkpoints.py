@@ -114,21 +114,6 @@ def restore_optimizer(
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def random_tensors() -> dict[str, Tensor]:
-    """The state of torch's generators (CPU, and CUDA if there is one)."""
-    states = {"random.cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["random.cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
-def restore_random(tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `random_tensors` gave."""
-    torch.set_rng_state(tensors["random.cpu"])
-    if "random.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random.cuda"])
-
-
 def mark_complete(folder: Path, fingerprint: dict[str, Any]) -> None:
     """Say that a Trainer's checkpoint folder is whole. Called after its last file was written."""
     for file in folder.iterdir():

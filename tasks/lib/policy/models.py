@@ -1,4 +1,4 @@
-"""Model folders: loading, saving, hashing, and taking in a model from elsewhere.
+"""Models of the line: loading, saving, and taking in one from elsewhere.
 
 A model of the line is a folder with config.json, *.safetensors and the tokenizer's files. Nothing that
 could run code is read: no pickles, no `auto_map` modules.
@@ -6,13 +6,7 @@ could run code is read: no pickles, no `auto_map` modules.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import re
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +16,17 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging as transformers_logging
 
 from tasks.lib.policy.chat import default_template, turn_end
+from tasks.lib.policy.folders import (
+    OTHER_WEIGHTS,
+    existing_folder,
+    refuse_code,
+    replaced_folder,
+    weight_files,
+    weights_hash,
+)
 from tasks.lib.stage import Problem
 
 FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
-OTHER_WEIGHTS = {
-    ".bin",
-    ".pt",
-    ".pth",
-    ".ckpt",
-    ".gguf",
-    ".h5",
-    ".msgpack",
-}  # pickles, or no model of transformers
 TEMPLATE_LIMIT = 200_000  # characters: of a chat template, and of what it makes of a short conversation
 
 transformers_logging.disable_progress_bar()
@@ -47,11 +40,11 @@ def device() -> torch.device:
 
 def load_tokenizer(path: str | Path) -> Any:
     """The tokenizer of a model folder. Problem when it is missing, broken, or without EOS."""
-    folder = _folder(path)
+    folder = existing_folder(path)
     names = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
     if not any((folder / name).is_file() for name in names):
         raise Problem(f"{folder}: no tokenizer files; put the model's tokenizer.json there")
-    _refuse_code(folder)
+    refuse_code(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare Exceptions
@@ -69,9 +62,9 @@ def load_policy(path: str | Path, *, dtype: torch.dtype = torch.float32, on: str
     Problem when the folder holds no safetensors, an adapter only, code, another kind of model, tensors that
     are missing (transformers would fill them with random numbers without a word) or are not finite.
     """
-    folder = _folder(path)
-    check_weight_files(folder)
-    _refuse_code(folder)
+    folder = existing_folder(path)
+    weight_files(folder)
+    refuse_code(folder)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
@@ -105,41 +98,6 @@ def load_policy(path: str | Path, *, dtype: torch.dtype = torch.float32, on: str
     return model.eval().to(on or device())
 
 
-def check_weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder in name order; a Problem when they are not all there."""
-    files = sorted(folder.glob("*.safetensors"))
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            named = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError):
-            raise Problem(f"{index}: not an index of safetensors files; restore the folder") from None
-        for name in named:
-            if not (folder / Path(name).name).is_file():
-                raise Problem(f"{folder}: {name} is missing, but the index names it; restore the folder")
-    if (folder / "adapter_config.json").is_file():
-        raise Problem(f"{folder} holds an adapter, not a model; merge it into its base model first")
-    if not (folder / "config.json").is_file():
-        raise Problem(f"{folder}: config.json is missing; this is not a transformers model folder")
-    if not files:
-        others = sorted(p.name for p in folder.iterdir() if p.suffix in OTHER_WEIGHTS)
-        advice = f"{others[0]} is not loaded: convert it to safetensors" if others else "restore the folder"
-        raise Problem(f"{folder}: no *.safetensors; {advice}")
-    if len(files) > 1 and not index.is_file():
-        raise Problem(f"{folder}: {len(files)} safetensors files but no model.safetensors.index.json")
-    return files
-
-
-def weights_hash(path: str | Path) -> str:
-    """sha256 over the folder's safetensors files in name order (64 hex digits)."""
-    digest = hashlib.sha256()
-    for file in check_weight_files(_folder(path)):
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
-
-
 def save_model(model: Any, tokenizer: Any, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
     """Write a model folder whole or not at all; the same weights give the same bytes."""
     if (name := _not_finite(model)) is not None:
@@ -154,22 +112,6 @@ def save_model(model: Any, tokenizer: Any, path: str | Path, *, dtype: torch.dty
     with replaced_folder(Path(path)) as folder:
         model.to(dtype).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-
-
-@contextmanager
-def replaced_folder(path: Path) -> Iterator[Path]:
-    """Yield a new folder beside `path` that takes its place on success and vanishes on failure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh, stale = (path.with_name(f".{path.name}.{os.getpid()}.{word}") for word in ("partial", "stale"))
-    try:
-        fresh.mkdir()
-        yield fresh
-        if path.exists():
-            path.replace(stale)
-        fresh.replace(path)
-    finally:
-        for folder in (fresh, stale):
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def materialise(name_or_path: str, revision: str | None, into: str | Path) -> dict[str, Any]:
@@ -205,7 +147,7 @@ def materialise(name_or_path: str, revision: str | None, into: str | Path) -> di
 def _fetched(name: str, revision: str | None) -> tuple[Path, str | None]:
     local = Path(name)
     if local.exists():
-        return _folder(local), None
+        return existing_folder(local), None
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) or local.suffix in OTHER_WEIGHTS:
         raise Problem(f"{name}: no such folder, and not the id of a model on the Hub")
     if revision is None or revision in {"main", "master"}:
@@ -216,28 +158,7 @@ def _fetched(name: str, revision: str | None) -> tuple[Path, str | None]:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
     except Exception as error:  # offline, absent, gated: each its own class
         raise Problem(f"{name}@{revision}: cannot be downloaded: {_first_line(error)}") from None
-    return _folder(folder), folder.name
-
-
-def _folder(path: str | Path) -> Path:
-    folder = Path(path)
-    if not folder.exists():
-        raise Problem(f"{folder} does not exist; run the stage that makes it, or correct the path")
-    if not folder.is_dir():
-        raise Problem(f"{folder} is a file; a folder with config.json and *.safetensors is needed")
-    return folder
-
-
-def _refuse_code(folder: Path) -> None:
-    for file in (folder / "config.json", folder / "tokenizer_config.json"):
-        try:
-            content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        except (ValueError, RecursionError):
-            raise Problem(f"{file}: not valid JSON; restore the folder") from None
-        if isinstance(content, dict) and "auto_map" in content:
-            raise Problem(
-                f"{file}: auto_map asks to run the model's own code; only classes of transformers load"
-            )
+    return existing_folder(folder), folder.name
 
 
 def _generation_config(model: Any, tokenizer: Any) -> GenerationConfig:

@@ -6,8 +6,6 @@ runs it. TRL is imported by the stages, inside `run`: it takes seconds.
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import math
 import os
 import signal
@@ -21,7 +19,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from tasks.lib.policy.batches import minibatches
 from tasks.lib.policy.checkpoints import hf_checkpoint, mark_complete
-from tasks.lib.stage import Problem, Stage
+from tasks.lib.stage import Problem, Stage, known_keys
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports every trainer that is made
 OWNED = {
@@ -38,17 +36,6 @@ OWNED = {
     "push_to_hub": "a release is a folder",
     "truncation_mode": "rows that are too long are dropped, never cut",
 }
-
-
-def known_keys(where: str, given: Mapping[str, Any], Config: type) -> dict[str, Any]:
-    """`given`, when every key is a field of the dataclass `Config`; else a Problem naming the nearest key."""
-    fields = [field.name for field in dataclasses.fields(Config) if field.init]
-    for key in given:
-        if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1, cutoff=0.4)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise Problem(f"params.yaml: {where}.{key} is not a key of {Config.__name__}{hint}")
-    return dict(given)
 
 
 def configured(Config: type, stage: Stage, given: Mapping[str, Any], **defaults: Any) -> Any:
@@ -111,6 +98,8 @@ def ours(Base: Any) -> Any:
     `first_loss`. `lengths` and `ids` are those of the training rows.
     """
 
+    _score_trained_positions_only()
+
     class Trainer(Base):
         data_collator: Any
 
@@ -156,6 +145,16 @@ def ours(Base: Any) -> Any:
             """Nothing is sent."""
 
     return Trainer
+
+
+def _score_trained_positions_only() -> None:
+    """Logits of prompt tokens are not computed: TRL saves them under Triton alone, the loss is the same without.
+
+    It scores every position elsewhere so that shapes do not vary, which a CPU does not mind.
+    """
+    from trl.trainer import utils
+
+    utils._use_triton = lambda device: device.type in ("cpu", "cuda")
 
 
 class _Watch(TrainerCallback):

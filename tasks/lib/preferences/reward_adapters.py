@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from tasks.lib.policy.trainers import known_keys
 from tasks.lib.preferences.reward_model import head
-from tasks.lib.stage import Problem
+from tasks.lib.stage import Problem, known_keys
 
 Method = Literal["full", "lora", "head"]
 

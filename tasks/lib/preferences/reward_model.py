@@ -20,7 +20,8 @@ from torch import Tensor
 
 from tasks.lib.policy.batches import buckets, right_pad
 from tasks.lib.policy.chat import answer_ids, prompt_ids
-from tasks.lib.policy.models import check_weight_files, device
+from tasks.lib.policy.folders import weight_files
+from tasks.lib.policy.models import device
 from tasks.lib.preferences.rankings import Messages, prompt_id
 from tasks.lib.stage import Problem
 
@@ -110,7 +111,7 @@ def load_reward(path: str | Path) -> Any:
     folder = Path(path)
     if not folder.is_dir():
         raise Problem(f"{folder} does not exist; run the stage that makes it (reward)")
-    check_weight_files(folder)
+    weight_files(folder)
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(
             folder,

@@ -19,9 +19,7 @@ from tasks.lib.policy.checkpoints import (
     hf_checkpoint,
     mark_complete,
     optimizer_tensors,
-    random_tensors,
     restore_optimizer,
-    restore_random,
 )
 
 PARAMS = {"params": {"lr": 1e-3, "sizes": (1, 2)}, "inputs": {"models/sft": "abc"}}
@@ -110,7 +108,8 @@ def test_an_optimiser_goes_on_as_if_never_stopped(tmp_path: Path, kind: str) -> 
     weight, optimizer = start()
     steps(weight, optimizer, 3)
     checkpoint = Checkpoint(tmp_path, PARAMS)
-    checkpoint.save(3, {"weight": weight, **optimizer_tensors(optimizer), **random_tensors()}, None)
+    checkpoint.save(3, {"weight": weight, **optimizer_tensors(optimizer)}, None)
+    torch.manual_seed(1)
     steps(weight, optimizer, 3)
 
     resumed, other = start()
@@ -118,8 +117,7 @@ def test_an_optimiser_goes_on_as_if_never_stopped(tmp_path: Path, kind: str) -> 
     with torch.no_grad():
         resumed.copy_(tensors["weight"])
     restore_optimizer(other, tensors)
-    torch.manual_seed(99)
-    restore_random(tensors)
+    torch.manual_seed(1)
     steps(resumed, other, 3)
     assert torch.equal(resumed, weight)
 

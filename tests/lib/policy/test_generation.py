@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 from tiny_models import tiny_llama, tiny_tokenizer
+from transformers import GenerationConfig
 
-from tasks.lib.policy.generation import cut_after, generate
+from tasks.lib.policy.batches import left_pad
+from tasks.lib.policy.generation import generate
 from tasks.lib.policy.logprobs import answer_logprobs
 from tasks.lib.stage import Problem
 
@@ -31,17 +35,52 @@ def answers(model, prompts=PROMPTS, **changes) -> list[list[int]]:
     return generate(model, prompts, **settings | changes)
 
 
-@pytest.mark.parametrize(
-    ("ids", "expected"),
-    [
-        ([1, 5, 6, 7], [1]),  # EOS first
-        ([5, 6, 7, 1], [5, 6, 7, 1]),  # last
-        ([5, 6, 7, 8], [5, 6, 7, 8]),  # missing
-        ([5, 1, 1, 7], [5, 1]),  # double
-    ],
-)
-def test_an_answer_ends_with_its_first_eos(ids: list[int], expected: list[int]) -> None:
-    assert cut_after(ids, EOS) == expected
+@pytest.fixture
+def ending(model):
+    """A model whose answers end early, at different places."""
+    model.lm_head = torch.nn.Linear(model.config.hidden_size, model.config.vocab_size)
+    model.lm_head.weight.data.mul_(2)
+    model.lm_head.bias.data.zero_()[EOS] = 3.0
+    return model
+
+
+def test_an_answer_ends_with_its_first_eos_or_at_the_limit(ending) -> None:
+    drawn = answers(ending, PROMPTS * 50, batch_size=40)
+    assert {len(answer) for answer in drawn} == set(range(1, 7))
+    assert not any(EOS in answer[:-1] for answer in drawn)
+    assert all(answer[-1] == EOS for answer in drawn if len(answer) < 6)
+
+
+def test_greedy_answers_are_those_of_transformers(ending) -> None:
+    """Rows that ended leave the batch: the others must not notice. Its `generate` keeps them."""
+    chance = random.Random(0)
+    prompts = [[chance.randrange(2, 40) for _ in range(chance.randint(1, 12))] for _ in range(64)]
+    ids, is_token = left_pad(prompts, 0)
+    settings = GenerationConfig(max_new_tokens=6, eos_token_id=EOS, pad_token_id=0)
+    theirs = ending.generate(input_ids=ids, attention_mask=is_token.long(), generation_config=settings)
+    ours = answers(ending, prompts, temperature=0, batch_size=64)
+    assert len({len(answer) for answer in ours}) > 2
+    for mine, row in zip(ours, theirs[:, ids.shape[1] :].tolist(), strict=True):
+        assert mine + [0] * (len(row) - len(mine)) == row
+
+
+def test_draws_share_the_prompts_pass_and_nothing_else(ending) -> None:
+    single = answers(ending, temperature=0)
+    assert answers(ending, temperature=0, draws=3) == [answer for answer in single for _ in range(3)]
+    drawn = answers(ending, draws=3, batch_size=6)
+    assert len(drawn) == 12
+    assert len({tuple(answer) for answer in drawn[:3]}) > 1
+
+
+def test_the_nucleus_holds_the_likeliest_tokens_up_to_its_share(model) -> None:
+    """Draws come from the fewest tokens that together reach top_p, in the proportions of the softmax."""
+    logits = model(torch.tensor([[4]])).logits[0, -1]
+    likeliest, tokens = logits.softmax(-1).sort(descending=True)
+    size = int((likeliest.cumsum(-1) < 0.3).sum()) + 1
+    drawn = [a[0] for a in answers(model, [[4]], max_new_tokens=1, draws=4000, top_p=0.3)]
+    assert set(drawn) == set(tokens[:size].tolist())
+    share = likeliest[0].item() / likeliest[:size].sum().item()
+    assert drawn.count(int(tokens[0])) / 4000 == pytest.approx(share, abs=4 * (share / 4000) ** 0.5)
 
 
 def test_greedy_answers_depend_on_the_prompt_alone(model) -> None:
