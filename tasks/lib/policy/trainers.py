@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tasks.lib.policy.checkpoints import hf_checkpoint, mark_complete
 from tasks.lib.stage import Problem, Stage, known_keys
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports every trainer that is made
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # TRL asks transformers by the old name
 OWNED = {
     "output_dir": "checkpoints lie under .anneal/checkpoints",
     "seed": "set the shared key seed",
