@@ -23,7 +23,8 @@ from tasks.lib.policy.checkpoints import hf_checkpoint, mark_complete
 from tasks.lib.stage import Problem, Stage, known_keys
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports every trainer that is made
-warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # TRL asks transformers by the old name
+# TRL asks transformers by an old name
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
 OWNED = {
     "output_dir": "checkpoints lie under .anneal/checkpoints",
     "seed": "set the shared key seed",
