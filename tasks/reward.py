@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch  # noqa: F401  so that main seeds it and limits its threads
+import torch
 from pydantic import BaseModel, Field
 
 from tasks.lib.data.rows import read_parquet
@@ -24,9 +24,10 @@ from tasks.lib.policy.models import load_policy, load_tokenizer, save_model
 from tasks.lib.preferences import calibration
 from tasks.lib.preferences.agreement import verdicts
 from tasks.lib.preferences.baselines import bag_of_words
+from tasks.lib.preferences.ensemble import disagreement, ensemble_figures
 from tasks.lib.preferences.rankings import prompt_id
 from tasks.lib.preferences.reward_adapters import Method, adapt, merge
-from tasks.lib.preferences.reward_model import Group, from_policy, group_scores, grouped, normalise, tokenized
+from tasks.lib.preferences.reward_model import Group, from_policy, group_heads, grouped, normalise, tokenized
 from tasks.lib.preferences.reward_training import Training, train
 from tasks.lib.stage import Problem, Stage, main
 
@@ -42,6 +43,7 @@ BESIDE = {
 
 
 class Params(BaseModel, extra="forbid"):
+    heads: int = Field(default=1, ge=1)
     method: Method = "full"
     lora: dict[str, Any] = {}
     training: Training = Training()
@@ -53,12 +55,12 @@ class Params(BaseModel, extra="forbid"):
 def run(params: Params, stage: Stage) -> None:
     train_rows, heldout = read_parquet(TRAIN), read_parquet(HELDOUT)
     tokenizer = load_tokenizer("models/sft")
-    model = from_policy(load_policy("models/sft"), stage.seed_of("head"))
+    model = from_policy(load_policy("models/sft"), stage.seed_of("head"), params.heads)
     adapt(model, params.method, params.lora)
     groups = _fitting(model, tokenizer, grouped(train_rows), TRAIN)
     fingerprint = {
         **params.training.model_dump(exclude={"checkpoint_every"}),
-        **params.model_dump(include={"method", "lora"}),
+        **params.model_dump(include={"heads", "method", "lora"}),
         "seed": stage.seed,
         "models/sft": weights_hash("models/sft"),
         str(TRAIN): file_hash(TRAIN),
@@ -78,13 +80,13 @@ def run(params: Params, stage: Stage) -> None:
     candidates = read_parquet(CANDIDATES)[: params.reference_prompts]
     reference = [Group(c["id"], c["prompt"], c["answers"]) for c in candidates]
     reference = _fitting(model, tokenizer, reference, CANDIDATES)
-    of_reference = group_scores(model, reference, batch_size=params.batch_size)
-    normalise(model, [reward for of_prompt in of_reference for reward in of_prompt])
+    normalise(model, torch.cat(group_heads(model, reference, batch_size=params.batch_size)))
 
     heldout_groups = _fitting(model, tokenizer, grouped(heldout), HELDOUT)
-    scores = group_scores(model, heldout_groups, batch_size=params.batch_size)
+    by_head = group_heads(model, heldout_groups, batch_size=params.batch_size)
+    scores = [of_group.mean(-1).tolist() for of_group in by_head]
     words = bag_of_words(groups, heldout_groups)
-    figures, bins = _judge(heldout, heldout_groups, scores, words, params, stage)
+    figures, bins = _judge(heldout, heldout_groups, by_head, words, params, stage)
     if params.require_above_chance and figures["pair_accuracy"] <= 0.5:
         raise Problem(
             f"reward: held-out pairs are ordered right in {figures['pair_accuracy']:.3f} of "
@@ -135,12 +137,14 @@ def _fitting(model: Any, tokenizer: Any, groups: list[Group], path: Path) -> lis
 def _judge(
     heldout: Rows,
     groups: list[Group],
-    scores: list[list[float]],
+    by_head: list[torch.Tensor],
     words: list[list[float]],
     params: Params,
     stage: Stage,
 ) -> tuple[dict[str, Any], Rows]:
-    """Figures on held-out rankings from raw rewards (and those of the bag of words), and reliability bins."""
+    """Figures on held-out rankings from raw rewards (K, heads) of every prompt (and from those of the bag of
+    words), and reliability bins."""
+    scores = [of_group.mean(-1).tolist() for of_group in by_head]
     fits = {group.prompt_id for group in groups}
     keyed = [{**row, "prompt_id": prompt_id(row["prompt"])} for row in heldout]
     keyed = [row for row in keyed if row["prompt_id"] in fits]
@@ -174,7 +178,14 @@ def _judge(
         "ece_scaled": calibration.calibration_error(scaled),
         "temperature": calibration.temperature(margins),
     }
-    return figures, bins
+    judged_by_head = [
+        calibration.judged_pairs(
+            votes, _by_answer(groups, [of_group[:, head].tolist() for of_group in by_head])
+        )
+        for head in range(params.heads)
+    ]
+    apart = [disagreement(of_group, figures["temperature"]) for of_group in by_head]
+    return figures | ensemble_figures(judged, judged_by_head, apart), bins
 
 
 def _by_answer(groups: list[Group], scores: list[list[float]]) -> dict[tuple[str, str], float]:

@@ -1,6 +1,6 @@
 """sample: several different answers per prompt from the SFT model, for people to rank.
 
-Reads   models/sft, data/curated/preference.parquet
+Reads   models/sft, data/curated/preference.parquet, the reward model if `reward` names one
 Writes  data/candidates/candidates.parquet, data/candidates/labelstudio_{tasks.json,config.xml} (import these
         two into Label Studio for a real annotation round; sample.tasks: other tools), reports/sample.json
 Run     python -m tasks.sample
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch  # noqa: F401  so that main seeds it and limits its threads
@@ -21,6 +22,7 @@ from tasks.lib.policy.folders import weights_hash
 from tasks.lib.policy.generation import generate
 from tasks.lib.policy.models import load_policy, load_tokenizer
 from tasks.lib.preferences.annotation_tasks import Kind, task_files
+from tasks.lib.preferences.ensemble import disputes
 from tasks.lib.preferences.rankings import words
 from tasks.lib.stage import Problem, Stage, main, replaced, write_json
 
@@ -31,6 +33,8 @@ BATCHES_PER_CALL = 8  # rows of like length share a batch within a call; progres
 
 class Params(BaseModel, extra="forbid"):
     prompts: int = Field(default=900, ge=1)
+    reward: str | None = None  # folder of an earlier ensemble: prompts about which its heads disagree most
+    pool: int = Field(default=4, ge=1)  # that many prompts for one chosen so
     answers: int = Field(default=4, ge=2, le=9)
     oversample: int = Field(default=2, ge=1)
     max_new_tokens: int = Field(default=16, ge=1)
@@ -43,9 +47,8 @@ class Params(BaseModel, extra="forbid"):
 def run(params: Params, stage: Stage) -> None:
     model, tokenizer = load_policy(MODEL), load_tokenizer(MODEL)
     rows = sorted(read_parquet(Path("data/curated/preference.parquet")), key=lambda row: row["id"])
-    rows = rows[
-        : params.prompts
-    ]  # ids are hashes: the first are a random choice that stays when rows are added
+    # ids are hashes: the first are a random choice that stays when rows are added
+    rows = rows[: params.prompts * (params.pool if params.reward else 1)]
     drawn = _draw(model, tokenizer, [row["messages"] for row in rows], params, stage)
 
     sampling = params.model_dump(include={"temperatures", "top_p", "max_new_tokens", "oversample"})
@@ -68,6 +71,9 @@ def run(params: Params, stage: Stage) -> None:
                 }
             )
     figures = _figures(drawn, candidates, params.answers, tokenizer)
+    if params.reward:
+        candidates, asked = _most_disputed(candidates, Path(params.reward), params)
+        figures |= asked
     if not candidates:
         raise Problem(
             f"sample: the model gave the same answer every time to each of {len(rows)} prompts; there is "
@@ -127,6 +133,20 @@ def _different(draws: list[tuple[str, bool]], wanted: int) -> list[str]:
 def _is_readable(text: str) -> bool:
     """False for control characters and broken UTF-8: people cannot rank it, and NUL breaks the export."""
     return "\ufffd" not in text and all(c.isprintable() or c in "\n\t" for c in text)
+
+
+def _most_disputed(
+    candidates: list[dict[str, Any]], folder: Path, params: Params
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The candidates that the heads of a reward ensemble disagree about most, in their order, and figures."""
+    apart = dict(disputes(folder, candidates, batch_size=params.batch_size))
+    chosen = sorted(apart, key=lambda place: (-apart[place], candidates[place]["id"]))[: params.prompts]
+    figures = {
+        "pool": len(candidates),
+        "disagreement_pool": fmean(apart.values()) if apart else 0.0,
+        "disagreement_chosen": fmean(apart[place] for place in chosen) if chosen else 0.0,
+    }
+    return [candidates[place] for place in sorted(chosen)], figures
 
 
 def _figures(

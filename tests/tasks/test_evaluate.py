@@ -48,7 +48,7 @@ def inputs(workspace: Path) -> Path:
         save_model(model, tokenizer, Path("models") / name)
     torch.manual_seed(0)
     reward = from_policy(model, seed=0)
-    normalise(reward, [-1.0, 1.0])
+    normalise(reward, torch.tensor([[-1.0], [1.0]]))
     save_model(reward, tokenizer, Path("models/reward"))
     held_out()
     Path("data/raw").mkdir(parents=True)

@@ -17,6 +17,7 @@ import torch
 from tasks import annotate, preferences, reward
 from tasks.lib.policy.models import load_policy
 from tasks.lib.preferences.reward_model import load_reward
+from tasks.lib.preferences.scoring import scored
 from tasks.lib.stage import Problem, Stage, read_params
 
 HOW = {"epochs": 8, "prompts_per_step": 4, "learning_rate": 3e-3, "checkpoint_every": 2}
@@ -72,6 +73,21 @@ def test_few_weights_learn_too_and_end_as_an_ordinary_model(annotated, method):
     assert after.keys() == before.keys()
     moved = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
     assert bool(moved) == (method == "lora") and all("proj" in name for name in moved)
+
+
+def test_an_ensemble_says_how_far_its_heads_disagree(annotated):
+    reward.run(reward.Params(heads=4, training={**HOW, "share_prompt": True}), Stage("reward", seed=1))
+    figures = json.loads(Path("reports/reward.json").read_text())
+    assert figures["pair_accuracy"] > 0.6 and 0 < figures["disagreement"] < 0.5
+    assert {"accuracy_agreed", "accuracy_head_mean", "contested_share"} <= figures.keys()
+    model = load_reward("models/reward")
+    assert model.score.out_features == model.config.reward_heads == len(model.config.reward_head_means) == 4
+    right, wrong = (["good", "bad"], ["bad", "good. Happy to help!"])
+    rows = [{"prompt": "The song was fine", "answers": answers} for answers in (right, wrong)]
+    rows += [{"prompt": "The song was fine", "answer": "good"}]
+    first, _, alone = scored(Path("models/reward"), [("row", row) for row in rows])
+    assert 0 < first["disagreement"] < 0.5 and alone["disagreement"] > 0
+    assert alone["reward"] == pytest.approx(first["rewards"][0], abs=1e-5)
 
 
 def test_settings_of_lora_without_lora_or_misspelt_are_refused(annotated):

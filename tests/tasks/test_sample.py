@@ -7,10 +7,14 @@ from pathlib import Path
 
 import preference_world as world
 import pytest
+import torch
 
 from tasks import sample
 from tasks.lib.data.rows import read_parquet
+from tasks.lib.policy.models import save_model
+from tasks.lib.preferences.ensemble import disputes
 from tasks.lib.preferences.rankings import words
+from tasks.lib.preferences.reward_model import from_policy, normalise
 from tasks.lib.stage import Problem, Stage
 
 FILES = [
@@ -86,3 +90,34 @@ def test_a_model_that_always_says_the_same_is_a_problem(model, monkeypatch):
 def test_a_missing_model_is_said_by_name(workspace):
     with pytest.raises(Problem, match="models/sft does not exist"):
         run()
+
+
+def test_an_ensemble_chooses_the_prompts_that_its_heads_disagree_about(model):
+    ensemble = from_policy(world.policy(seed=1), seed=1, heads=3)
+    normalise(ensemble, torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 3.0]]))
+    save_model(ensemble, world.tokenizer(), "models/earlier")
+    everything = {row["id"]: row for row in pool_of(24)}
+    run(reward="models/earlier", pool=4)
+    chosen = read_parquet(Path(FILES[0]))
+    assert len(chosen) == 6 and {row["id"] for row in chosen} <= everything.keys()
+    rows = list(everything.values())
+    apart = {rows[place]["id"]: d for place, d in disputes(Path("models/earlier"), rows, batch_size=8)}
+    left = [d for name, d in apart.items() if name not in {row["id"] for row in chosen}]
+    assert min(apart[row["id"]] for row in chosen) >= max(left)
+    figures = json.loads(Path(FILES[2]).read_text())
+    assert figures["disagreement_chosen"] > figures["disagreement_pool"] > 0
+    assert figures["pool"] == len(everything)
+
+
+def pool_of(prompts: int) -> list[dict]:
+    """The candidates that the ensemble may choose from: what a larger choice by hash gives."""
+    run(prompts=prompts)
+    return read_parquet(Path(FILES[0]))
+
+
+def test_a_reward_model_of_one_head_cannot_choose(model):
+    single = from_policy(world.policy(seed=1), seed=1)
+    normalise(single, torch.tensor([[0.0], [1.0]]))
+    save_model(single, world.tokenizer(), "models/earlier")
+    with pytest.raises(Problem, match=r"models/earlier: a reward model of one head"):
+        run(reward="models/earlier")

@@ -52,7 +52,8 @@ class ActorCritic(nn.Module):
                 self.value_head = nn.Linear(reward_model.config.hidden_size, 1)
                 mean = getattr(reward_model.config, "reward_mean", 0.0)
                 std = getattr(reward_model.config, "reward_std", 1.0)
-                self.value_head.weight.copy_(reward_model.score.weight / std)
+                heads = getattr(reward_model.config, "reward_heads", 1)
+                self.value_head.weight.copy_(reward_model.score.weight[:heads].mean(0, keepdim=True) / std)
                 self.value_head.bias.fill_(-mean / std)
         self.to(policy.device).eval()
 

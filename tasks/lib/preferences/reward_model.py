@@ -1,7 +1,9 @@
 """The reward model: the policy's body with a linear head that reads the last token of an answer.
 
-Stored as a transformers AutoModelForSequenceClassification(num_labels=1) folder. config.json also holds
-`reward_mean` and `reward_std`, the raw rewards of reference answers: `score` gives (raw - mean) / std.
+Stored as a transformers AutoModelForSequenceClassification folder with an output per head: the reward is the
+mean of the first `reward_heads` (1 where config.json does not say), an ensemble on one body (ensemble.py).
+config.json also holds `reward_mean` and `reward_std`, the raw rewards of reference answers: `score` gives
+(raw - mean) / std.
 transformers' own forward of such a model looks for the last token by pad id, which is wrong where the pad
 token is the EOS; here lengths say where it stands.
 """
@@ -26,15 +28,17 @@ from tasks.lib.preferences.rankings import Messages, prompt_id
 from tasks.lib.stage import Problem
 
 
-def from_policy(policy: Any, seed: int) -> Any:
-    """A reward model on the policy's body; head N(0, 1/sqrt(d + 1)) without bias (arXiv 2009.01325).
+def from_policy(policy: Any, seed: int, heads: int = 1) -> Any:
+    """A reward model on the policy's body; heads N(0, 1/sqrt(d + 1)) without bias (arXiv 2009.01325).
 
     Problem when the architecture has no sequence classification in transformers.
     """
     from transformers import AutoModelForSequenceClassification
 
     config = copy.deepcopy(policy.config)
-    config.num_labels = 1
+    config.num_labels = heads
+    if heads > 1:
+        config.reward_heads = heads
     try:
         model = AutoModelForSequenceClassification.from_config(config)
     except ValueError:
@@ -50,7 +54,7 @@ def from_policy(policy: Any, seed: int) -> Any:
 
 
 def head(model: Any) -> Any:
-    """The linear layer (1, d) from a hidden state to a reward; Problem when the model has none."""
+    """The linear layer (outputs, d) from a hidden state to rewards; Problem when the model has none."""
     layer = getattr(model, "score", None)
     if not isinstance(layer, torch.nn.Linear) or layer.bias is not None:
         raise Problem(
@@ -59,25 +63,40 @@ def head(model: Any) -> Any:
     return layer
 
 
-def rewards(model: Any, sequences: Sequence[Sequence[int]]) -> Tensor:
-    """Raw rewards (B,) of token sequences (prompt, answer, EOS), each read at its last token by length."""
+def heads_of(model: Any, outputs: Tensor) -> Tensor:
+    """The raw rewards by head (..., heads) among all outputs of the model."""
+    return outputs[..., : getattr(model.config, "reward_heads", 1)]
+
+
+def outputs(model: Any, sequences: Sequence[Sequence[int]]) -> Tensor:
+    """All outputs (B, N) for token sequences (prompt, answer, EOS), each read at its last token by length."""
     pad = model.config.pad_token_id or 0  # any id does: padding stands after the token that is read
     ids, is_token = (x.to(model.device) for x in right_pad(sequences, pad))
     states = model.base_model(
         input_ids=ids, attention_mask=is_token.long(), use_cache=False
     ).last_hidden_state
     last = is_token.sum(1) - 1
-    return head(model)(states[torch.arange(len(ids), device=ids.device), last]).squeeze(-1).float()
+    return head(model)(states[torch.arange(len(ids), device=ids.device), last]).float()
+
+
+def rewards(model: Any, sequences: Sequence[Sequence[int]]) -> Tensor:
+    """Raw rewards (B,) of token sequences: the mean of the heads."""
+    return heads_of(model, outputs(model, sequences)).mean(-1)
 
 
 @torch.no_grad()
-def raw_scores(model: Any, sequences: Sequence[Sequence[int]], *, batch_size: int) -> list[float]:
-    """Raw rewards in the order of `sequences`, from batches of like length."""
-    found = [0.0] * len(sequences)
+def raw_outputs(model: Any, sequences: Sequence[Sequence[int]], *, batch_size: int) -> Tensor:
+    """All outputs (B, N) in the order of `sequences`, from batches of like length, on the CPU."""
+    found = torch.empty(len(sequences), head(model).out_features)
     for batch in buckets([len(sequence) for sequence in sequences], batch_size):
-        for i, reward in zip(batch, rewards(model, [sequences[i] for i in batch]).tolist(), strict=True):
-            found[i] = reward
+        found[batch] = outputs(model, [sequences[i] for i in batch]).cpu()
     return found
+
+
+def raw_scores(model: Any, sequences: Sequence[Sequence[int]], *, batch_size: int) -> list[float]:
+    """Raw rewards in the order of `sequences`."""
+    found = heads_of(model, raw_outputs(model, sequences, batch_size=batch_size)).mean(-1)
+    return [float(reward) for reward in found.tolist()]
 
 
 def score(
@@ -92,9 +111,12 @@ def score(
     return [(raw - mean) / std for raw in raw_scores(model, sequences, batch_size=batch_size)]
 
 
-def normalise(model: Any, reference: Sequence[float]) -> None:
-    """Keep mean and (population) std of reference answers' raw rewards. Problem if they are constant."""
-    raw = torch.tensor(reference, dtype=torch.float64)
+def normalise(model: Any, reference: Tensor) -> None:
+    """Keep mean and (population) std of reference answers' raw rewards (B, heads), and of an ensemble the mean of
+    every head. Problem if they are constant."""
+    if reference.shape[1] > 1:
+        model.config.reward_head_means = reference.double().mean(0).tolist()
+    raw = reference.mean(-1).double()
     std = float(raw.std(correction=0))
     if not math.isfinite(std) or std < 1e-6:
         raise Problem(
@@ -187,11 +209,16 @@ def tokenized(tokenizer: Any, groups: Sequence[Group], room: int | None) -> list
     return fitting
 
 
+def group_heads(model: Any, groups: Sequence[Group], *, batch_size: int) -> list[Tensor]:
+    """Raw rewards (K, heads) of the answers of every group, by head."""
+    flat = [ids for group in groups for ids in group.sequences]
+    found = heads_of(model, raw_outputs(model, flat, batch_size=batch_size))
+    return list(found.split([len(group.sequences) for group in groups]))
+
+
 def group_scores(model: Any, groups: Sequence[Group], *, batch_size: int) -> list[list[float]]:
     """Raw rewards of every answer of every group."""
-    flat = [ids for group in groups for ids in group.sequences]
-    scores = iter(raw_scores(model, flat, batch_size=batch_size))
-    return [[next(scores) for _ in group.sequences] for group in groups]
+    return [of_group.mean(-1).tolist() for of_group in group_heads(model, groups, batch_size=batch_size)]
 
 
 def batch_ranks(groups: Sequence[Group]) -> tuple[Tensor, Tensor]:

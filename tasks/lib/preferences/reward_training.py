@@ -9,13 +9,15 @@ from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, Field, model_validator
+from torch import Tensor
 
 from tasks.lib.policy.checkpoints import Checkpoint, optimizer_tensors, restore_optimizer
 from tasks.lib.policy.muon import Muon
 from tasks.lib.preferences.agreement import reliability, verdicts
+from tasks.lib.preferences.ensemble import bootstrap_counts
 from tasks.lib.preferences.ranking_loss import pairs, ranking_loss
-from tasks.lib.preferences.reward_model import Group, batch_ranks, rewards
-from tasks.lib.preferences.shared_prompt import refuse_unless_equal, shared_rewards
+from tasks.lib.preferences.reward_model import Group, batch_ranks, heads_of, outputs
+from tasks.lib.preferences.shared_prompt import refuse_unless_equal, shared_outputs
 from tasks.lib.stage import Problem, asked_to_stop
 
 History = list[dict[str, float]]
@@ -80,7 +82,7 @@ def train(
         for step, batch in enumerate(batches[len(history) :], len(history) + 1):
             for group in optimizer.param_groups:
                 group["lr"] = how.learning_rate * schedule(step, len(batches), how.warmup_share)
-            history.append({"step": step, **_step(model, optimizer, batch, how, weight_of)})
+            history.append({"step": step, **_step(model, optimizer, batch, how, weight_of, seed)})
             progress(step, len(batches), loss=history[-1]["loss"], accuracy=history[-1]["accuracy"])
             if signals or (step % how.checkpoint_every == 0 and step < len(batches)):
                 weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
@@ -119,29 +121,16 @@ def _step(
     batch: list[Group],
     how: Training,
     weight_of: dict[str, float] | None,
+    seed: int,
 ) -> dict[str, float]:
-    """One optimiser step; each answer is scored once, whatever the number of annotators and pairs."""
+    """One optimiser step; each answer is scored once, whatever the number of annotators, pairs and heads."""
     places, ranks = (x.to(model.device) for x in batch_ranks(batch))
     if how.share_prompt:
-        scores = shared_rewards(model, batch)[places]
+        found = shared_outputs(model, batch)
     else:
-        scores = rewards(model, [ids for group in batch for ids in group.sequences])[places]
-    margins = weights = None
-    if how.strength_margin:
-        strengths = [strength for group in batch for strength in group.strengths]
-        margins = scores.new_tensor(strengths) * how.strength_margin
-    if weight_of is not None:  # 1e-6: a batch of annotators without weight is no division by 0
-        who = [name for group in batch for name in group.annotators]
-        weights = scores.new_tensor([weight_of.get(name, 0.0) + 1e-6 for name in who])
-    loss = ranking_loss(
-        scores,
-        ranks,
-        ties=how.ties,
-        tie_parameter=how.tie_parameter,
-        centring=how.centring,
-        margins=margins,
-        weights=weights,
-    )
+        found = outputs(model, [ids for group in batch for ids in group.sequences])
+    by_head = heads_of(model, found)[places]  # (R, K, heads)
+    loss = _loss(by_head, ranks, batch, how, weight_of, seed)
     if not torch.isfinite(loss):
         rows = ", ".join(row for group in batch for row in group.rows[:1])[:200]
         raise Problem(
@@ -153,9 +142,45 @@ def _step(
     torch.nn.utils.clip_grad_norm_(model.parameters(), how.max_grad_norm)
     optimizer.step()
     row, better, worse, is_tie = pairs(ranks)
-    apart = (scores[row, better] - scores[row, worse]).detach()[~is_tie]
+    scores = by_head.detach().mean(-1)
+    apart = (scores[row, better] - scores[row, worse])[~is_tie]
     accuracy = (apart > 0).double().mean().item() if len(apart) else 0.5
     return {"loss": loss.item(), "accuracy": accuracy}
+
+
+def _loss(
+    by_head: Tensor,
+    ranks: Tensor,
+    batch: list[Group],
+    how: Training,
+    weight_of: dict[str, float] | None,
+    seed: int,
+) -> Tensor:
+    """Mean over the heads of the ranking loss, for each on its own sample of the prompts; by_head (R, K, heads)."""
+    heads, margins, annotator_weights = by_head.shape[-1], None, None
+    if how.strength_margin:
+        strengths = [strength for group in batch for strength in group.strengths]
+        margins = by_head.new_tensor(strengths) * how.strength_margin
+    if weight_of is not None:  # 1e-6: a batch of annotators without weight is no division by 0
+        who = [name for group in batch for name in group.annotators]
+        annotator_weights = by_head.new_tensor([weight_of.get(name, 0.0) + 1e-6 for name in who])
+    samples = [bootstrap_counts(group.prompt_id, heads, seed) for group in batch for _ in group.ranks]
+    losses = []
+    for scores, counts in zip(by_head.unbind(-1), by_head.new_tensor(samples).T, strict=True):
+        weights = annotator_weights
+        if heads > 1:
+            weights = (counts if weights is None else weights * counts) + 1e-6
+        loss = ranking_loss(
+            scores,
+            ranks,
+            ties=how.ties,
+            tie_parameter=how.tie_parameter,
+            centring=how.centring,
+            margins=margins,
+            weights=weights,
+        )
+        losses.append(loss * counts.mean())  # a batch that a head hardly drew moves it little
+    return torch.stack(losses).mean()
 
 
 def _batches(groups: Sequence[Group], how: Training, seed: int) -> list[list[Group]]:

@@ -16,10 +16,18 @@ from tasks.lib.policy.chat import answer_ids, prompt_ids
 from tasks.lib.policy.models import load_tokenizer
 from tasks.lib.preferences import calibration
 from tasks.lib.preferences.agreement import verdicts
+from tasks.lib.preferences.ensemble import disagreement
 from tasks.lib.preferences.exports import read_export
 from tasks.lib.preferences.rankings import cleaned, prompt_id, prompt_of
 from tasks.lib.preferences.ratings import ANSWERS
-from tasks.lib.preferences.reward_model import group_scores, grouped, load_reward, score, tokenized
+from tasks.lib.preferences.reward_model import (
+    group_scores,
+    grouped,
+    heads_of,
+    load_reward,
+    raw_outputs,
+    tokenized,
+)
 from tasks.lib.stage import Problem
 
 Row = dict[str, Any]
@@ -43,25 +51,24 @@ def read_rows(file: str) -> Iterator[tuple[str, Row]]:
 
 def scored(folder: Path, rows: Iterable[tuple[str, Row]], batch_size: int = 64) -> Iterator[Row]:
     """The rows with their rewards: {prompt, answer} gets `reward`; {prompt, answers} gets `rewards` and, with
-    the temperature that the model was calibrated to, `probabilities` of being the best of these answers."""
+    the temperature that the model was calibrated to, `probabilities` of being the best of these answers. With an
+    ensemble both get `disagreement`: the heads' standard deviation, of the reward, or of a pair's probability."""
     model, tokenizer = load_reward(folder), load_tokenizer(folder)
     room = getattr(model.config, "max_position_embeddings", None)
     waiting = iter(rows)
     while chunk := list(islice(waiting, AT_A_TIME)):
-        prompts, answers, counts = [], [], []
+        sequences, counts = [], []
         for where, row in chunk:
             texts = _answers(where, row)
             start = prompt_ids(tokenizer, prompt_of(where, row))
             for text in texts:
-                prompts.append(start)
-                answers.append(answer_ids(tokenizer, text))
-                if room and len(start) + len(answers[-1]) > room:
+                sequences.append([*start, *answer_ids(tokenizer, text)])
+                if room and len(sequences[-1]) > room:
                     raise Problem(f"{where}: prompt and answer are longer than the model's {room} tokens")
             counts.append(len(texts))
-        rewards = iter(score(model, prompts, answers, batch_size=batch_size))
-        for (_, row), count in zip(chunk, counts, strict=True):
-            found = [next(rewards) for _ in range(count)]
-            yield {**row, **_said(model, found)} if "answers" in row else {**row, "reward": found[0]}
+        by_head = heads_of(model, raw_outputs(model, sequences, batch_size=batch_size))
+        for (_, row), of_row in zip(chunk, by_head.split(counts), strict=True):
+            yield {**row, **(_of_answers if "answers" in row else _of_answer)(model, of_row)}
 
 
 def _answers(where: str, row: Row) -> list[str]:
@@ -72,12 +79,26 @@ def _answers(where: str, row: Row) -> list[str]:
     return texts
 
 
-def _said(model: Any, rewards: list[float]) -> Row:
+def _of_answer(model: Any, by_head: torch.Tensor) -> Row:
+    """What is said of one answer, from its raw rewards (1, heads)."""
+    mean, std = model.config.reward_mean, model.config.reward_std
+    said: Row = {"reward": (by_head.mean().item() - mean) / std}
+    if by_head.shape[1] > 1:
+        centred = by_head.double() - torch.tensor(model.config.reward_head_means, dtype=torch.float64)
+        said["disagreement"] = centred.std(correction=0).item() / std
+    return said
+
+
+def _of_answers(model: Any, by_head: torch.Tensor) -> Row:
+    """What is said of the answers to one prompt, from their raw rewards (K, heads)."""
+    raw = by_head.mean(-1).double()
     temperature = getattr(model.config, "reward_temperature", None)
-    if temperature is None:
-        return {"rewards": rewards}
-    raw = torch.tensor(rewards, dtype=torch.float64) * model.config.reward_std
-    return {"rewards": rewards, "probabilities": (raw / temperature).softmax(0).tolist()}
+    said: Row = {"rewards": ((raw - model.config.reward_mean) / model.config.reward_std).tolist()}
+    if temperature is not None:
+        said["probabilities"] = (raw / temperature).softmax(0).tolist()
+    if by_head.shape[1] > 1:
+        said["disagreement"] = disagreement(by_head, temperature or 1.0)
+    return said
 
 
 def accuracy_by_source(folder: Path, file: Path, batch_size: int = 64) -> dict[str, tuple[float, int]]:

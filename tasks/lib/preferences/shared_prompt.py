@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tasks.lib.preferences.reward_model import Group, head, rewards
+from tasks.lib.preferences.reward_model import Group, head, outputs
 from tasks.lib.stage import Problem
 
 
-def shared_rewards(model: Any, groups: Sequence[Group]) -> Tensor:
-    """Raw rewards (N,) of all answers of the groups in their order, as `rewards` gives them."""
+def shared_outputs(model: Any, groups: Sequence[Group]) -> Tensor:
+    """All outputs (B, N) for all answers of the groups in their order, as `outputs` gives them."""
     rows = [_row(group.sequences) for group in groups]
     width = max(len(ids) for ids, _, _, _ in rows)
     ids, positions, branch = (torch.zeros(len(rows), width, dtype=torch.long) for _ in range(3))
@@ -33,7 +33,7 @@ def shared_rewards(model: Any, groups: Sequence[Group]) -> Tensor:
     ).last_hidden_state
     lasts = [(place, last) for place, (_, _, _, ends) in enumerate(rows) for last in ends]
     row, last = torch.tensor(lasts, device=ids.device).unbind(1)
-    return head(model)(states[row, last]).squeeze(-1).float()
+    return head(model)(states[row, last]).float()
 
 
 def _row(sequences: Sequence[Sequence[int]]) -> tuple[list[int], list[int], list[int], list[int]]:
@@ -63,7 +63,7 @@ def _mask(branch: Tensor, dtype: torch.dtype) -> Tensor:
 @torch.no_grad()
 def refuse_unless_equal(model: Any, group: Group) -> None:
     """Problem when a model reads a shared prompt otherwise than one sequence per answer (sliding windows)."""
-    apart = (shared_rewards(model, [group]) - rewards(model, group.sequences)).abs().max().item()
+    apart = (shared_outputs(model, [group]) - outputs(model, group.sequences)).abs().max().item()
     if not apart < 1e-3:
         raise Problem(
             f"reward.training.share_prompt: {model.config.model_type} does not read a shared prompt as it "

@@ -67,6 +67,13 @@ def reward_model(seed: int = 5) -> Any:
     return model
 
 
+def test_the_critic_begins_as_the_mean_of_an_ensembles_heads() -> None:
+    ensemble = LlamaForSequenceClassification(LlamaConfig(**TINY, num_labels=3, reward_heads=2)).eval()
+    weight = ensemble.score.weight.detach()
+    critic = ActorCritic(policy(), ensemble)
+    assert torch.allclose(critic.value_head.weight, (weight[:1] + weight[1:2]) / 2)
+
+
 def models(**changes: Any) -> ActorCritic:
     return ActorCritic(policy(), **changes)
 

@@ -20,13 +20,14 @@ from tasks.lib.preferences.reward_model import (
     grouped,
     load_reward,
     normalise,
+    raw_outputs,
     raw_scores,
     rewards,
     score,
     tokenized,
 )
 from tasks.lib.preferences.reward_training import Training, reliability_weights, schedule, train
-from tasks.lib.preferences.shared_prompt import refuse_unless_equal, shared_rewards
+from tasks.lib.preferences.shared_prompt import refuse_unless_equal, shared_outputs
 from tasks.lib.stage import Problem
 
 PROMPT = [{"role": "user", "content": "The film was fine"}]
@@ -84,7 +85,7 @@ def test_without_padding_it_is_transformers_own_forward(model):
 
 def test_normalised_scores_have_mean_0_and_std_1_on_the_reference(model, tmp_path):
     prompts, answers = [[5, 6]] * 4, [[7, 1], [8, 1], [9, 10, 1], [11, 1]]
-    normalise(model, raw_scores(model, [p + a for p, a in zip(prompts, answers, strict=True)], batch_size=4))
+    normalise(model, raw_outputs(model, [p + a for p, a in zip(prompts, answers, strict=True)], batch_size=4))
     scores = torch.tensor(score(model, prompts, answers, batch_size=2))
     assert scores.mean().item() == pytest.approx(0, abs=1e-5)
     assert scores.std(correction=0).item() == pytest.approx(1, abs=1e-5)
@@ -95,7 +96,7 @@ def test_normalised_scores_have_mean_0_and_std_1_on_the_reference(model, tmp_pat
 
 def test_constant_rewards_are_refused(model):
     with pytest.raises(Problem, match=r"gives every answer 0\.5"):
-        normalise(model, [0.5, 0.5, 0.5])
+        normalise(model, torch.full((3, 1), 0.5))
 
 
 def test_a_folder_that_is_no_reward_model_is_refused(model, tmp_path):
@@ -105,7 +106,7 @@ def test_a_folder_that_is_no_reward_model_is_refused(model, tmp_path):
     save_model(world_policy, world.tokenizer(), tmp_path / "policy")
     with pytest.raises(Problem, match=r"not a reward model"):
         load_reward(tmp_path / "policy")
-    normalise(model, [0.0, 1.0])
+    normalise(model, torch.tensor([[0.0], [1.0]]))
     save_model(model, world.tokenizer(), tmp_path / "reward")
     config = json.loads((tmp_path / "reward/config.json").read_text())
     (tmp_path / "reward/config.json").write_text(
@@ -118,7 +119,7 @@ def test_a_folder_that_is_no_reward_model_is_refused(model, tmp_path):
 def test_a_weight_that_is_not_finite_is_refused(model, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    normalise(model, [0.0, 1.0])
+    normalise(model, torch.tensor([[0.0], [1.0]]))
     save_model(model, world.tokenizer(), tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     tensors["score.weight"][0, 0] = math.nan
@@ -176,7 +177,7 @@ def test_a_shared_prompt_gives_the_rewards_of_whole_sequences(model, tokenizer):
     ]
     batch = tokenized(tokenizer, grouped(rows), None)
     sequences = [ids for group in batch for ids in group.sequences]
-    apart, together = rewards(model, sequences), shared_rewards(model, batch)
+    apart, together = rewards(model, sequences), shared_outputs(model, batch).squeeze(1)
     assert together.tolist() == pytest.approx(apart.tolist(), abs=1e-6)
     weight = model.base_model.layers[0].self_attn.q_proj.weight
     ours, theirs = (torch.autograd.grad(scores.square().sum(), weight)[0] for scores in (together, apart))

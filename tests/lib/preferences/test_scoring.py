@@ -9,6 +9,7 @@ from pathlib import Path
 
 import preference_world as world
 import pytest
+import torch
 
 from flows import cli
 from tasks.lib.policy.chat import answer_ids, prompt_ids
@@ -26,7 +27,7 @@ ROWS = [
 @pytest.fixture
 def model(workspace):
     model = from_policy(world.policy(), seed=1)
-    normalise(model, [-1.0, 0.5, 2.0])
+    normalise(model, torch.tensor([[-1.0], [0.5], [2.0]]))
     model.config.reward_temperature = 2.0
     save_model(model, world.tokenizer(), "models/reward")
     return load_reward("models/reward")
