@@ -1,7 +1,7 @@
 """reward: a reward model learns the rankings, starting from the SFT model.
 
 Reads   models/sft, data/preferences/{train,heldout}.parquet, data/candidates/candidates.parquet,
-        reports/check/rankings.json
+        reports/check/rankings.json, data/raw/benchmarks (params reward.benchmarks)
 Writes  models/reward, reports/reward.json, reports/plots/reward.{csv,png},
         reports/plots/reward_{reliability,scores}.{csv,png}
 Run     python -m tasks.reward
@@ -25,10 +25,12 @@ from tasks.lib.preferences import calibration
 from tasks.lib.preferences.agreement import verdicts
 from tasks.lib.preferences.baselines import bag_of_words
 from tasks.lib.preferences.ensemble import disagreement, ensemble_figures
+from tasks.lib.preferences.exports import SUFFIXES
 from tasks.lib.preferences.rankings import prompt_id
 from tasks.lib.preferences.reward_adapters import Method, adapt, merge
 from tasks.lib.preferences.reward_model import Group, from_policy, group_heads, grouped, normalise, tokenized
 from tasks.lib.preferences.reward_training import Training, train
+from tasks.lib.preferences.scoring import accuracy_by_source
 from tasks.lib.stage import Problem, Stage, main
 
 CANDIDATES = Path("data/candidates/candidates.parquet")
@@ -49,6 +51,7 @@ class Params(BaseModel, extra="forbid"):
     training: Training = Training()
     batch_size: int = Field(default=256, ge=1)
     reference_prompts: int = Field(default=256, ge=1)
+    benchmarks: str = "data/raw/benchmarks"
     require_above_chance: bool = True
 
 
@@ -111,6 +114,7 @@ def run(params: Params, stage: Stage) -> None:
             "train_loss_last": history[-1]["loss"],
             "reward_mean": model.config.reward_mean,
             "reward_std": model.config.reward_std,
+            **_benchmarks(Path(params.benchmarks), params.batch_size),
         }
     )
     _tell(figures)
@@ -186,6 +190,22 @@ def _judge(
     ]
     apart = [disagreement(of_group, figures["temperature"]) for of_group in by_head]
     return figures | ensemble_figures(judged, judged_by_head, apart), bins
+
+
+def _benchmarks(folder: Path, batch_size: int) -> dict[str, float]:
+    """`benchmark_<file>` and `benchmark_<file>_<subset>`: the share of pairs ordered right, of every file."""
+    if not folder.is_dir():
+        raise Problem(f"reward.benchmarks: {folder} is not a folder; name one, which may hold no file")
+    figures = {}
+    for file in sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES):
+        shares = accuracy_by_source(Path("models/reward"), file, batch_size)
+        pairs = sum(count for _, count in shares.values())
+        name = f"benchmark_{file.name.split('.')[0]}"
+        figures[name] = sum(share * count for share, count in shares.values()) / pairs
+        if shares.keys() != {file.stem}:  # rows without a subset have their file as source
+            figures |= {f"{name}_{'_'.join(subset.split())}": share for subset, (share, _) in shares.items()}
+        print(f"reward: {file}: {figures[name]:.3f} of {pairs} pairs ordered right")
+    return figures
 
 
 def _by_answer(groups: list[Group], scores: list[list[float]]) -> dict[tuple[str, str], float]:

@@ -43,6 +43,7 @@ def annotated(workspace):
     world.write_panel()
     annotate.run(annotate.Params(careless=0), Stage("annotate"))
     preferences.run(preferences.Params(annotators={"1": "ada"}, heldout_share=0.25), Stage("preferences"))
+    Path("data/raw/benchmarks").mkdir()
     return workspace
 
 
@@ -88,6 +89,32 @@ def test_an_ensemble_says_how_far_its_heads_disagree(annotated):
     first, _, alone = scored(Path("models/reward"), [("row", row) for row in rows])
     assert 0 < first["disagreement"] < 0.5 and alone["disagreement"] > 0
     assert alone["reward"] == pytest.approx(first["rewards"][0], abs=1e-5)
+
+
+def test_every_benchmark_is_reported_by_subset(annotated):
+    Path("bench").mkdir()
+    pairs = [
+        {
+            "prompt": f"The {noun} was fine",
+            "chosen": "good",
+            "rejected": "bad",
+            "subset": ("easy", "odd one")[n % 2],
+        }
+        for n, noun in enumerate(world.NOUNS)
+    ]
+    Path("bench/pairs.json").write_text(json.dumps(pairs))
+    Path("bench/plain.jsonl").write_text(
+        '{"prompt": "The day was dull", "chosen": "bad", "rejected": "good"}'
+    )
+    Path("bench/README.md").write_text("not a benchmark")
+    params = reward.Params(training={**HOW, "epochs": 1}, benchmarks="bench", require_above_chance=False)
+    reward.run(params, Stage("reward", seed=1))
+    figures = json.loads(Path("reports/reward.json").read_text())
+    found = {name: value for name, value in figures.items() if name.startswith("benchmark_")}
+    names = ("pairs", "pairs_easy", "pairs_odd_one", "plain")
+    assert found.keys() == {f"benchmark_{name}" for name in names}
+    halves = found["benchmark_pairs_easy"] + found["benchmark_pairs_odd_one"]
+    assert found["benchmark_pairs"] == pytest.approx(halves / 2, abs=1e-5)
 
 
 def test_settings_of_lora_without_lora_or_misspelt_are_refused(annotated):
