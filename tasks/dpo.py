@@ -27,6 +27,7 @@ from tasks.lib.policy.folders import weights_hash
 from tasks.lib.policy.generation import generate
 from tasks.lib.policy.logprobs import answer_logprobs
 from tasks.lib.policy.models import load_policy, load_tokenizer, save_model
+from tasks.lib.policy.shared_pairs import collator, sharing
 from tasks.lib.policy.trainers import configured, curve, ours, train
 from tasks.lib.stage import Problem, Stage, known_keys, main
 
@@ -48,6 +49,7 @@ class Params(BaseModel, extra="forbid"):
     trainer: dict[str, Any] = {}  # fields of trl.DPOConfig
     lora: dict[str, Any] | None = None  # fields of peft.LoraConfig; without its adapter it is the reference
     pairs_per_prompt: int = Field(2, ge=1)  # so that a prompt with many answers does not count more
+    share_prompt: bool = False  # a prompt passes once for all answers of its pairs
     samples: int = Field(128, ge=0)  # held-out prompts answered at the end, for KL and length
     max_new_tokens: int = Field(32, ge=1)  # of those answers
 
@@ -56,9 +58,13 @@ def run(params: Params, stage: Stage) -> None:
     from datasets import Dataset
     from peft import LoraConfig
     from trl import DPOConfig, DPOTrainer
+    from trl.trainer.dpo_trainer import DataCollatorForPreference
 
     # 1. Settings first: a wrong one should not cost a minute.
-    config = configured(DPOConfig, stage, params.trainer, eval_on_start=True)
+    once = {"precompute_ref_log_probs": True} if params.share_prompt else {}
+    config = configured(DPOConfig, stage, params.trainer, eval_on_start=True, **once)
+    if params.share_prompt and not config.precompute_ref_log_probs:
+        raise Problem("params.yaml: dpo.share_prompt needs dpo.trainer.precompute_ref_log_probs: true")
     lora = None
     if params.lora is not None:
         lora = LoraConfig(**{"task_type": "CAUSAL_LM"} | known_keys("dpo.lora", params.lora, LoraConfig))
@@ -74,7 +80,14 @@ def run(params: Params, stage: Stage) -> None:
     # 3. Train. The reference is the SFT model: itself, or the policy with its adapter off.
     torch.manual_seed(stage.seed_of("adapter"))
     own_reference = lora is None and not config.precompute_ref_log_probs
-    trainer = ours(DPOTrainer)(
+    batches: dict[str, Any] = {}
+    if params.share_prompt:
+        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        batches = {
+            "data_collator": collator(DataCollatorForPreference(pad)),
+            "groups": groups_of(rows),
+        }
+    trainer = ours(sharing(DPOTrainer) if params.share_prompt else DPOTrainer)(
         model=model,
         ref_model=load_policy(SFT) if own_reference else None,
         args=config,
@@ -85,6 +98,7 @@ def run(params: Params, stage: Stage) -> None:
         lengths=[length_of(row) for row in rows],
         ids=[row["id"] for row in rows],
         first_loss=math.log(2) if starts_at_log_2(config) else None,
+        **batches,
     )
     inputs = {str(SFT): weights_hash(SFT), **{str(path): file_hash(path) for path in (TRAIN, HELD_OUT)}}
     fingerprint = {"params": params.model_dump(), "seed": stage.seed, "inputs": inputs}
@@ -170,6 +184,14 @@ def tokenised(
 def length_of(row: dict[str, Any]) -> int:
     """Tokens of the longer of the two sequences."""
     return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+
+
+def groups_of(rows: list[dict[str, Any]]) -> list[list[int]]:
+    """The numbers of the rows of each prompt."""
+    found: dict[tuple[int, ...], list[int]] = {}
+    for row in rows:
+        found.setdefault(tuple(row["prompt_ids"]), []).append(row["row"])
+    return list(found.values())
 
 
 def starts_at_log_2(config: Any) -> bool:

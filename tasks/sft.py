@@ -50,6 +50,7 @@ class Params(BaseModel, extra="forbid"):
     optimizer: Literal["muon", "trainer"] = "trainer"  # trainer: the one that `trainer.optim` names
     method: Method = "full"  # which weights are trained: tasks/lib/policy/adapters.py
     adapter: dict[str, Any] = {}  # the method's fields: of peft's LoraConfig for lora, ...
+    batch_tokens: int | None = Field(None, ge=1)  # of a step, in place of per_device_train_batch_size rows
     keep: Literal["last", "best"] = "last"  # the weights to keep: at the end, or of the least validation loss
     preview_rows: int = Field(3, ge=0)  # rows printed before training, the trained tokens in [[ ]]
 
@@ -94,6 +95,7 @@ def run(params: Params, stage: Stage) -> None:
         eval_dataset=Dataset.from_list(held_out),
         lengths=[len(row["input_ids"]) for row in rows],
         ids=[row["id"] for row in rows],
+        batch_tokens=params.batch_tokens,
     )
     inputs = {str(BASE): weights_hash(BASE), **{str(path): file_hash(path) for path in (TRAIN, VALIDATION)}}
     fingerprint = {"params": params.model_dump(), "seed": stage.seed, "inputs": inputs}

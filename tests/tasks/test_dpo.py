@@ -88,6 +88,22 @@ def test_a_run_that_was_killed_ends_in_the_same_bytes(
     assert artifacts(inputs, "dpo") == expected
 
 
+@pytest.mark.parametrize("lora", [None, {"r": 4, "target_modules": "all-linear"}])
+def test_a_prompt_shared_by_its_answers_starts_at_log_2_and_goes_on_after_a_kill(
+    inputs: Path, monkeypatch: pytest.MonkeyPatch, lora: dict[str, Any] | None
+) -> None:
+    """Ten prompts with three answers each: 30 pairs, and a loss that starts at log 2."""
+    settings = {"share_prompt": True, "pairs_per_prompt": 3, "lora": lora}
+    report = train(**settings)
+    assert report["pairs"] == 30 and report["loss_first"] == pytest.approx(math.log(2), abs=1e-5)
+    expected = artifacts(inputs, "dpo")
+    with monkeypatch.context() as patch:
+        interrupt(patch, "on_step_end", 6, signal.SIGKILL)
+        child(lambda: train(**settings))
+    train(**settings)
+    assert artifacts(inputs, "dpo") == expected
+
+
 def test_pairs_are_the_majority_of_the_annotators_without_ties() -> None:
     """a > b by two of three; a > c by one, c > a by one, one tie; b = c by two, c > b by one."""
     ranks = {"ada": [0, 1, 1], "ben": [0, 2, 0], "eve": [1, 0, 0]}

@@ -18,6 +18,7 @@ from tasks import sft
 from tasks.lib.data.rows import INSTRUCTION, write_parquet
 from tasks.lib.policy import trainers
 from tasks.lib.policy.adapters import METHODS
+from tasks.lib.policy.batches import budget_batches
 from tasks.lib.policy.models import load_policy, load_tokenizer
 from tasks.lib.stage import Problem, Stage
 
@@ -166,6 +167,22 @@ def test_every_method_trains_and_leaves_a_model_of_the_line(inputs: Path, method
         total -= logprobs[trained, labels[trained]].sum().item()
         count += int(trained.sum())
     assert total / count == pytest.approx(report["validation_loss"], abs=0.2 if method == "qlora" else 1e-3)
+
+
+def test_batches_of_equal_tokens_go_on_as_if_never_stopped(
+    inputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """40 rows in nine batches of at most 96 tokens; the kill is in the second epoch."""
+    report = train(batch_tokens=96)
+    lengths = [len(row["input_ids"]) for row in sft.tokenised(load_tokenizer(sft.BASE), sft.TRAIN, None)[0]]
+    per_epoch = len(budget_batches(lengths, 96, 0))
+    assert per_epoch == 9 and report["epochs"] == pytest.approx(14 / 9, abs=1e-5)
+    expected = artifacts(inputs)
+    with monkeypatch.context() as patch:
+        interrupt(patch, "on_step_end", 10, signal.SIGKILL)
+        child(lambda: train(batch_tokens=96))
+    train(batch_tokens=96)
+    assert artifacts(inputs) == expected
 
 
 def test_an_adapter_goes_on_as_if_never_stopped(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,3 +52,29 @@ def minibatches(lengths: Sequence[int], batch_size: int, seed: int, *, mix: int 
     whole = [batch for batch in batches if len(batch) == batch_size]
     chance.shuffle(whole)
     return whole + rest
+
+
+def budget_batches(
+    lengths: Sequence[int], tokens: int, seed: int, *, multiple_of: int = 1
+) -> list[list[int]]:
+    """Every row number once, in shuffled batches of equal length and at most `tokens` tokens, padding included.
+
+    A longer row has a batch of its own. Rows of equal length change places with the seed, batches too; how many
+    there are does not depend on it. The largest are halved until their number is a multiple of `multiple_of`.
+    """
+    chance = random.Random(seed)
+    order = list(range(len(lengths)))
+    chance.shuffle(order)
+    order.sort(key=lambda i: -lengths[i])
+    batches: list[list[int]] = []
+    for row in order:
+        longest = lengths[batches[-1][0]] if batches else 0
+        if batches and longest * (len(batches[-1]) + 1) <= tokens:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    while len(batches) % multiple_of:
+        largest = batches.pop(max(range(len(batches)), key=lambda i: len(batches[i])))
+        batches += [largest[::2], largest[1::2] or largest]  # a single row is trained twice
+    chance.shuffle(batches)
+    return batches

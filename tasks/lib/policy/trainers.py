@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers import PrinterCallback, TrainerCallback
 
-from tasks.lib.policy.batches import minibatches
+from tasks.lib.policy.batches import budget_batches, minibatches
 from tasks.lib.policy.checkpoints import hf_checkpoint, mark_complete
 from tasks.lib.stage import Problem, Stage, known_keys
 
@@ -78,27 +78,61 @@ def configured(Config: type, stage: Stage, given: Mapping[str, Any], **defaults:
 
 
 class LengthSampler(Sampler[int]):
-    """Row numbers in shuffled batches of about equal length, another order each epoch, no hidden state."""
+    """Row numbers in shuffled batches of about equal length, another order each epoch, no hidden state.
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+    Rows of a group stay side by side; without groups every row is one.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        seed: int,
+        groups: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        self.groups = groups or [[row] for row in range(len(lengths))]
+        self.lengths = [max(lengths[row] for row in group) for group in self.groups]
+        self.rows = len(lengths)
+        self.batch_size = max(1, batch_size * len(self.groups) // self.rows)  # in groups
+        self.seed, self.epoch = seed, 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return self.rows
 
     def __iter__(self) -> Iterator[int]:
         for batch in minibatches(self.lengths, self.batch_size, self.seed + self.epoch):
-            yield from batch
+            for group in batch:
+                yield from self.groups[group]
+
+
+class BudgetSampler(Sampler[list[int]]):
+    """Batches of row numbers of about equal length and about `tokens` tokens, another order each epoch."""
+
+    def __init__(self, lengths: Sequence[int], tokens: int, seed: int, processes: int) -> None:
+        self.lengths, self.tokens, self.seed, self.processes, self.epoch = lengths, tokens, seed, processes, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.batches())
+
+    def __iter__(self) -> Iterator[list[int]]:
+        yield from self.batches()
+
+    def batches(self) -> list[list[int]]:
+        return budget_batches(self.lengths, self.tokens, self.seed + self.epoch, multiple_of=self.processes)
 
 
 def ours(Base: Any) -> Any:
     """The trainer class `Base` of TRL for rows that carry `row` (their number) and are tokenised already.
 
     A loss that is not finite is a Problem before the optimiser's step, and so is a first loss other than
-    `first_loss`. `lengths` and `ids` are those of the training rows.
+    `first_loss`. `lengths` and `ids` are those of the training rows; a batch has `batch_tokens` tokens in place of
+    so many rows where that is given. Rows of one of `groups` come side by side.
     """
 
     _score_trained_positions_only()
@@ -112,9 +146,12 @@ def ours(Base: Any) -> Any:
             lengths: Sequence[int],
             ids: Sequence[str],
             first_loss: float | None = None,
+            batch_tokens: int | None = None,
+            groups: Sequence[Sequence[int]] | None = None,
             **settings: Any,
         ) -> None:
             self.lengths, self.ids, self.first_loss = lengths, ids, first_loss
+            self.batch_tokens, self.groups = batch_tokens, groups
             super().__init__(**settings)
             collate = self.data_collator
             self.data_collator = lambda rows: collate(rows) | {"row": torch.tensor([r["row"] for r in rows])}
@@ -139,7 +176,21 @@ def ours(Base: Any) -> Any:
             return dataset
 
         def _get_train_sampler(self, *args: Any) -> LengthSampler:
-            return LengthSampler(self.lengths, self.args.train_batch_size, self.args.seed)
+            return LengthSampler(self.lengths, self.args.train_batch_size, self.args.seed, self.groups)
+
+        def get_train_dataloader(self) -> Any:
+            if self.batch_tokens is None:
+                return super().get_train_dataloader()
+            batches = BudgetSampler(
+                self.lengths, self.batch_tokens, self.args.seed, self.accelerator.num_processes
+            )
+            loader = DataLoader(self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator)
+            even = self.accelerator.even_batches
+            self.accelerator.even_batches = False  # their number is a multiple of that of the processes
+            try:
+                return self.accelerator.prepare(loader)
+            finally:
+                self.accelerator.even_batches = even
 
         def create_model_card(self, *args: Any, **settings: Any) -> None:
             """TRL writes a card into every checkpoint; ours is written at the release."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from tiny_models import tiny_llama, tiny_tokenizer
 
-from tasks.lib.policy.batches import buckets, left_pad, minibatches, position_ids, right_pad
+from tasks.lib.policy.batches import buckets, budget_batches, left_pad, minibatches, position_ids, right_pad
 
 
 def test_masks_come_from_lengths_even_if_the_pad_token_is_in_the_text() -> None:
@@ -38,6 +38,19 @@ def test_minibatches_hold_every_row_once_in_full_batches_of_like_length() -> Non
     width = max(max(lengths[i] for i in batch) - min(lengths[i] for i in batch) for batch in batches)
     assert width < 10
     assert batches == minibatches(lengths, 8, seed=1) != minibatches(lengths, 8, seed=2)
+
+
+def test_a_token_budget_makes_batches_of_equal_cost_and_as_many_with_every_seed() -> None:
+    lengths = [4] * 5 + [3] * 2 + [12]
+    batches = budget_batches(lengths, 8, seed=1)
+    assert sorted(row for batch in batches for row in batch) == list(range(8))
+    assert sorted(sorted(lengths[row] for row in batch) for batch in batches) == [
+        [3], [3, 4], [4, 4], [4, 4], [12],
+    ]  # fmt: skip
+    others = [budget_batches(lengths, 8, seed=seed) for seed in range(9)]
+    assert {len(other) for other in others} == {5} and any(other != batches for other in others)
+    shared_out = budget_batches(lengths, 8, seed=1, multiple_of=3)
+    assert len(shared_out) == 6 and sorted(row for batch in shared_out for row in batch) == list(range(8))
 
 
 def test_buckets_start_with_the_longest() -> None:

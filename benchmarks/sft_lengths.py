@@ -1,0 +1,137 @@
+"""SFT on rows of very different lengths: useful tokens per CPU second of the stage's trainer and of TRL's SFTTrainer.
+
+Equal model, rows, optimiser, learning rate, precision and number of tokens; one thread. TRL has its defaults: rows
+in random order, padded to the longest of their batch, every position scored. Ours batches by length and scores
+trained positions; once with as many rows a step as TRL, once with as many tokens. First both must give one batch the
+same loss and gradients; the held-out loss after the epoch stands beside the seconds. TRL's packing is no opponent here:
+without FlashAttention it lets samples see each other.
+
+Run     python -m benchmarks.sft_lengths            (one core: about three minutes)
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import tempfile
+import time
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import datasets
+import torch
+import trl
+from datasets import Dataset
+from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback
+from trl import SFTConfig, SFTTrainer
+from trl.trainer import utils
+
+from benchmarks.reward_training import tokenizer
+from tasks.lib.policy.trainers import configured, ours
+from tasks.lib.stage import Stage
+
+VOCABULARY, LONGEST, ROWS, HELDOUT, BATCH = 512, 512, 1600, 200, 16
+SUCCESSORS = 4  # tokens that may follow a token, all as likely: no model's loss is below log 4 = 1.386
+USE_TRITON = utils._use_triton  # what TRL scores without ours
+
+
+def rows_of(count: int, seed: int) -> list[dict[str, Any]]:
+    """Rows of 8 to 512 tokens, log-normal, the first third of each a prompt that is not trained."""
+    draw, rows = random.Random(seed), []
+    for number in range(count):
+        length = min(LONGEST, max(8, round(math.exp(draw.gauss(3.3, 1.0)))))
+        ids = [draw.randrange(2, VOCABULARY)]
+        while len(ids) < length:
+            ids.append(2 + (ids[-1] * 31 + 97 * draw.randrange(SUCCESSORS)) % (VOCABULARY - 2))
+        untrained = length // 3
+        labels = [-100] * untrained + ids[untrained:]
+        rows.append({"row": number, "id": str(number), "input_ids": ids, "labels": labels})
+    return rows
+
+
+def trainer(kind: str, rows: list[dict[str, Any]], held_out: list[dict[str, Any]], folder: str) -> Any:
+    """`kind`: TRL, rows or tokens (ours with so many rows or tokens a step); from equal weights."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4}
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY, **shape, max_position_embeddings=LONGEST, pad_token_id=0, eos_token_id=1
+        )
+    )
+    given = {
+        "num_train_epochs": 1, "learning_rate": 3e-3, "max_length": LONGEST, "eval_strategy": "no",
+        "per_device_train_batch_size": BATCH, "per_device_eval_batch_size": 8, "save_steps": 10**6,
+        "logging_steps": 1000,
+    }  # fmt: skip
+    os.chdir(folder)
+    settings = {
+        "model": model, "args": configured(SFTConfig, Stage("sft"), given), "processing_class": tokenizer(),
+        "train_dataset": Dataset.from_list(rows), "eval_dataset": Dataset.from_list(held_out),
+    }  # fmt: skip
+    if kind == "TRL":
+        utils._use_triton = USE_TRITON
+        made = SFTTrainer(**settings)
+        made.remove_callback(PrinterCallback)
+        return made
+    lengths = [len(row["input_ids"]) for row in rows]
+    budget = BATCH * sum(lengths) // len(lengths) if kind == "tokens" else None
+    ids = [row["id"] for row in rows]
+    return ours(SFTTrainer)(**settings, lengths=lengths, ids=ids, batch_tokens=budget)
+
+
+def same_loss(rows: list[dict[str, Any]]) -> None:
+    """Both losses and gradients of one batch, or an AssertionError."""
+    found = {}
+    for kind in ("TRL", "rows"):
+        with tempfile.TemporaryDirectory() as folder:
+            made = trainer(kind, rows, rows, folder)
+            loss = made.compute_loss(made.model.train(), made.data_collator(rows[:BATCH]))
+            loss.backward()
+            found[kind] = loss.item(), [p.grad for p in made.model.parameters()]
+    (theirs, their_gradients), (mine, my_gradients) = found["TRL"], found["rows"]
+    apart = max((a - b).abs().max().item() for a, b in zip(their_gradients, my_gradients, strict=True))
+    print(f"one batch: loss {theirs:.6f} in TRL, {mine:.6f} here; gradients differ by at most {apart:.1e}")
+    assert abs(theirs - mine) < 1e-5 and apart < 1e-5
+
+
+def epoch(kind: str, rows: list[dict[str, Any]], held_out: list[dict[str, Any]]) -> tuple[float, int, float]:
+    """CPU seconds of training an epoch, its steps, and the held-out loss after it."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = trainer(kind, rows, held_out, folder)
+        start = time.process_time()
+        made.train()
+        seconds = time.process_time() - start
+        return seconds, made.state.global_step, made.evaluate()["eval_loss"]
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    datasets.disable_progress_bars()
+    rows, held_out = rows_of(ROWS, 1), rows_of(HELDOUT, 2)
+    lengths = [len(row["input_ids"]) for row in rows]
+    middle = f"median {median(lengths):.0f}, mean {fmean(lengths):.0f}"
+    print(f"{ROWS} rows of {min(lengths)} to {max(lengths)} tokens, {middle}")
+    same_loss(rows)
+    names = {
+        "TRL": f"TRL {trl.__version__} SFTTrainer",
+        "rows": f"ours, {BATCH} rows a step",
+        "tokens": f"ours, {BATCH * sum(lengths) // ROWS} tokens a step",
+    }
+    theirs: dict[str, float] = {}
+    for kind, name in names.items():
+        seconds, steps, loss = epoch(kind, rows, held_out)
+        theirs = theirs or {"seconds": seconds, "loss": loss}
+        print(
+            f"{name:24} {sum(lengths) / seconds:6.0f} useful tokens per CPU s  {theirs['seconds'] / seconds:.2f}x"
+            f"   {steps} steps, held-out loss {loss:.3f}",
+            flush=True,
+        )
+    assert loss < theirs["loss"] + 0.1, "batches of equal tokens learned less"
+
+
+if __name__ == "__main__":
+    here = Path.cwd()
+    main()
+    os.chdir(here)
