@@ -1,7 +1,8 @@
 """preferences: exports of annotation tools become rankings in one format, with figures of agreement.
 
 Reads   data/annotations/* (params preferences.annotations), every file in a format of docs/annotation.md
-Writes  data/preferences/{train,heldout,dropped}.parquet, reports/preferences.json,
+Writes  data/preferences/{train,heldout,dropped}.parquet, with preferences.attributes also
+        data/preferences/ratings_{train,heldout}.parquet; reports/preferences.json,
         reports/plots/preferences.{csv,png}
 Run     python -m tasks.preferences
 """
@@ -17,11 +18,12 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from tasks.lib.data.rows import LEDGER, RANKING, write_parquet
+from tasks.lib.data.rows import LEDGER, RANKING, RATING, write_parquet
 from tasks.lib.evaluation.intervals import Interval, mean_interval
 from tasks.lib.plots import bars
 from tasks.lib.preferences.annotators import agreement_figures, annotator_rows
-from tasks.lib.preferences.exports import SUFFIXES, read_export
+from tasks.lib.preferences.attributes import has_ratings, ratings
+from tasks.lib.preferences.exports import SUFFIXES, has_no_order, read_export
 from tasks.lib.preferences.rankings import Dropped, cleaned, is_heldout, prompt_id
 from tasks.lib.stage import Problem, Stage, main
 
@@ -52,6 +54,7 @@ class Params(BaseModel, extra="forbid"):
     license: str = "CC0-1.0"
     annotators: dict[str, str] = {}
     buckets: list[str] = []
+    attributes: list[str] = []
     untouched_seconds: float = Field(default=5.0, ge=0)
     heldout_share: Annotated[float, Field(gt=0, lt=1)] = 0.15
 
@@ -60,6 +63,7 @@ def run(params: Params, stage: Stage) -> None:
     files = _export_files(Path(params.annotations))
     if unknown := params.formats.keys() - {file.name for file in files}:
         raise Problem(f"preferences.formats: {min(unknown)} is no file of {params.annotations}")
+    rated = [file for file in files if params.attributes and has_ratings(file, params.attributes)]
     found = chain.from_iterable(
         read_export(
             file,
@@ -68,6 +72,7 @@ def run(params: Params, stage: Stage) -> None:
             untouched_seconds=params.untouched_seconds,
         )
         for file in files
+        if not (file in rated and has_no_order(file))
     )
     rows, dropped, counts = cleaned(found, params.license)
     for row in rows:
@@ -87,12 +92,14 @@ def run(params: Params, stage: Stage) -> None:
     ledger = [{"id": item.where, "rule": item.rule, "detail": item.detail} for item in dropped]
     write_parquet(Path("data/preferences/dropped.parquet"), ledger, LEDGER)
 
+    rating_figures = _write_ratings(rated, params)
+
     ranked = [{**row, "prompt_id": prompt_id(row["prompt"])} for row in rows]
     annotators = annotator_rows(ranked, _interval(stage))
     figures = agreement_figures(ranked, annotators, _interval(stage), stage.seed_of("alpha"))
     for name in filter(None, figures.get("low_agreement", "").split(", ")):
         print(f"preferences: {name} agrees with the others much less than they with each other; look at them")
-    stage.report({**_figures(ranked, splits, dropped, counts, files), **figures})
+    stage.report({**_figures(ranked, splits, dropped, counts, files), **figures, **rating_figures})
     bars(
         Path("reports/plots/preferences"),
         [{"": "with the others", "chance": 0.5, **row} for row in annotators],
@@ -125,6 +132,25 @@ def _without_copies(files: list[Path]) -> list[Path]:
             print(f"preferences: {file} is left out: the same bytes as {first[digest]}")
         first.setdefault(digest, file)
     return list(first.values())
+
+
+def _write_ratings(files: list[Path], params: Params) -> dict[str, int]:
+    """Ratings by attribute, split as the rankings are; the same rating twice counts once. Figures."""
+    if not params.attributes:
+        return {}
+    rows: dict[str, dict[str, Any]] = {}
+    for file in files:
+        rows |= {row["id"]: row for row in ratings(file, params.attributes, params.license)}
+    for name in params.attributes:
+        if not any(row["attribute"] == name for row in rows.values()):
+            raise Problem(f"preferences.attributes: no row of {params.annotations} rates an answer by {name}")
+    splits: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+    for row in rows.values():
+        row["annotator"] = params.annotators.get(row["annotator"], row["annotator"])
+        splits[is_heldout(row["prompt"], params.heldout_share)].append(row)
+    for heldout, split in ((False, "train"), (True, "heldout")):
+        write_parquet(Path(f"data/preferences/ratings_{split}.parquet"), splits[heldout], RATING)
+    return {"ratings_train": len(splits[False]), "ratings_heldout": len(splits[True])}
 
 
 def _tell(dropped: list[Dropped]) -> None:

@@ -9,6 +9,7 @@ Run     python -m tasks.reward
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,17 @@ from tasks.lib.preferences.ensemble import disagreement, ensemble_figures
 from tasks.lib.preferences.exports import SUFFIXES
 from tasks.lib.preferences.rankings import prompt_id
 from tasks.lib.preferences.reward_adapters import Method, adapt, merge
-from tasks.lib.preferences.reward_model import Group, from_policy, group_heads, grouped, normalise, tokenized
+from tasks.lib.preferences.reward_attributes import Rated, attribute_figures, rated_answers
+from tasks.lib.preferences.reward_model import (
+    Group,
+    attributes_of,
+    from_policy,
+    group_heads,
+    grouped,
+    normalise,
+    raw_outputs,
+    tokenized,
+)
 from tasks.lib.preferences.reward_training import Training, train
 from tasks.lib.preferences.scoring import accuracy_by_source
 from tasks.lib.stage import Problem, Stage, main
@@ -58,7 +69,9 @@ class Params(BaseModel, extra="forbid"):
 def run(params: Params, stage: Stage) -> None:
     train_rows, heldout = read_parquet(TRAIN), read_parquet(HELDOUT)
     tokenizer = load_tokenizer("models/sft")
-    model = from_policy(load_policy("models/sft"), stage.seed_of("head"), params.heads)
+    model = from_policy(
+        load_policy("models/sft"), stage.seed_of("head"), params.heads, params.training.attributes
+    )
     adapt(model, params.method, params.lora)
     groups = _fitting(model, tokenizer, grouped(train_rows), TRAIN)
     fingerprint = {
@@ -73,6 +86,7 @@ def run(params: Params, stage: Stage) -> None:
         model,
         groups,
         params.training,
+        rated=_rated(model, tokenizer, "train", params.training.attributes),
         seed=stage.seed_of("order"),
         checkpoint=checkpoint,
         progress=stage.progress,
@@ -114,6 +128,7 @@ def run(params: Params, stage: Stage) -> None:
             "train_loss_last": history[-1]["loss"],
             "reward_mean": model.config.reward_mean,
             "reward_std": model.config.reward_std,
+            **_attribute_figures(model, tokenizer, params),
             **_benchmarks(Path(params.benchmarks), params.batch_size),
         }
     )
@@ -190,6 +205,33 @@ def _judge(
     ]
     apart = [disagreement(of_group, figures["temperature"]) for of_group in by_head]
     return figures | ensemble_figures(judged, judged_by_head, apart), bins
+
+
+def _rated(model: Any, tokenizer: Any, split: str, names: list[str]) -> list[Rated]:
+    """The rated answers of a split; Problem when an attribute has none."""
+    if not names:
+        return []
+    path = Path(f"data/preferences/ratings_{split}.parquet")
+    if not path.is_file():
+        raise Problem(
+            f"reward.training.attributes: {path} does not exist; name them in preferences.attributes"
+        )
+    room = getattr(model.config, "max_position_embeddings", None)
+    found = rated_answers(read_parquet(path), names, tokenizer, room)
+    for place, name in enumerate(names):
+        if all(math.isnan(answer.values[place]) for answer in found):
+            raise Problem(
+                f"reward.training.attributes: {path} has no answer of {room} tokens rated by {name}"
+            )
+    return found
+
+
+def _attribute_figures(model: Any, tokenizer: Any, params: Params) -> dict[str, float]:
+    if not (heldout := _rated(model, tokenizer, "heldout", params.training.attributes)):
+        return {}
+    found = raw_outputs(model, [answer.sequence for answer in heldout], batch_size=params.batch_size)
+    given = torch.tensor([answer.values for answer in heldout])
+    return attribute_figures(params.training.attributes, attributes_of(model, found), given)
 
 
 def _benchmarks(folder: Path, batch_size: int) -> dict[str, float]:

@@ -82,6 +82,16 @@ RANKING = _schema(
     ("source", pa.string()),
     ("license", pa.string()),
 )
+RATING = _schema(
+    ("id", pa.string()),
+    ("prompt", MESSAGES),
+    ("answer", pa.string()),
+    ("attribute", pa.string()),
+    ("value", pa.float64()),  # more is better; a thumb is 1 or 0
+    ("annotator", pa.string()),
+    ("source", pa.string()),
+    ("license", pa.string()),
+)
 LEDGER = _schema(("id", pa.string()), ("rule", pa.string()), ("detail", pa.string()))
 
 

@@ -69,6 +69,11 @@ def read_export(
     return ranked(readers[name](path, _shaped(path, name, chain([first], rows))))
 
 
+def has_no_order(path: Path) -> bool:
+    """Whether the rows of a file are of no format of preferences, such as HelpSteer's ratings by attribute."""
+    return _format_of(next(read_table(path))[1]) is None
+
+
 def format_of(path: Path, row: Mapping[str, Any]) -> str:
     """The format of a row, by its fields. Raises Problem naming the file and why nothing fits."""
     if format := _format_of(row):

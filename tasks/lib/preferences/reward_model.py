@@ -1,7 +1,8 @@
 """The reward model: the policy's body with a linear head that reads the last token of an answer.
 
 Stored as a transformers AutoModelForSequenceClassification folder with an output per head: the reward is the
-mean of the first `reward_heads` (1 where config.json does not say), an ensemble on one body (ensemble.py).
+mean of the first `reward_heads` (1 where config.json does not say), an ensemble on one body (ensemble.py). The
+outputs behind them are `reward_attributes`, to be scaled by `reward_attribute_scales`, (mean, std) of each.
 config.json also holds `reward_mean` and `reward_std`, the raw rewards of reference answers: `score` gives
 (raw - mean) / std.
 transformers' own forward of such a model looks for the last token by pad id, which is wrong where the pad
@@ -28,7 +29,7 @@ from tasks.lib.preferences.rankings import Messages, prompt_id
 from tasks.lib.stage import Problem
 
 
-def from_policy(policy: Any, seed: int, heads: int = 1) -> Any:
+def from_policy(policy: Any, seed: int, heads: int = 1, attributes: Sequence[str] = ()) -> Any:
     """A reward model on the policy's body; heads N(0, 1/sqrt(d + 1)) without bias (arXiv 2009.01325).
 
     Problem when the architecture has no sequence classification in transformers.
@@ -36,9 +37,9 @@ def from_policy(policy: Any, seed: int, heads: int = 1) -> Any:
     from transformers import AutoModelForSequenceClassification
 
     config = copy.deepcopy(policy.config)
-    config.num_labels = heads
-    if heads > 1:
-        config.reward_heads = heads
+    config.num_labels = heads + len(attributes)
+    if config.num_labels > 1:
+        config.reward_heads, config.reward_attributes = heads, [*attributes]
     try:
         model = AutoModelForSequenceClassification.from_config(config)
     except ValueError:
@@ -66,6 +67,12 @@ def head(model: Any) -> Any:
 def heads_of(model: Any, outputs: Tensor) -> Tensor:
     """The raw rewards by head (..., heads) among all outputs of the model."""
     return outputs[..., : getattr(model.config, "reward_heads", 1)]
+
+
+def attributes_of(model: Any, outputs: Tensor) -> Tensor:
+    """What the model says of the attributes (..., A), in their own units, among all its outputs."""
+    scales = torch.tensor(getattr(model.config, "reward_attribute_scales", [])).reshape(-1, 2)
+    return outputs[..., getattr(model.config, "reward_heads", 1) :].cpu() * scales[:, 1] + scales[:, 0]
 
 
 def outputs(model: Any, sequences: Sequence[Sequence[int]]) -> Tensor:

@@ -16,6 +16,7 @@ from tasks.lib.policy.muon import Muon
 from tasks.lib.preferences.agreement import reliability, verdicts
 from tasks.lib.preferences.ensemble import bootstrap_counts
 from tasks.lib.preferences.ranking_loss import pairs, ranking_loss
+from tasks.lib.preferences.reward_attributes import Rated, attribute_loss, rated_batches
 from tasks.lib.preferences.reward_model import Group, batch_ranks, heads_of, outputs
 from tasks.lib.preferences.shared_prompt import refuse_unless_equal, shared_outputs
 from tasks.lib.stage import Problem, asked_to_stop
@@ -39,6 +40,8 @@ class Training(BaseModel, extra="forbid"):
     strength_margin: float = Field(default=0.0, ge=0)
     annotator_weights: Literal["equal", "reliability"] = "equal"
     share_prompt: bool = False
+    attributes: list[str] = []  # of preferences.attributes: predicted beside the reward
+    attribute_weight: float = Field(default=0.5, gt=0)
     checkpoint_every: int = Field(default=25, ge=1)
 
     @model_validator(mode="after")
@@ -53,17 +56,19 @@ def train(
     groups: Sequence[Group],
     how: Training,
     *,
+    rated: Sequence[Rated] = (),
     seed: int,
     checkpoint: Checkpoint,
     progress: Callable[..., None],
 ) -> History:
-    """Train in place on tokenized groups; returns loss and pair accuracy per step.
+    """Train in place on tokenized groups, and on rated answers beside them; returns loss and pair accuracy per step.
 
     Resumed after a kill it ends in the same bytes: the order of the prompts is a function of the seed, and
     the model has no dropout. SIGTERM and Ctrl-C save before they end the run. Problem when the loss is not
     finite, before the step is taken.
     """
     batches = _batches(groups, how, seed)
+    beside = rated_batches(model, rated, how.epochs, len(batches), seed)
     weight_of = reliability_weights(groups) if how.annotator_weights == "reliability" else None
     if how.share_prompt:
         refuse_unless_equal(model, groups[0])
@@ -82,7 +87,9 @@ def train(
         for step, batch in enumerate(batches[len(history) :], len(history) + 1):
             for group in optimizer.param_groups:
                 group["lr"] = how.learning_rate * schedule(step, len(batches), how.warmup_share)
-            history.append({"step": step, **_step(model, optimizer, batch, how, weight_of, seed)})
+            history.append(
+                {"step": step, **_step(model, optimizer, batch, beside[step - 1], how, weight_of, seed)}
+            )
             progress(step, len(batches), loss=history[-1]["loss"], accuracy=history[-1]["accuracy"])
             if signals or (step % how.checkpoint_every == 0 and step < len(batches)):
                 weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
@@ -119,6 +126,7 @@ def _step(
     model: Any,
     optimizer: torch.optim.Optimizer,
     batch: list[Group],
+    beside: list[Rated],
     how: Training,
     weight_of: dict[str, float] | None,
     seed: int,
@@ -131,6 +139,8 @@ def _step(
         found = outputs(model, [ids for group in batch for ids in group.sequences])
     by_head = heads_of(model, found)[places]  # (R, K, heads)
     loss = _loss(by_head, ranks, batch, how, weight_of, seed)
+    if beside:
+        loss = loss + how.attribute_weight * attribute_loss(model, beside)
     if not torch.isfinite(loss):
         rows = ", ".join(row for group in batch for row in group.rows[:1])[:200]
         raise Problem(

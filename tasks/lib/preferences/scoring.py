@@ -21,6 +21,7 @@ from tasks.lib.preferences.exports import read_export
 from tasks.lib.preferences.rankings import cleaned, prompt_id, prompt_of
 from tasks.lib.preferences.ratings import ANSWERS
 from tasks.lib.preferences.reward_model import (
+    attributes_of,
     group_scores,
     grouped,
     heads_of,
@@ -51,10 +52,12 @@ def read_rows(file: str) -> Iterator[tuple[str, Row]]:
 
 def scored(folder: Path, rows: Iterable[tuple[str, Row]], batch_size: int = 64) -> Iterator[Row]:
     """The rows with their rewards: {prompt, answer} gets `reward`; {prompt, answers} gets `rewards` and, with
-    the temperature that the model was calibrated to, `probabilities` of being the best of these answers. With an
-    ensemble both get `disagreement`: the heads' standard deviation, of the reward, or of a pair's probability."""
+    the temperature that the model was calibrated to, `probabilities` of being the best of these answers. An
+    ensemble adds `disagreement`: the heads' standard deviation, of the reward, or of a pair's probability. A model
+    of attributes adds what it says of each, under its name."""
     model, tokenizer = load_reward(folder), load_tokenizer(folder)
     room = getattr(model.config, "max_position_embeddings", None)
+    attributes = getattr(model.config, "reward_attributes", [])
     waiting = iter(rows)
     while chunk := list(islice(waiting, AT_A_TIME)):
         sequences, counts = [], []
@@ -66,9 +69,12 @@ def scored(folder: Path, rows: Iterable[tuple[str, Row]], batch_size: int = 64) 
                 if room and len(sequences[-1]) > room:
                     raise Problem(f"{where}: prompt and answer are longer than the model's {room} tokens")
             counts.append(len(texts))
-        by_head = heads_of(model, raw_outputs(model, sequences, batch_size=batch_size))
-        for (_, row), of_row in zip(chunk, by_head.split(counts), strict=True):
-            yield {**row, **(_of_answers if "answers" in row else _of_answer)(model, of_row)}
+        found = raw_outputs(model, sequences, batch_size=batch_size)
+        for (_, row), of_row in zip(chunk, found.split(counts), strict=True):
+            said = (_of_answers if "answers" in row else _of_answer)(model, heads_of(model, of_row))
+            for name, values in zip(attributes, attributes_of(model, of_row).T.tolist(), strict=True):
+                said[name] = values if "answers" in row else values[0]
+            yield {**row, **said}
 
 
 def _answers(where: str, row: Row) -> list[str]:
