@@ -47,5 +47,9 @@ def seen(values: Iterable[str], elsewhere: set[str]) -> list[str]:
     return ["seen" if value in elsewhere else "new" for value in values]
 
 
+def fit(tokens: int, max_length: int | None) -> str:
+    return "fits" if max_length is None or tokens <= max_length else "too long"
+
+
 def is_known_license(license: str) -> bool:
     return license in LICENSES or license.startswith("LicenseRef-")

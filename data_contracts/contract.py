@@ -1,12 +1,14 @@
-"""Judge rows against a data contract. Results name rows by id and field and never hold a row's text."""
+"""Judge rows against a data contract. Results name rows by id, place and field, never by text."""
 
 from __future__ import annotations
 
 import html
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -23,7 +25,10 @@ if TYPE_CHECKING:
 
     from data_contracts.columns import Judgement
 
-CONTRACTS = ("instructions", "evaluation", "candidates", "rankings")
+CONTRACTS = (
+    *("raw", "instructions", "evaluation", "candidates", "rankings"),
+    *("instruction_tokens", "ranking_tokens"),
+)
 NAMED = 20  # ids that a result names
 EXACT = 1000  # with more violations than these, ids are looked for among the first rows only
 
@@ -38,6 +43,12 @@ class Result:
     rows: int
     violations: int
     ids: list[str]  # the first ones
+    places: list[str]  # where these stand in what people handed in (file:row), "" where that is not known
+
+    def named(self, count: int) -> list[str]:
+        """The first `count` rows: id (file:row)."""
+        pairs = zip(self.ids[:count], self.places, strict=False)
+        return [f"{id} ({place})" if place else id for id, place in pairs]
 
 
 @dataclass(frozen=True)
@@ -61,7 +72,7 @@ class Report:
         return (
             f"data contract {self.contract} is violated: {worst.claim}"
             f" ({worst.expectation}, field {worst.field}):"
-            f" {worst.violations} of {worst.rows} rows, ids {', '.join(worst.ids[:5]) or 'unknown'}{more}"
+            f" {worst.violations} of {worst.rows} rows, ids {', '.join(worst.named(5)) or 'unknown'}{more}"
         )
 
     def write(self, folder: Path) -> None:
@@ -81,35 +92,49 @@ def module_of(contract: str) -> ModuleType:
     """The module of a contract; an unknown name is a Problem."""
     if contract not in CONTRACTS:
         raise Problem(f"expected a contract of {', '.join(CONTRACTS)}, found {excerpt(contract)}")
-    from data_contracts import candidates, evaluation, instructions, rankings  # seconds: Great Expectations
-
-    modules = (instructions, evaluation, candidates, rankings)
-    return {m.__name__.rpartition(".")[2]: m for m in modules}[contract]
+    return import_module(f"data_contracts.{contract}")  # seconds: Great Expectations
 
 
-def check_rows(contract: str, rows: Mapping[str, list[Row]] | Sequence[Path]) -> Report:
+def check_rows(
+    contract: str,
+    rows: Mapping[str, list[Row]] | Sequence[Path],
+    locate: Callable[[set[str]], dict[str, str]] | None = None,
+) -> Report:
     """Judge `rows` against a contract: tables by name as in the module's READS, or files to read strictly.
 
-    Of files, only claims about the rows themselves are judged, not those about other tables. Zero rows are a
-    Problem.
+    `locate` says where the rows of some ids stand (id -> file:row); of files that is known. Of files, only
+    claims about the rows themselves are judged, not those about other tables. Zero rows are a Problem.
     """
     warnings.filterwarnings("ignore", module="great_expectations")
     module = module_of(contract)
     if isinstance(rows, Mapping):
         tables = dict(rows)
     else:
-        tables = {next(iter(module.READS)): [row for path in rows for row in read_rows(path, module.SCHEMA)]}
+        read = getattr(module, "read", None) or partial(read_rows, schema=module.SCHEMA)
+        listed = [(place, row) for path in rows for place, row in read(path)]
+        tables = {module.JUDGED[0]: [row for _, row in listed]}
+        locate = locate or partial(_places, listed)
     count = sum(len(tables.get(name, ())) for name in module.JUDGED)
     if not count:
         raise Problem(f"data contract {contract}: expected rows, found none")
     results = [result for judgement in module.judgements(tables) for result in _judge(judgement)]
+    asked = {id for result in results for id in result.ids}
+    places = locate(asked) if locate and asked else {}
+    results = [replace(each, places=[places.get(id, "") for id in each.ids]) for each in results]
     return Report(contract, count, results)
 
 
-def read_rows(path: Path, schema: pa.Schema) -> list[Row]:
-    """The rows of a file in any format of the row reader, with exactly the fields and types of `schema`."""
+def _places(listed: Sequence[tuple[str, Row]], asked: set[str]) -> dict[str, str]:
+    return {row["id"]: place for place, row in reversed(listed) if row["id"] in asked}
+
+
+def read_rows(path: Path, schema: pa.Schema) -> list[tuple[str, Row]]:
+    """The rows of a file in any format of the row reader, with exactly the fields and types of `schema`.
+
+    Each with its place, file:row.
+    """
     if format_of(path) == "parquet":
-        return read_parquet(path, schema.names)
+        return [(f"{path}:{number}", row) for number, row in enumerate(read_parquet(path, schema.names), 1)]
     rows = []
     for number, row in read_table(path):
         where = f"{path}:{number}"
@@ -123,7 +148,7 @@ def read_rows(path: Path, schema: pa.Schema) -> list[Row]:
             except (pa.ArrowException, TypeError):
                 kind = schema.field(name).type
                 raise Problem(f"{where}:{name}: expected {kind}, found {excerpt(row[name])}") from None
-        rows.append({name: row[name] for name in schema.names})
+        rows.append((where, {name: row[name] for name in schema.names}))
     return rows
 
 
@@ -140,7 +165,7 @@ def _judge(judgement: Judgement) -> list[Result]:
         field = getattr(expectation, "column", None) or getattr(expectation, "column_A", None)
         field = field or ", ".join(getattr(expectation, "column_list", ()))
         results.append(
-            Result(claim, outcome.expectation_config.type, field, len(judgement.frame), count, ids)
+            Result(claim, outcome.expectation_config.type, field, len(judgement.frame), count, ids, [])
         )
     return results
 
@@ -184,7 +209,7 @@ def _page(report: Report) -> str:
     """The report as one HTML file without anything to load."""
     lines = []
     for r in report.results:
-        state, ids = ("holds", "") if not r.violations else ("violated", ", ".join(r.ids))
+        state, ids = ("holds", "") if not r.violations else ("violated", ", ".join(r.named(NAMED)))
         cells = (state, r.claim, r.field, f"{r.violations} of {r.rows}", ids, r.expectation)
         lines.append(
             f"<tr class={state}>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"

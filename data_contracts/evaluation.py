@@ -1,7 +1,8 @@
 """Evaluation: rows that no training may have seen, judged against what training sees.
 
 The splits `rows`, `templates`, `clusters` say what is new about a row: the row itself, its template as well,
-or its whole cluster of tasks. Each claim of novelty is checked here.
+or its whole cluster of tasks. Each claim of novelty is checked here; in the line, so are the training rows as
+tokens (instruction_tokens), because both checks stand before SFT and Great Expectations takes seconds to load.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import great_expectations.expectations as gxe
 
-from data_contracts import columns
+from data_contracts import columns, instruction_tokens
 from data_contracts.columns import Judgement
 from data_contracts.instructions import claims_about_rows, frame_of
 from tasks.lib.data.rows import INSTRUCTION, Row
@@ -42,8 +43,9 @@ def judgements(tables: dict[str, list[Row]]) -> list[Judgement]:
     rows = tables["evaluation"]
     training = [row for name in TRAINING for row in tables.get(name, ())]
     frame, claims = frame_of(rows), claims_about_rows(list(SPLITS))
+    found = instruction_tokens.judgements(tables) if tables.get("instruction_tokens") else []
     if not training:
-        return [Judgement(frame, claims)]
+        return [Judgement(frame, claims), *found]
     for field, elsewhere in {
         "id": {row["id"] for row in training},
         "row": {row["row"] for row in training},
@@ -51,7 +53,7 @@ def judgements(tables: dict[str, list[Row]]) -> list[Judgement]:
     }.items():
         frame[f"{field}_in_training"] = columns.seen(frame[field], elsewhere)
         claims[f"no {field} is seen in training"] = _is(f"{field}_in_training", "new")
-    found = [Judgement(frame, claims)]
+    found.insert(0, Judgement(frame, claims))
     for split, field, state, claim in (
         ("templates", "template", "new", "no held-out template is seen in training"),
         ("clusters", "cluster", "new", "no held-out cluster is seen in training"),

@@ -1,7 +1,8 @@
 """Instructions: what SFT, sampling, PPO and distillation train on.
 
 A row asks something and holds the answer that is learned. `label` is the answer without style; if `choices`
-are given it is one of them. A prompt stands in one split only.
+are given it is one of them. A prompt stands in one split only. In the line, the raw rows are judged in the same
+process.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 import great_expectations.expectations as gxe
 import pandas as pd
 
-from data_contracts import columns
+from data_contracts import columns, raw
 from data_contracts.columns import Judgement
 from tasks.lib.data.rows import INSTRUCTION, Row
 
@@ -70,7 +71,7 @@ def judgements(tables: dict[str, list[Row]]) -> list[Judgement]:
                 },
             )
         )
-    return found
+    return [*found, *(raw.judgements(tables) if tables.get("raw") else [])]
 
 
 def frame_of(rows: list[Row]) -> pd.DataFrame:

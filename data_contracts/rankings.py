@@ -1,4 +1,7 @@
-"""Rankings: how one annotator ranked the answers to one prompt. Ranks start at 0, equal ranks are a tie."""
+"""Rankings: how one annotator ranked the answers to one prompt. Ranks start at 0, equal ranks are a tie.
+
+In the line they are judged as tokens too (ranking_tokens), in the same process.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from pathlib import Path
 import great_expectations.expectations as gxe
 import pandas as pd
 
-from data_contracts import columns
+from data_contracts import columns, ranking_tokens
 from data_contracts.columns import Judgement
 from tasks.lib.data.rows import RANKING, Row, content_id
 
@@ -91,4 +94,5 @@ def judgements(tables: dict[str, list[Row]]) -> list[Judgement]:
         claims["no prompt is an evaluation prompt"] = gxe.ExpectColumnValuesToBeInSet(
             column="prompt_in_evaluation", value_set=["new"]
         )
-    return [Judgement(frame, claims)]
+    as_tokens = ranking_tokens.judgements(tables) if tables.get("ranking_tokens") else []
+    return [Judgement(frame, claims), *as_tokens]

@@ -1,6 +1,7 @@
 """check: judge the line's rows against a data contract; whatever trains on them depends on its report.
 
-Reads   what the contract's module names in READS (data/curated, data/candidates, data/preferences)
+Reads   what the contract's module names in READS (data/curated, data/candidates, data/preferences);
+        with instructions the raw rows too, with evaluation models/base, with rankings models/sft: the tokenizer
 Writes  reports/check/<contract>.json, reports/check/<contract>.html
 Run     python -m tasks.check instructions        (or evaluation, candidates, rankings)
 """
@@ -8,12 +9,17 @@ Run     python -m tasks.check instructions        (or evaluation, candidates, ra
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel
 
-from tasks.lib.data.rows import read_parquet
-from tasks.lib.stage import Problem, Stage, main
+from tasks.lib.data.rows import Row, read_parquet
+from tasks.lib.data.sources import find_sources
+from tasks.lib.stage import PARAMS_FILE, Problem, Stage, main, read_yaml
+
+CONTEXT = -100  # the label of a token that is not trained
 
 
 class Params(BaseModel, extra="forbid"):
@@ -31,12 +37,94 @@ def check(arguments: list[str]) -> None:
         raise Problem(
             f"check: expected one contract of {', '.join(CONTRACTS)}, found {len(arguments)} arguments"
         )
-    module = module_of(arguments[0])
-    report = check_rows(arguments[0], {name: read_parquet(path) for name, path in module.READS.items()})
+    contract = arguments[0]
+    module = module_of(contract)
+    tables = {name: read_parquet(path) for name, path in module.READS.items()}
+    document = read_yaml(PARAMS_FILE)
+    if contract == "instructions":
+        tables["raw"] = [row for _, row in raw_rows(document)]
+    if contract == "evaluation":
+        limit = document["sft"]["trainer"].get("max_length")
+        tables["instruction_tokens"] = instruction_tokens([*tables["train"], *tables["validation"]], limit)
+    if contract == "rankings":
+        limit = document["dpo"]["trainer"].get("max_length")
+        tables["ranking_tokens"] = ranking_tokens([*tables["train"], *tables["heldout"]], limit)
+    report = check_rows(contract, tables, partial(places, document, tables, module.READS))
     report.write(Path("reports/check"))
     if problem := report.problem():
-        raise Problem(f"{problem}; see reports/check/{arguments[0]}.html")
-    print(f"check  {arguments[0]}: {len(report.results)} claims hold for {report.rows} rows")
+        raise Problem(f"{problem}; see reports/check/{contract}.html")
+    print(f"check  {contract}: {len(report.results)} claims hold for {report.rows} rows")
+
+
+def raw_rows(document: dict[str, Any]) -> list[tuple[str, Row]]:
+    """The rows of all sources as they were read, each with its place."""
+    from data_contracts import raw
+
+    return [row for path in find_sources(Path(document["render"]["sources"])) for row in raw.read(path)]
+
+
+def instruction_tokens(rows: list[Row], max_length: int | None) -> list[Row]:
+    """Instructions as SFT trains on them."""
+    from tasks.lib.policy.chat import all_example_ids
+    from tasks.lib.policy.models import load_tokenizer
+
+    tokenizer = load_tokenizer("models/base")
+    examples = all_example_ids(tokenizer, rows, "data/curated")
+    return [
+        {
+            "id": row["id"],
+            "roles": " ".join(message["role"] for message in row["messages"]),
+            "input_ids": ids,
+            "labels": [i if trained else CONTEXT for i, trained in zip(ids, is_answer, strict=True)],
+            **{"eos": tokenizer.eos_token_id, "max_length": max_length},
+        }
+        for row, (ids, is_answer) in zip(rows, examples, strict=True)
+    ]
+
+
+def ranking_tokens(rows: list[Row], max_length: int | None) -> list[Row]:
+    """Rankings as the reward model and DPO train on them: a prompt and its answers become tokens once."""
+    from tasks.lib.policy.chat import answer_ids, prompt_ids
+    from tasks.lib.policy.models import load_tokenizer
+
+    tokenizer = load_tokenizer("models/sft")
+    prompts: dict[str, list[int]] = {}
+    answers: dict[str, list[int]] = {}
+    for row in rows:
+        if (shown := str(row["prompt"])) not in prompts:
+            prompts[shown] = prompt_ids(tokenizer, row["prompt"])
+        for answer in row["answers"]:
+            if answer not in answers:
+                answers[answer] = answer_ids(tokenizer, answer)
+    return [
+        {
+            "id": row["id"],
+            "prompt_ids": prompts[str(row["prompt"])],
+            "answers_ids": [answers[answer] for answer in row["answers"]],
+            **{"ranks": row["ranks"], "eos": tokenizer.eos_token_id, "max_length": max_length},
+        }
+        for row in rows
+    ]
+
+
+def places(
+    document: dict[str, Any], tables: dict[str, list[Row]], files: dict[str, Path], asked: set[str]
+) -> dict[str, str]:
+    """Where the rows of some ids stand (id -> file:row): in what people handed in, else in the line's own file.
+
+    The sources are read again, which only a violation costs.
+    """
+    found: dict[str, str] = {}
+    raw_row = {row["id"]: row["row"] for row in tables.get("preference", ())}
+    for name, table in tables.items():
+        for number, row in enumerate(table, 1):
+            if row["id"] in asked and name in files:
+                found[row["id"]] = f"{files[name]}:{number}"
+                raw_row[row["id"]] = row.get("row") or raw_row.get(row.get("instruction", ""), "")
+    if "ranking_tokens" in tables:  # their prompts came from anywhere
+        return found
+    where = {row["id"]: place for place, row in raw_rows(document)}
+    return found | {id: where[raw_row.get(id, id)] for id in asked if raw_row.get(id, id) in where}
 
 
 if __name__ == "__main__":

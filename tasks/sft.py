@@ -1,6 +1,6 @@
 """sft: supervised fine-tuning on the answers of the curated instructions.
 
-Reads   models/base, data/curated/{train,validation}.parquet, reports/check/instructions.json
+Reads   models/base, data/curated/{train,validation}.parquet, reports/check/evaluation.json
 Writes  models/sft, reports/sft.json, reports/plots/sft.csv, reports/plots/sft.png
 Run     python -m tasks.sft
 """
@@ -27,7 +27,7 @@ from tasks.lib.policy.adapters import (
     save_adapter,
     trainable,
 )
-from tasks.lib.policy.chat import example_ids, preview
+from tasks.lib.policy.chat import all_example_ids, preview
 from tasks.lib.policy.checkpoints import file_hash
 from tasks.lib.policy.folders import weights_hash
 from tasks.lib.policy.models import load_policy, load_tokenizer, save_model
@@ -148,11 +148,8 @@ def tokenised(tokenizer: Any, path: Path, max_length: int | None) -> tuple[list[
     """Rows with `input_ids` and `labels`, and how many were left out because they are too long."""
     rows: list[dict[str, Any]] = []
     given = read_parquet(path, ["id", "messages", "answer"])
-    for row in given:
-        try:
-            ids, is_answer = example_ids(tokenizer, row["messages"], row["answer"])
-        except Problem as problem:
-            raise Problem(f"{path}: row {row['id']}: {problem}") from None
+    examples = all_example_ids(tokenizer, given, path)
+    for row, (ids, is_answer) in zip(given, examples, strict=True):
         if max_length is None or len(ids) <= max_length:
             labels = [i if trained else IGNORED for i, trained in zip(ids, is_answer, strict=True)]
             rows.append({"row": len(rows), "id": row["id"], "input_ids": ids, "labels": labels})

@@ -64,6 +64,25 @@ BROKEN = [
     ("rankings", {"answers": [SECRET, SECRET, "b", "c"]}, "the answers of a prompt differ"),
     ("rankings", {"annotator": " "}, "the annotator has a name"),
     ("rankings", {"license": "unknown"}, "licences are known"),
+    ("instruction_tokens", {"roles": "user user"}, "roles alternate and the user speaks last (as tokens)"),
+    ("instruction_tokens", {"labels": [-100, 405]}, "every token has a label"),
+    ("instruction_tokens", {"labels": [-100] * 8}, "at least one token is trained"),
+    ("instruction_tokens", {"labels": [-100] * 7 + [7]}, "a label is its token or context"),
+    (  # cut at max_length: the answer has begun, its EOS is gone
+        "instruction_tokens",
+        {"input_ids": [3, 319, 25, 262, 286, 4, 405], "labels": [-100] * 6 + [405]},
+        "the answer is whole: a trained EOS ends it",
+    ),
+    ("instruction_tokens", {"max_length": 7}, "at least 95% of the rows fit max_length"),
+    (
+        "ranking_tokens",
+        {"answers_ids": [[5, 1], [5, 1]], "ranks": [0, 1]},
+        "answers of different rank differ as tokens",
+    ),
+    ("ranking_tokens", {"answers_ids": [[5], [6, 1]]}, "every answer is whole: an EOS ends it"),
+    ("ranking_tokens", {"max_length": 9}, "at least 95% of the rankings fit max_length"),
+    ("raw", {"text": " "}, "a row has a text"),
+    ("raw", {"text": "caf\ufffd"}, "texts were decoded as what they are (no U+FFFD)"),
 ]
 
 
@@ -81,6 +100,41 @@ def test_a_broken_row_is_named_by_id_and_never_quoted(contract: str) -> None:
         and report.violated[0].ids[0] in problem
     )
     assert SECRET not in problem + json.dumps([result.ids for result in report.results])
+
+
+def test_equal_tokens_of_equal_rank_are_a_tie_and_no_pair() -> None:
+    row = example("ranking_tokens", answers_ids=[[5, 1], [5, 1], [6, 1]], ranks=[0, 0, 1])
+    assert not judged("ranking_tokens", [row]).violated
+
+
+def test_one_long_row_in_twenty_is_left_out_of_training_and_two_are_a_mistake() -> None:
+    rows = [example("instruction_tokens", id=f"{i:016x}") for i in range(20)]
+    rows[0]["max_length"] = 7
+    assert not judged("instruction_tokens", rows).violated
+    rows[1]["max_length"] = 7
+    assert violated(judged("instruction_tokens", rows)) == {
+        "at least 95% of the rows fit max_length": [rows[0]["id"], rows[1]["id"]]
+    }
+
+
+def test_raw_rows_are_judged_among_the_rows_of_their_source() -> None:
+    def row(number: int, label: str, **changes: Any) -> dict[str, Any]:
+        numbered = {"id": f"{number:016x}", "content": f"{number:016x}", "label": label}
+        return example("raw", **(numbered | changes))
+
+    fine = [row(i, "billing" if i % 2 else "technical") for i in range(60)]
+    assert not judged("raw", fine).violated
+    assert violated(judged("raw", [*fine, row(60, "biling")])) == {
+        "no label occurs once only (is it misspelt?)": [f"{60:016x}"]
+    }
+    two_labels = [row(i, "billing", content=f"{i - 60:016x}") for i in range(60, 64, 2)]
+    assert set(violated(judged("raw", [*fine, *two_labels]))) == {"a text has one label"}
+    copies = [row(i, "billing") for i in range(1, 9, 2)]
+    assert set(violated(judged("raw", [*fine, *copies]))) == {"rows stand once"}
+    collapsed = [row(i, "billing") for i in range(39)] + [row(39, "technical"), row(40, "technical")]
+    assert violated(judged("raw", collapsed)) == {
+        "no label makes up nearly all rows of a source": ["tickets"]
+    }
 
 
 def test_ids_are_unique_and_a_prompt_has_one_split() -> None:
@@ -172,13 +226,18 @@ def test_files_are_checked_strictly(tmp_path: Path) -> None:
         bad.write_text(json.dumps({**row, **change}) + "\n")
         with pytest.raises(Problem, match=message):
             check_rows("rankings", [bad])
+    bad.write_text(json.dumps(row) + "\n" + json.dumps({**row, "id": "b", "annotator": " "}) + "\n")
+    report = check_rows("rankings", [bad])
+    assert f"ids b ({bad}:2)" in (report.problem() or "")
+    report.write(tmp_path)
+    assert f"b ({bad}:2)" in (tmp_path / "rankings.html").read_text()
     bad.write_text(json.dumps({k: v for k, v in row.items() if k != "ranks"}) + "\n")
     with pytest.raises(Problem, match=r"bad\.jsonl:1:ranks: expected .*, found no such field"):
         check_rows("rankings", [bad])
 
 
 def test_unknown_contracts_and_no_rows_are_problems() -> None:
-    with pytest.raises(Problem, match="expected a contract of instructions"):
+    with pytest.raises(Problem, match="expected a contract of raw, instructions"):
         check_rows("nothing", {})
     with pytest.raises(Problem, match="data contract rankings: expected rows, found none"):
         check_rows("rankings", {"train": []})

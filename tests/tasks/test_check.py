@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_models import instruction, write_model
 
 from data_contracts.contract import module_of
 from tasks.check import check
@@ -18,8 +19,20 @@ from tasks.lib.stage import Problem
 ROOT = Path(__file__).resolve().parents[2]
 
 
+PARAMS = """seed: 1
+threads: 1
+check: {}
+render: {raw: raw, sources: raw, commercial: true}
+sft: {trainer: {max_length: 64}}
+dpo: {trainer: {max_length: 64}}
+"""
+
+
 def tables(contract: str, **rows: list[Row]) -> None:
     module = module_of(contract)
+    Path("params.yaml").write_text(PARAMS)
+    write_model(Path("models/sft"))
+    write_model(Path("models/base"))
     for name, path in module.READS.items():
         schema = module.SCHEMA if name in module.JUDGED else module_of("instructions").SCHEMA
         write_parquet(path, rows.get(name, []), schema)
@@ -46,11 +59,44 @@ def test_a_violated_contract_is_one_line_that_names_contract_claim_and_ids(works
     assert [r["ids"] for r in report["results"] if r["violations"]] == [[row["id"]]]
 
 
+def test_training_rows_are_judged_as_tokens_and_named_by_their_place_in_the_source(workspace: Path) -> None:
+    folder = Path("raw/tickets")
+    folder.mkdir(parents=True)
+    (folder / "rows.csv").write_text("text,label\nmy card was charged twice,billing\n")
+    (folder / "source.yaml").write_text(
+        "{file: tickets/rows.csv, format: csv, license: CC0-1.0, cluster: c, task: t, templates: t,"
+        " fields: {text: str, label: str}}"
+    )
+    seen = instruction(0) | {"template": "t/a"}
+    evaluated = [module_of("evaluation").EXAMPLE]
+    tables("evaluation", evaluation=evaluated, train=[seen])
+    check(["evaluation"])
+    claims = {
+        r["claim"]: r["rows"]
+        for r in json.loads(Path("reports/check/evaluation.json").read_text())["results"]
+    }
+    assert claims["the answer is whole: a trained EOS ends it"] == 1
+    Path("params.yaml").write_text(PARAMS.replace("max_length: 64", "max_length: 9"))
+    [(_, raw)] = module_of("raw").read(folder / "source.yaml")
+    write_parquet(
+        module_of("evaluation").READS["train"], [seen | {"row": raw["id"]}], module_of("instructions").SCHEMA
+    )
+    with pytest.raises(Problem, match=r"95% of the rows fit max_length .*\(raw/tickets/rows\.csv:2\)"):
+        check(["evaluation"])
+
+
+def test_answers_that_are_the_same_tokens_are_no_pair(workspace: Path) -> None:
+    row = {**module_of("rankings").EXAMPLE, "answers": ["good", "good ", "bad"], "ranks": [0, 1, 2]}
+    tables("rankings", train=[row])
+    with pytest.raises(Problem, match=r"answers of different rank differ as tokens .* 1 of 1 rows"):
+        check(["rankings"])
+
+
 def test_missing_data_and_wrong_arguments_are_problems(workspace: Path) -> None:
     with pytest.raises(Problem, match=r"rows\.parquet does not exist"):
         check(["instructions"])
     for arguments in ([], ["nothing"], ["instructions", "rankings"]):
-        with pytest.raises(Problem, match=r"expected (a|one) contract of instructions, evaluation"):
+        with pytest.raises(Problem, match=r"expected (a|one) contract of raw, instructions, evaluation"):
             check(arguments)
 
 

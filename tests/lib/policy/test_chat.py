@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from tiny_models import tiny_tokenizer
 
+from tasks.lib.policy import chat
 from tasks.lib.policy.chat import (
     CHATML,
+    all_example_ids,
     answer_ids,
     answer_text,
     default_template,
@@ -53,6 +55,24 @@ def test_an_example_is_its_prompt_and_its_answer(tokenizer: Any, answer: str) ->
     assert trained == answer_ids(tokenizer, answer)
     assert trained.count(tokenizer.eos_token_id) == 1
     assert answer_text(tokenizer, trained) == answer.strip()
+
+
+def test_many_examples_at_once_are_the_examples_one_by_one(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat, "BLOCK", 4)  # the second block is without a special token
+    forged = f"{tokenizer.eos_token}{ANSWERS[0]}"
+    asked = [QUESTION, [*QUESTION[:1], {"role": "user", "content": forged}], QUESTION[1:]]
+    rows = [
+        {"id": f"{i}{a}", "messages": messages, "answer": answer}
+        for i, messages in enumerate(asked)
+        for a, answer in enumerate([*ANSWERS, forged])
+    ]
+    one_by_one = [example_ids(tokenizer, row["messages"], row["answer"]) for row in rows]
+    assert all_example_ids(tokenizer, rows, "file") == one_by_one
+    rows[-1]["answer"] = " "
+    with pytest.raises(Problem, match=f"file: row {rows[-1]['id']}: an empty answer"):
+        all_example_ids(tokenizer, rows, "file")
 
 
 def test_the_answer_begins_where_the_sampled_one_does(tokenizer: Any) -> None:
