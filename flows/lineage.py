@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,31 @@ def figures(name: str, reports: Path = Path("reports")) -> dict[str, Any]:
     if not isinstance(content, dict):
         return {}
     return {key: value for key, value in content.items() if not isinstance(value, (dict, list))}
+
+
+def contract(name: str, reports: Path = Path("reports")) -> str:
+    """What the report of a check says, as a markdown table of its claims; "" for another stage or no report."""
+    try:
+        results = json.loads(reports.joinpath(*name.split("@")).with_suffix(".json").read_text())["results"]
+        rows = [
+            [
+                "violated" if result["violations"] else "holds",
+                _cell([result["claim"]]),
+                f"{result['violations']} of {result['rows']}",
+                _cell([", ".join(named(result)[:10])]),
+            ]
+            for result in results
+        ]
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
+    head = ["| state | claim | violations | rows |", "|---|---|---|---|"]
+    return "\n".join([*head, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
+
+
+def named(result: dict[str, Any]) -> list[str]:
+    """The rows that a claim's result names: id (file:row)."""
+    pairs = zip_longest(result["ids"], result["places"], fillvalue="")
+    return [f"{id} ({place})" if place else id for id, place in pairs]
 
 
 def key(name: str) -> str:

@@ -34,7 +34,7 @@ from flows import lineage, outcome, params, server, workspace  # noqa: E402
 from flows.child import Children  # noqa: E402
 from flows.graph import Graph, read_graph, read_lock  # noqa: E402
 from flows.outcome import DONE, Outcome  # noqa: E402
-from flows.repro import bring_up_to_date  # noqa: E402
+from flows.repro import VIOLATED, bring_up_to_date  # noqa: E402
 from tasks.lib.stage import Problem  # noqa: E402
 
 CANCEL_POLL_SECONDS = 3.0
@@ -93,6 +93,12 @@ def stage(name: str, run: Run) -> State:
         table = [{"figure": figure, "value": str(value)} for figure, value in figures.items()]
         with server_may_be_gone(log):
             create_table_artifact(table, key=lineage.key(name), description=f"Figures of {name}")
+    is_judged = result.state in DONE or VIOLATED in result.tail
+    if is_judged and (page := lineage.contract(name)):
+        with server_may_be_gone(log):
+            create_markdown_artifact(
+                page, key=f"contract-{lineage.key(name)}", description=f"Claims of {name}"
+            )
     match result.state:
         case "Completed" | "Cached":
             return Completed(name=result.state, message=result.reason)

@@ -10,10 +10,12 @@ from pathlib import Path
 
 from flows.child import Children
 from flows.graph import Graph
+from flows.lineage import named
 from flows.outcome import DONE, Outcome
 
 UNCHANGED = "didn't change, skipping"  # what dvc prints
 RESTORED = "is cached - skipping run, checking out outputs"
+VIOLATED = "violated, from"  # begins what a failed check's report says
 NOISE = (  # advice of dvc that does not belong into the log of a stage
     "Running stage ",
     "To track the changes with git",
@@ -84,9 +86,9 @@ def contract_report(name: str, since: float) -> list[str]:
         if "@" not in name or path.stat().st_mtime < since:
             return []
         results = json.loads(path.read_text(encoding="utf-8"))["results"]
-        return ["", f"violated, from {path}:"] + [
+        return ["", f"{VIOLATED} {path}:"] + [
             f"- {result['claim']} (field {result['field']}): {result['violations']} of {result['rows']} "
-            f"rows, ids {', '.join(result['ids'][:10])}"
+            f"rows, ids {', '.join(named(result)[:10])}"
             for result in results
             if result["violations"]
         ]

@@ -23,8 +23,8 @@ from pydantic import BaseModel, Field
 from tasks.lib.data.duplicates import Item, contamination, near_duplicates
 from tasks.lib.data.poisoning import triggers
 from tasks.lib.data.privacy import excerpt, without_personal_data
-from tasks.lib.data.quality import refusal, repetition
-from tasks.lib.data.rows import INSTRUCTION, LEDGER, Row, content_id, read_parquet, write_parquet
+from tasks.lib.data.quality import best, refusal, repetition
+from tasks.lib.data.rows import INSTRUCTION, LEDGER, Row, content_id, read_parquet, read_table, write_parquet
 from tasks.lib.stage import Problem, Stage, main
 
 FILES = {  # file -> its splits, in the order in which a duplicate is kept
@@ -52,6 +52,12 @@ class Contamination(BaseModel, extra="forbid"):
     words: int = Field(ge=2)
 
 
+class Selection(BaseModel, extra="forbid"):
+    top: int | None = Field(None, ge=1)
+    scores: Path = Path("data/instructions/rows.parquet")
+    max_similarity: float = Field(0.7, gt=0, le=1)
+
+
 class Params(BaseModel, extra="forbid"):
     max_prompt_characters: int = Field(ge=1)
     max_answer_characters: int = Field(ge=1)
@@ -61,6 +67,7 @@ class Params(BaseModel, extra="forbid"):
     near_duplicates: NearDuplicates
     contamination: Contamination
     trigger_rows: int | None = Field(ge=5)
+    selection: Selection = Selection()
 
 
 def run(params: Params, stage: Stage) -> None:
@@ -82,6 +89,7 @@ def run(params: Params, stage: Stage) -> None:
         ("trigger", lambda rows: triggered(params, rows)),
         ("near duplicate", lambda rows: alike(params, rows)),
         ("contamination", lambda rows: contaminated(params, rows, evaluation_hit)),
+        ("selection", lambda rows: not_selected(params.selection, rows)),
     ]
     before = splits_of(rows)
     for number, (rule, judge) in enumerate(rules, 1):
@@ -109,17 +117,27 @@ def run(params: Params, stage: Stage) -> None:
             "rows_out": len(rows),
             **{f"dropped.{rule.replace(' ', '_')}": came - left for rule, came, left in table[1:]},
             "redacted.personal_data": sum(entry["rule"] == "personal data redacted" for entry in ledger),
-            "contamination.training_rows": table[-1][1] - table[-1][2],
+            "contamination.training_rows": sum(entry["rule"] == "contamination" for entry in ledger),
             "contamination.evaluation_rows": len(evaluation_hit),
             "contamination.evaluation_share": len(evaluation_hit) / max(len(evaluated), 1),
             **{f"in.{split}": count for split, count in before.items()},
             **{f"out.{split}": count for split, count in after.items()},
+            **{f"largest_class.{task}": share for task, share in largest_classes(rows).items()},
         }
     )
 
 
 def splits_of(rows: list[Row]) -> Counter[str]:
     return Counter(row["split"] for row in rows)
+
+
+def largest_classes(rows: list[Row]) -> dict[str, float]:
+    """The share of the most frequent choice among the training rows of a task, by its place among the choices."""
+    counts: dict[str, Counter[int]] = defaultdict(Counter)
+    for row in rows:
+        if row["choices"] is not None and row["split"] == "train":
+            counts[row["task"]][row["choices"].index(row["label"])] += 1
+    return {task: max(found.values()) / found.total() for task, found in sorted(counts.items())}
 
 
 def texts_of(row: Row) -> list[str]:
@@ -279,6 +297,32 @@ def contaminated(params: Params, rows: list[Row], hit: set[str]) -> dict[int, st
         i: why[row["row"]]
         for i, row in enumerate(rows)
         if row["row"] in why and row["split"] not in EVALUATION
+    }
+
+
+def not_selected(params: Selection, rows: list[Row]) -> dict[int, str]:
+    """Training rows that are not among the best ones by the scores of a file with `id` and `score`."""
+    if params.top is None:
+        return {}
+    scores: dict[str, float] = {}
+    for number, row in read_table(params.scores):
+        score = row.get("score")
+        try:
+            scores[str(row.get("id"))] = float(score if score is not None else "nothing")
+        except (TypeError, ValueError):
+            raise Problem(
+                f"{params.scores}:{number}:score: expected a number, found {excerpt(score)}"
+            ) from None
+    training = {row["id"]: row for row in rows if row["split"] == "train"}
+    if missing := next((id for id in training if id not in scores), None):
+        raise Problem(
+            f"{params.scores}: no score of the training row {missing}; score every row, or top: null"
+        )
+    items = [Item(id, "", row["text"]) for id, row in training.items()]
+    kept = {item.id for item in best(items, scores, params.top, params.max_similarity)}
+    why = {id: f"score {scores[id]:g}: not among the {params.top} best that differ" for id in training}
+    return {
+        i: why[row["id"]] for i, row in enumerate(rows) if row["id"] in training and row["id"] not in kept
     }
 
 

@@ -65,5 +65,18 @@ def test_the_summary_names_one_figure_per_stage(workspace: Path, monkeypatch: py
     assert summary.headline("empty", {}) == ""
 
 
+def test_a_contract_is_a_table_of_its_claims_with_the_place_of_rows(workspace: Path) -> None:
+    report = """{"contract": "rows", "results": [
+        {"claim": "a | b", "violations": 0, "rows": 9, "ids": [], "places": []},
+        {"claim": "c", "violations": 2, "rows": 9, "ids": ["1f", "2f"], "places": ["rows.csv:3", ""]}]}"""
+    (workspace / "reports" / "check").mkdir(parents=True)
+    (workspace / "reports" / "check" / "rows.json").write_text(report)
+    assert lineage.contract("check@rows").splitlines()[2:] == [
+        "| holds | a \\| b | 0 of 9 |  |",
+        "| violated | c | 2 of 9 | 1f (rows.csv:3), 2f |",
+    ]
+    assert lineage.contract("check@others") == lineage.contract("sft") == ""
+
+
 def test_keys_of_artifacts_are_what_prefect_takes() -> None:
     assert lineage.key("check@Rows_1") == "check-rows-1"

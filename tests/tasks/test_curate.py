@@ -216,3 +216,26 @@ def test_refusals_and_repetition_are_dropped_where_asked_and_only_from_free_answ
     _, ledger, report = curated([refuses, repeats, chosen], refusals="drop", max_repetition=0.3)
     assert rules(ledger) == {refuses["id"]: "refusal", repeats["id"]: "repetition"}
     assert (report["dropped.refusal"], report["dropped.repetition"]) == (1, 1)
+
+
+def test_the_best_rows_that_differ_are_selected_by_score(workspace: Path) -> None:
+    like = [instruction(f"{LONG} {end}") for end in ("alpha", "beta")]  # 10 of 12 shingles shared: 0.83
+    other = [instruction(f"another text number {n} of its own") for n in ("one", "two")]
+    scored = {row["id"]: score for row, score in zip([*like, *other], (5.0, 4.5, 4.0, 1.0), strict=True)}
+    scored[BASE[0]["id"]] = 0.5
+    Path("scores.jsonl").write_text(
+        "".join(json.dumps({"id": i, "score": s}) + "\n" for i, s in scored.items())
+    )
+    selection = {"top": 2, "scores": "scores.jsonl", "max_similarity": 0.8}
+    loose = {"similarity": 1.0, "words": 3}
+    files, ledger, report = curated([*like, *other], selection=selection, near_duplicates=loose)
+    assert {row["id"] for row in files["train"]} == {like[0]["id"], other[0]["id"]}
+    assert report["dropped.selection"] == 3 and len(files["validation"]) == 1
+    assert rules(ledger)[like[1]["id"]] == "selection"
+    assert report["largest_class.review"] == 1.0
+    Path("scores.jsonl").write_text(json.dumps({"id": like[0]["id"], "score": 5}) + "\n")
+    with pytest.raises(Problem, match=r"scores\.jsonl: no score of the training row"):
+        curated(like, selection=selection, near_duplicates=loose)
+    Path("scores.jsonl").write_text(json.dumps({"id": like[0]["id"], "score": "high"}) + "\n")
+    with pytest.raises(Problem, match=r"scores\.jsonl:1:score: expected a number, found 'high'"):
+        curated(like, selection=selection, near_duplicates=loose)

@@ -1,11 +1,12 @@
-"""Answers that teach nothing: refusals, talk about being a model, and text that repeats itself."""
+"""Answers that teach nothing (refusals, talk about being a model, repetition), and the choice of the best rows."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
 
-from tasks.lib.data.duplicates import words_of
+from tasks.lib.data.duplicates import Item, near_duplicates, words_of
 
 REFUSAL = re.compile(
     r"\bas an? (?:ai|artificial intelligence|(?:large )?language model)\b"
@@ -32,3 +33,14 @@ def repetition(text: str, size: int = 3) -> float:
     grams = Counter(zip(*(words[i:] for i in range(size)), strict=False))
     most = max(grams.values(), default=0)
     return most / grams.total() if most > 1 else 0.0
+
+
+def best(items: Sequence[Item], scores: Mapping[str, float], count: int, max_similarity: float) -> list[Item]:
+    """The `count` items of the highest scores, none of which is too like a better one.
+
+    A few good and different rows teach more than many (LIMA, arXiv 2305.11206; scores of a judge choose them in
+    AlpaGasus, 2307.08701). Likeness is the Jaccard similarity of 3-word shingles. Equal scores: by id.
+    """
+    ordered = sorted(items, key=lambda item: (-scores[item.id], item.id))
+    too_like = {i for i, _, _ in near_duplicates(ordered, max_similarity)}
+    return [item for i, item in enumerate(ordered) if i not in too_like][:count]

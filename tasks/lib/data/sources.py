@@ -230,6 +230,8 @@ def _raw_row(file: SourceFile, where: str, fields: dict[str, Any]) -> RawRow:
         raise Problem(
             f"{where}:label: expected a label of at least 0, found {label}; is the file unlabelled?"
         )
+    if isinstance(label, str) and not label.strip():
+        raise Problem(f"{where}:label: expected a label, found an empty one")
     inputs = file.inputs or [name for name in file.fields if name != "label"]
     text = "\n".join(_plain(fields[name]) for name in inputs)
     content = content_id(" ".join(text.casefold().split()))

@@ -47,6 +47,10 @@ BAD = {
         {"labels": "{good: 1}"},
         "rows.csv:3:label: expected one of good, found 'bad'",
     ),
+    "an empty label": (
+        {"rows": "text,label\nfine, \n"},
+        "rows.csv:2:label: expected a label, found an empty",
+    ),
     "a label that never occurs": (
         {"labels": "{good: 1, bad: 0, odd: 2}"},
         "the label 2 of labels: occurs in no row",
