@@ -53,9 +53,9 @@ class Contamination(BaseModel, extra="forbid"):
 
 
 class Selection(BaseModel, extra="forbid"):
-    top: int | None = Field(None, ge=1)
+    top: int | None = Field(default=None, ge=1)
     scores: Path = Path("data/instructions/rows.parquet")
-    max_similarity: float = Field(0.7, gt=0, le=1)
+    max_similarity: float = Field(default=0.7, gt=0, le=1)
 
 
 class Params(BaseModel, extra="forbid"):
