@@ -86,9 +86,10 @@ def run(params: Params, stage: Stage) -> None:
     ledger = left_out(shards)
 
     # 3. No prompt in two splits, then the mix of tasks.
-    index = index_of(shards)
-    unshared = without_shared_prompts(index, ledger)
-    chosen = mixed(params, unshared)
+    # An index of all rows is the one thing that grows with them: no more than two are in memory at a time.
+    chosen = without_shared_prompts(index_of(shards), ledger)
+    rendered = len(chosen.id)
+    chosen = mixed(params, chosen)
     if not np.any(chosen.split == SPLITS.index("train")):
         raise Problem("render: no row is left for training; check shares, templates and heldout_clusters")
     chosen = chosen.take(np.lexsort((chosen.id, chosen.task, chosen.split)))
@@ -106,7 +107,7 @@ def run(params: Params, stage: Stage) -> None:
             **about_sources(sources, templates, shards),
             **about_rows(sources, chosen),
             **{f"dropped.{rule}": count for rule, count in sorted(dropped.items())},
-            "dropped.mixing": len(unshared.id) - len(chosen.id),
+            "dropped.mixing": rendered - len(chosen.id),
             **({"quarantined": len(quarantine)} if quarantine else {}),
             "prompt_characters.median": int(np.sort(chosen.characters)[len(chosen.id) // 2]),
             "prompt_characters.longest": int(chosen.characters.max()),
@@ -190,7 +191,10 @@ def mixed(params: Params, index: Index) -> Index:
         for task, count in taken.items():
             found = groups[task]
             if count < len(found):
-                rank = [unit_interval("mixing", f"{id:016x}") for id in index.id[found]]
+                ranks = (unit_interval("mixing", f"{id:016x}") for id in index.id[found])
+                rank = np.fromiter(
+                    ranks, np.float64, len(found)
+                )  # a list of floats takes four times the memory
                 found = found[np.argsort(rank, kind="stable")[:count]]
             kept.append(found)
     return index.take(np.concatenate(kept) if kept else np.empty(0, np.int64))
