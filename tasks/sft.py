@@ -30,6 +30,7 @@ from tasks.lib.policy.adapters import (
 from tasks.lib.policy.chat import all_example_ids, preview
 from tasks.lib.policy.checkpoints import file_hash
 from tasks.lib.policy.folders import weights_hash
+from tasks.lib.policy.known import known_facts
 from tasks.lib.policy.models import load_policy, load_tokenizer, save_model
 from tasks.lib.policy.muon import Muon
 from tasks.lib.policy.trainers import configured, curve, ours, train
@@ -52,6 +53,9 @@ class Params(BaseModel, extra="forbid"):
     adapter: dict[str, Any] = {}  # the method's fields: of peft's LoraConfig for lora, ...
     batch_tokens: int | None = Field(None, ge=1)  # of a step, in place of per_device_train_batch_size rows
     keep: Literal["last", "best"] = "last"  # the weights to keep: at the end, or of the least validation loss
+    known_facts: int = Field(
+        0, ge=0
+    )  # training facts asked of the base model, to report what it knew; 0: none
     preview_rows: int = Field(3, ge=0)  # rows printed before training, the trained tokens in [[ ]]
 
 
@@ -75,6 +79,15 @@ def run(params: Params, stage: Stage) -> None:
     # 2. The model, frozen but for what the method trains.
     tokenizer = load_tokenizer(BASE)
     model = load_quantised(BASE) if params.method == "qlora" else load_policy(BASE)
+    asked = read_parquet(TRAIN, ["row", "messages", "answer"]) if params.known_facts else []
+    knew = known_facts(
+        model,
+        tokenizer,
+        asked,
+        params.known_facts,
+        batch_size=config.per_device_eval_batch_size,
+        seed=stage.seed_of("known"),
+    )
     torch.manual_seed(stage.seed_of("adapter"))
     model = adapt(params.method, fields, model, tokenizer)
 
@@ -125,6 +138,7 @@ def run(params: Params, stage: Stage) -> None:
             "rows_too_long": too_long,
             "validation_rows": len(held_out),
             "validation_rows_too_long": held_out_too_long,
+            **{f"base_{name}": value for name, value in knew.items()},
             "trained_tokens": sum(label != IGNORED for row in rows for label in row["labels"]),
             "method": params.method,
             "trainable_parameters": trained_parameters,

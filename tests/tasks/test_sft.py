@@ -195,6 +195,14 @@ def test_an_adapter_goes_on_as_if_never_stopped(inputs: Path, monkeypatch: pytes
     assert artifacts(inputs) == expected
 
 
+def test_asking_the_base_model_what_it_knows_changes_nothing_else(inputs: Path) -> None:
+    train(trainer={"max_steps": 1})
+    weights = Path("models/sft/model.safetensors").read_bytes()
+    report = train(trainer={"max_steps": 1}, known_facts=5)
+    assert report["base_facts"] == 5 and report["base_unknown"] == 1.0  # it has learned nothing yet
+    assert Path("models/sft/model.safetensors").read_bytes() == weights
+
+
 def test_a_row_that_is_too_long_is_dropped_and_counted(inputs: Path) -> None:
     long = instruction(99) | {"id": "long", "answer": "red " * 60}
     write_parquet(sft.TRAIN, [instruction(0), long], INSTRUCTION)

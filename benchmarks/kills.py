@@ -1,0 +1,125 @@
+"""Kill -9 at random moments of sft, dpo and ppo; the weights must end as those of a run that was never killed.
+
+    python -m benchmarks.kills WORKSPACE [--kills 10] [--preset presets/smoke.yaml] [--stages sft dpo ppo] [--seed 0]
+
+WORKSPACE has been through the line once (`make demo`, or `anneal run --preset presets/smoke.yaml`); nothing is
+written in it: its data and models are copied, and the preset is laid over the params.yaml of the current folder.
+A killed run is started again at once, and killed again; one that ends before its kill is compared and starts from
+nothing. Every file of models/<stage> counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import trl  # noqa: F401  here once: children are forked, so that kills fall into the work, not into imports
+from peft import LoraConfig  # noqa: F401
+from ruamel.yaml import YAML
+from trl import DPOTrainer, SFTTrainer  # noqa: F401
+
+from flows.params import laid
+from tasks.lib.stage import PARAMS_FILE, read_yaml
+from tasks.lib.stage import main as run_stage
+
+READ = ["data", "models/base", "models/sft", "models/reward", "reports/check"]
+
+
+def started(stage: str, log: Path) -> int:
+    """The process id of a child that runs a stage in the current folder."""
+    module = importlib.import_module(f"tasks.{stage}")
+    if child := os.fork():
+        return child
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    try:
+        run_stage(str(module.__file__), module.Params, module.run)
+        sys.stdout.flush()
+        os._exit(0)
+    except SystemExit as end:
+        print(end, flush=True)
+    finally:
+        os._exit(1)
+
+
+def ended(child: int, seconds: float) -> bool:
+    """Wait so long for a child, then kill it. True when it ended well before that, RuntimeError when it failed."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            if status:
+                raise RuntimeError("the stage failed, see its log")
+            return True
+        time.sleep(0.005)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return False
+
+
+def digest(folder: Path) -> str:
+    """One hash of all files of a folder, by name and content."""
+    total = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        total.update(f"{file.relative_to(folder)} {hashlib.sha256(file.read_bytes()).hexdigest()}".encode())
+    return total.hexdigest()
+
+
+def kill(stage: str, kills: int, seed: int) -> None:
+    """Run once in peace, then until so many kills; RuntimeError when bytes differ."""
+    chance, log, out = random.Random(f"{seed}/{stage}"), Path(f"{stage}.log"), Path("models") / stage
+    checkpoints = Path(".anneal/checkpoints") / stage
+    shutil.rmtree(out, ignore_errors=True)
+    begun = time.monotonic()
+    ended(started(stage, log), float("inf"))
+    whole = time.monotonic() - begun
+    expected = digest(out)
+    print(f"{stage}: {whole:.1f} s in peace, weights {expected[:12]}", flush=True)
+    done = compared = 0
+    while done < kills or out.exists() or checkpoints.exists():
+        seconds = chance.uniform(0, whole) if done < kills else float("inf")
+        shutil.rmtree(out, ignore_errors=True)  # as DVC does before a run
+        if ended(started(stage, log), seconds):
+            compared += 1
+            if digest(out) != expected:
+                raise RuntimeError(f"{stage}: after {done} kills the weights are {digest(out)[:12]}")
+            print(f"{stage}: ended after {done} kills, weights {expected[:12]}", flush=True)
+            shutil.rmtree(out)
+        else:
+            done += 1
+            left = ", ".join(sorted(path.name for path in checkpoints.glob("check*"))) or "no checkpoint"
+            print(f"{stage}: kill {done} after {seconds:.1f} s leaves {left}", flush=True)
+    print(f"{stage}: {done} kills, {compared} runs to the end, all byte-identical", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("workspace", type=Path)
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--preset", type=Path, default=Path("presets/smoke.yaml"))
+    parser.add_argument("--stages", nargs="+", default=["sft", "dpo", "ppo"])
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    document = laid(read_yaml(PARAMS_FILE), options.preset)
+    with tempfile.TemporaryDirectory() as folder:
+        for name in READ:
+            shutil.copytree(options.workspace / name, Path(folder) / name, symlinks=False)
+        os.chdir(folder)
+        with PARAMS_FILE.open("w") as file:
+            YAML().dump(document, file)
+        for stage in options.stages:
+            kill(stage, options.kills, options.seed)
+
+
+if __name__ == "__main__":
+    main()
