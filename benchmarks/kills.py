@@ -1,9 +1,10 @@
 """Kill -9 at random moments of sft, dpo and ppo; the weights must end as those of a run that was never killed.
 
-    python -m benchmarks.kills WORKSPACE [--kills 10] [--preset presets/smoke.yaml] [--stages sft dpo ppo] [--seed 0]
+    python -m benchmarks.kills WORKSPACE [--kills 10] [--rows 200] [--stages sft dpo ppo] [--preset FILE] [--seed 0]
 
 WORKSPACE has been through the line once (`make demo`, or `anneal run --preset presets/smoke.yaml`); nothing is
-written in it: its data and models are copied, and the preset is laid over the params.yaml of the current folder.
+written in it: its models and so many rows of its data are copied, and the preset (presets/smoke.yaml) is laid over
+the params.yaml of the current folder.
 A killed run is started again at once, and killed again; one that ends before its kill is compared and starts from
 nothing. Every file of models/<stage> counts.
 """
@@ -22,6 +23,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import trl  # noqa: F401  here once: children are forked, so that kills fall into the work, not into imports
 from peft import LoraConfig  # noqa: F401
 from ruamel.yaml import YAML
@@ -31,7 +33,8 @@ from flows.params import laid
 from tasks.lib.stage import PARAMS_FILE, read_yaml
 from tasks.lib.stage import main as run_stage
 
-READ = ["data", "models/base", "models/sft", "models/reward", "reports/check"]
+READ = ["data/raw", "models/base", "models/sft", "models/reward"]
+ROWS = ["curated/train", "curated/validation", "curated/policy", "preferences/train", "preferences/heldout"]
 
 
 def started(stage: str, log: Path) -> int:
@@ -106,14 +109,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("workspace", type=Path)
     parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--preset", type=Path, default=Path("presets/smoke.yaml"))
     parser.add_argument("--stages", nargs="+", default=["sft", "dpo", "ppo"])
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     document = laid(read_yaml(PARAMS_FILE), options.preset)
+    document["threads"] = 1
     with tempfile.TemporaryDirectory() as folder:
         for name in READ:
             shutil.copytree(options.workspace / name, Path(folder) / name, symlinks=False)
+        for name in ROWS:
+            file = Path("data") / f"{name}.parquet"
+            (Path(folder) / file).parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(
+                pq.read_table(options.workspace / file).slice(0, options.rows), Path(folder) / file
+            )
         os.chdir(folder)
         with PARAMS_FILE.open("w") as file:
             YAML().dump(document, file)
