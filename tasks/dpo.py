@@ -1,6 +1,7 @@
-"""dpo: direct preference optimisation (2305.18290) of the SFT model on rankings.
+"""dpo: direct preference optimisation (2305.18290) of the SFT model on rankings, or KTO (2402.01306).
 
-Reads   models/sft, data/preferences/{train,heldout}.parquet, reports/check/rankings.json
+Reads   models/sft, data/preferences/{train,heldout}.parquet (with `thumbs` ratings_{train,heldout}.parquet),
+        reports/check/rankings.json
 Writes  models/dpo, reports/dpo.json, reports/plots/dpo.csv, reports/plots/dpo.png
 Run     python -m tasks.dpo
 """
@@ -10,11 +11,12 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, Field
@@ -29,6 +31,7 @@ from tasks.lib.policy.logprobs import answer_logprobs
 from tasks.lib.policy.models import load_policy, load_tokenizer, save_model
 from tasks.lib.policy.shared_pairs import collator, sharing
 from tasks.lib.policy.trainers import configured, curve, ours, train
+from tasks.lib.policy.unpaired import labels_of_pairs, labels_of_ratings, mismatched, unpaired_ids
 from tasks.lib.stage import Problem, Stage, known_keys, main
 
 SFT, OUT = Path("models/sft"), Path("models/dpo")
@@ -46,7 +49,9 @@ FIGURES = {
 
 
 class Params(BaseModel, extra="forbid"):
-    trainer: dict[str, Any] = {}  # fields of trl.DPOConfig
+    method: Literal["dpo", "kto"] = "dpo"
+    thumbs: str | None = None  # with kto: the attribute that is a thumb; null: the rankings say what is good
+    trainer: dict[str, Any] = {}  # fields of trl.DPOConfig or trl.KTOConfig
     lora: dict[str, Any] | None = None  # fields of peft.LoraConfig; without its adapter it is the reference
     pairs_per_prompt: int = Field(2, ge=1)  # so that a prompt with many answers does not count more
     share_prompt: bool = False  # a prompt passes once for all answers of its pairs
@@ -57,37 +62,50 @@ class Params(BaseModel, extra="forbid"):
 def run(params: Params, stage: Stage) -> None:
     from datasets import Dataset
     from peft import LoraConfig
-    from trl import DPOConfig, DPOTrainer
+    from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
     from trl.trainer.dpo_trainer import DataCollatorForPreference
+    from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
     # 1. Settings first: a wrong one should not cost a minute.
     once = {"precompute_ref_log_probs": True} if params.share_prompt else {}
-    config = configured(DPOConfig, stage, params.trainer, eval_on_start=True, **once)
+    is_kto = params.method == "kto"
+    if params.thumbs and not is_kto:
+        raise Problem("params.yaml: dpo.thumbs needs dpo.method: kto; dpo needs pairs")
+    if params.share_prompt and is_kto:
+        raise Problem("params.yaml: dpo.share_prompt is for pairs; kto has none: set it to false")
+    config = configured(KTOConfig if is_kto else DPOConfig, stage, params.trainer, eval_on_start=True, **once)
     if params.share_prompt and not config.precompute_ref_log_probs:
         raise Problem("params.yaml: dpo.share_prompt needs dpo.trainer.precompute_ref_log_probs: true")
+    if is_kto and config.precompute_ref_log_probs:
+        raise Problem(
+            "params.yaml: dpo.trainer.precompute_ref_log_probs: not with kto, whose batches are shuffled"
+        )
     lora = None
     if params.lora is not None:
         lora = LoraConfig(**{"task_type": "CAUSAL_LM"} | known_keys("dpo.lora", params.lora, LoraConfig))
 
     # 2. Rankings become pairs, pairs become ids. A pair that is too long is dropped, never cut.
     tokenizer, model = load_tokenizer(SFT), load_policy(SFT)
-    pairs, facts = pairs_of(read_parquet(TRAIN), params.pairs_per_prompt)
-    rows, too_long = tokenised(tokenizer, pairs, config.max_length, TRAIN)
-    held_out_pairs, _ = pairs_of(read_parquet(HELD_OUT), params.pairs_per_prompt)
-    held_out, held_out_too_long = tokenised(tokenizer, held_out_pairs, config.max_length, HELD_OUT)
-    print(f"dpo: {len(rows)} pairs; {too_long} dropped, longer than {config.max_length} tokens", flush=True)
+    rows_of = labelled if is_kto else paired
+    rows, too_long, facts = rows_of(tokenizer, TRAIN, params, config.max_length)
+    held_out, held_out_too_long, _ = rows_of(tokenizer, HELD_OUT, params, config.max_length)
+    what = "answers" if is_kto else "pairs"
+    print(f"dpo: {len(rows)} {what}; {too_long} dropped, longer than {config.max_length} tokens", flush=True)
 
     # 3. Train. The reference is the SFT model: itself, or the policy with its adapter off.
     torch.manual_seed(stage.seed_of("adapter"))
     own_reference = lora is None and not config.precompute_ref_log_probs
     batches: dict[str, Any] = {}
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    if is_kto:
+        batches = {"data_collator": mismatched(DataCollatorForUnpairedPreference(pad))}
     if params.share_prompt:
-        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         batches = {
             "data_collator": collator(DataCollatorForPreference(pad)),
             "groups": groups_of(rows),
         }
-    trainer = ours(sharing(DPOTrainer) if params.share_prompt else DPOTrainer)(
+    Trainer: Any = KTOTrainer if is_kto else sharing(DPOTrainer) if params.share_prompt else DPOTrainer
+    trainer = ours(Trainer)(
         model=model,
         ref_model=load_policy(SFT) if own_reference else None,
         args=config,
@@ -97,10 +115,11 @@ def run(params: Params, stage: Stage) -> None:
         eval_dataset=Dataset.from_list(held_out),
         lengths=[length_of(row) for row in rows],
         ids=[row["id"] for row in rows],
-        first_loss=math.log(2) if starts_at_log_2(config) else None,
+        first_loss=first_loss(config),
         **batches,
     )
-    inputs = {str(SFT): weights_hash(SFT), **{str(path): file_hash(path) for path in (TRAIN, HELD_OUT)}}
+    files = [ratings_of(path) if params.thumbs else path for path in (TRAIN, HELD_OUT)]
+    inputs = {str(SFT): weights_hash(SFT), **{str(path): file_hash(path) for path in files}}
     fingerprint = {"params": params.model_dump(), "seed": stage.seed, "inputs": inputs}
     shown = {"loss": "loss", "rewards/margins": "margin", "eval_rewards/accuracies": "held-out accuracy"}
     log = train(trainer, stage, fingerprint, shown)
@@ -110,31 +129,69 @@ def run(params: Params, stage: Stage) -> None:
     save_model(trainer.model.merge_and_unload() if lora else trainer.model, tokenizer, OUT)
     last = [row for row in steps if "heldout_loss" in row][-1]
     trained = [row for row in steps if "loss" in row]
-    report = {
-        "pairs": len(rows),
+    report: dict[str, Any] = {
+        what: len(rows),
         **facts,
-        "pairs_too_long": too_long,
-        "heldout_pairs": len(held_out),
-        "heldout_pairs_too_long": held_out_too_long,
+        f"{what}_too_long": too_long,
+        f"heldout_{what}": len(held_out),
+        f"heldout_{what}_too_long": held_out_too_long,
         "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "steps": trainer.state.global_step,
         "epochs": trainer.state.epoch,
         "loss_first": trained[0]["loss"],
         "loss_last": mean(row["loss"] for row in trained[-20:]),
-        "accuracy_last": mean(row["accuracy"] for row in trained[-20:]),
-        "margin_last": mean(row["margin"] for row in trained[-20:]),
-        **{name: last[name] for name in ("heldout_loss", "heldout_accuracy", "heldout_margin")},
+        **_last_of(trained, "accuracy", "margin"),  # kto: no accuracy, and no margin of a batch of one kind
+        **{n: last[n] for n in ("heldout_loss", "heldout_accuracy", "heldout_margin") if n in last},
         **drift(tokenizer, held_out, params, stage),
     }
     panels = {
         "Loss": ["loss", "heldout_loss"],
-        "Pairs in the right order": ["accuracy", "heldout_accuracy"],
+        **({} if is_kto else {"Pairs in the right order": ["accuracy", "heldout_accuracy"]}),
         "Margin (beta x log-ratio)": ["margin", "heldout_margin"],
         "Log-probability of the answer": ["logp_chosen", "logp_rejected"],
     }
     curves(Path("reports/plots/dpo"), steps, "step", panels)
     stage.report(report)
     shutil.rmtree(stage.checkpoints, ignore_errors=True)
+
+
+def _last_of(steps: list[dict[str, float]], *names: str) -> dict[str, float]:
+    """The mean of figures over the last 20 steps that have them."""
+    found = {name: [row[name] for row in steps if name in row][-20:] for name in names}
+    return {f"{name}_last": mean(values) for name, values in found.items() if values}
+
+
+def paired(
+    tokenizer: Any, path: Path, params: Params, max_length: int | None
+) -> tuple[list[dict[str, Any]], int, dict[str, int]]:
+    """The pairs of a file of rankings as ids, how many were too long, and facts for the report."""
+    pairs, facts = pairs_of(read_parquet(path), params.pairs_per_prompt)
+    return *tokenised(tokenizer, pairs, max_length, path), facts
+
+
+def labelled(
+    tokenizer: Any, path: Path, params: Params, max_length: int | None
+) -> tuple[list[dict[str, Any]], int, dict[str, int]]:
+    """The good and bad answers of a file of rankings, or of its ratings by `thumbs`, as ids, and the same facts."""
+    if params.thumbs:
+        path = ratings_of(path)
+        if not path.is_file():
+            raise Problem(
+                f"dpo.thumbs: {path} does not exist; name {params.thumbs} in preferences.attributes"
+            )
+        rows = labels_of_ratings(read_parquet(path), params.thumbs)
+    else:
+        rows = labels_of_pairs(pairs_of(read_parquet(path), sys.maxsize)[0])
+    found, too_long = unpaired_ids(tokenizer, rows, max_length)
+    good = sum(row["label"] for row in found)
+    if not 0 < good < len(found):
+        raise Problem(f"{path}: kto needs good and bad answers, found {good} and {len(found) - good}")
+    return found, too_long, {"desirable": good, "undesirable": len(found) - good}
+
+
+def ratings_of(path: Path) -> Path:
+    """The file of ratings beside a file of rankings."""
+    return path.with_name(f"ratings_{path.name}")
 
 
 def pairs_of(rankings: list[dict[str, Any]], per_prompt: int) -> tuple[list[dict[str, Any]], dict[str, int]]:
@@ -182,7 +239,9 @@ def tokenised(
 
 
 def length_of(row: dict[str, Any]) -> int:
-    """Tokens of the longer of the two sequences."""
+    """Tokens of the sequence, or of the longer of the two."""
+    if "completion_ids" in row:
+        return len(row["prompt_ids"]) + len(row["completion_ids"])
     return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
 
 
@@ -194,10 +253,12 @@ def groups_of(rows: list[dict[str, Any]]) -> list[list[int]]:
     return list(found.values())
 
 
-def starts_at_log_2(config: Any) -> bool:
-    """True where the first loss is exactly log 2, because both passes see the same batch and weights."""
+def first_loss(config: Any) -> float | None:
+    """What the loss must be at the start, where policy and reference are one: log 2 of dpo, 1/2 of kto; or None."""
+    if not hasattr(config, "use_weighting"):
+        return 0.5 if config.desirable_weight == config.undesirable_weight == 1 else None
     is_plain = config.loss_type == ["sigmoid"] and not config.label_smoothing and not config.use_weighting
-    return is_plain and not config.precompute_ref_log_probs
+    return math.log(2) if is_plain and not config.precompute_ref_log_probs else None
 
 
 def drift(tokenizer: Any, held_out: list[dict[str, Any]], params: Params, stage: Stage) -> dict[str, float]:

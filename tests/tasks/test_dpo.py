@@ -16,10 +16,11 @@ from test_sft import artifacts, child, interrupt
 from tiny_models import WORDS, ranking, write_model, write_rankings
 
 from tasks import dpo
-from tasks.lib.data.rows import RANKING, write_parquet
+from tasks.lib.data.rows import RANKING, RATING, write_parquet
 from tasks.lib.policy.logprobs import answer_logprobs
 from tasks.lib.policy.losses import dpo_loss
 from tasks.lib.policy.models import load_policy, load_tokenizer
+from tasks.lib.policy.unpaired import mismatched
 from tasks.lib.stage import Problem, Stage
 
 TRAINER = {"max_steps": 8, "learning_rate": 3e-3, "per_device_train_batch_size": 8, "max_length": 64,
@@ -154,3 +155,57 @@ def test_a_first_loss_other_than_log_2_stops_the_run(inputs: Path, monkeypatch: 
 def test_a_misspelt_key_of_the_trainer_is_named(workspace: Path) -> None:
     with pytest.raises(Problem, match=r"dpo.trainer.betta is not a key of DPOConfig; did you mean beta\?"):
         dpo.run(dpo.Params(trainer={"betta": 0.2}), Stage("dpo"))
+
+
+# --- KTO, and the other losses ---
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 4, "target_modules": "all-linear"}])
+def test_kto_learns_good_and_bad_answers_from_rankings(inputs: Path, lora: dict[str, Any] | None) -> None:
+    """Ten prompts, three answers: the best wins twice, the worst loses twice, the middle is left out."""
+    report = train(method="kto", lora=lora, trainer={"max_steps": 30, "learning_rate": 1e-2})
+    assert (report["answers"], report["desirable"], report["undesirable"]) == (20, 10, 10)
+    assert report["loss_first"] == pytest.approx(0.5, abs=1e-5)
+    assert report["loss_last"] < 0.499 and report["margin_last"] > 0.01
+
+
+def test_kto_takes_thumbs_without_any_pair(inputs: Path) -> None:
+    for split, numbers in (("train", range(10)), ("heldout", range(10, 14))):
+        rows = [rating(number, WORDS[(number + number % 2) % 12], number % 2 == 0) for number in numbers]
+        write_parquet(inputs / f"data/preferences/ratings_{split}.parquet", rows, RATING)
+    report = train(method="kto", thumbs="label")
+    assert (report["desirable"], report["undesirable"], report["heldout_answers"]) == (5, 5, 4)
+    with pytest.raises(Problem, match=r"kto needs good and bad answers, found 0 and 0"):
+        train(method="kto", thumbs="helpfulness")
+
+
+def rating(number: int, answer: str, value: float) -> dict[str, Any]:
+    row = {key: ranking(number)[key] for key in ("id", "prompt", "annotator", "source", "license")}
+    return row | {"answer": answer, "attribute": "label", "value": float(value)}
+
+
+def test_a_killed_run_of_kto_ends_in_the_same_bytes(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(method="kto")
+    expected = artifacts(inputs, "dpo")
+    with monkeypatch.context() as patch:
+        interrupt(patch, "on_step_end", 6, signal.SIGKILL)
+        child(lambda: train(method="kto"))
+    train(method="kto")
+    assert artifacts(inputs, "dpo") == expected
+
+
+def test_the_mismatched_answer_is_that_of_the_row_before(inputs: Path) -> None:
+    collate = mismatched(lambda rows: [row["KL_completion_ids"] for row in rows])
+    assert collate([{"completion_ids": [n]} for n in range(3)]) == [[2], [0], [1]]
+
+
+LOSSES = ["hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired"]
+LOSSES += ["apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_of_trl_trains(inputs: Path, loss: str) -> None:
+    smooth = {"label_smoothing": 0.1} if loss in ("robust", "exo_pair") else {}
+    steps = {"max_steps": 2, "eval_steps": 2, "save_steps": 2}
+    report = train(trainer={"loss_type": [loss], **smooth, **steps}, samples=0)
+    assert math.isfinite(report["loss_last"]) and report["steps"] == 2
