@@ -53,6 +53,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one parameter")
     run.add_argument("--keep", action="store_true", help="lay them over uncommitted changes in params.yaml")
     run.add_argument("--force", action="store_true", help="run unchanged stages too")
+    run.add_argument(
+        "--device", metavar="NAME", help="refuse what does not fit it; a GPU that is here is known"
+    )
+    run.add_argument("--oversize", action="store_true", help="start what the plan says does not fit")
     run.add_argument("--parallel", type=int, default=2, metavar="N", help="stages side by side (default 2)")
     run.add_argument("--retries", type=int, default=0, metavar="N", help="new tries of a stage that crashed")
     run.set_defaults(command=_run)
@@ -124,6 +128,7 @@ def _run(options: argparse.Namespace) -> int:
     with workspace.held():
         for line in params.lay_over(options.preset, options.set, options.keep):
             print(f"params.yaml  {line}")
+        _refuse_oversize(options)
         outcome.FILE.unlink(missing_ok=True)
         arguments = {
             "targets": [*options.targets, *options.stage],
@@ -142,6 +147,29 @@ def _run(options: argparse.Namespace) -> int:
         summary.show(outcome.read())
     states = {entry["state"] for entry in outcome.read()["stages"].values()}
     return 130 if "Cancelled" in states else 1 if "Failed" in states else 0
+
+
+def _refuse_oversize(options: argparse.Namespace) -> None:
+    """Problem when a stage of this run needs more memory than the device has; without a GPU nobody is asked."""
+    from flows import plan
+    from tasks.lib.stage import PARAMS_FILE, Problem, read_yaml
+
+    document = read_yaml(PARAMS_FILE)
+    if options.device:
+        device, on_gpu = plan.device_of(options.device, document["threads"])
+    elif here := plan.gpu_here():
+        device, on_gpu = here, True
+    else:
+        return
+    wanted = [*options.targets, *options.stage]
+    found = plan.too_large(document, device, on_gpu, plan.config_of(options.preset))
+    found = [line for line in found if not wanted or line.split()[0] in wanted]
+    if found and not options.oversize:
+        raise Problem(
+            "\n".join(
+                [*found, "nothing was started; anneal plan shows the table, --oversize starts all the same"]
+            )
+        )
 
 
 def _interrupted(*_: object) -> None:
@@ -285,14 +313,18 @@ def _plan(options: argparse.Namespace) -> int:
     if options.preset:
         document = params.laid(document, options.preset)
     device, on_gpu = plan.device_of(options.device, document["threads"])
-    shape = plan.shape_of(document, options.config)
+    shape = plan.shape_of(document, options.config or plan.config_of(options.preset))
     found = plan.needs(document, shape, on_gpu)
     if unknown := [target for target in options.targets if target not in found]:
         raise Problem(f"no plan for {unknown[0]}; the stages with one: {', '.join(found)}")
     chosen = {name: need for name, need in found.items() if not options.targets or name in options.targets}
     lines, too_large = plan.lines_of(chosen, device, on_gpu)
-    print(f"{shape.parameters:,} parameters on one {options.device}")
+    print(f"{shape.parameters:,} parameters; memory, FLOPs and time of one {options.device}")
     print("\n".join(lines))
+    for name, launch in plan.launches(document).items():
+        if launch.processes > 1 and name in chosen:
+            print(f"{name}: {launch.processes} devices, as ZeRO {launch.zero} shares out")
+    print("times rest on assumed speeds: a GPU at 0.35 of its data sheet, a CPU thread at 60 GFLOPS")
     if too_large:
         raise Problem("\n".join(too_large))
     return 0

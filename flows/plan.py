@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tasks.lib.policy import planning
+from tasks.lib.policy.launching import PLAIN, Launch, read_launcher
 from tasks.lib.policy.planning import DEVICES, FREE, REACHED, Device, Shape
 from tasks.lib.stage import Problem
 
@@ -35,82 +38,131 @@ class Need:
 
 def needs(params: Mapping[str, Any], shape: Shape, on_gpu: bool) -> dict[str, Need]:
     """What each stage needs of one device, as the stages are written: float32 weights, bf16 autocast on a GPU."""
-    size = 2 if on_gpu else 4
-    count, found = shape.parameters, dict[str, Need]()
     longest = params["sft"]["trainer"].get("max_length") or 1024
+    found = {"base": _of_base(params["base"], shape, on_gpu), "sft": _of_sft(params["sft"], shape, on_gpu)}
+    sample = params["sample"]
+    rows, length = (
+        sample["prompts"] * sample["answers"] * sample["oversample"],
+        longest + sample["max_new_tokens"],
+    )
+    found["sample"] = Need(
+        4.0 * shape.parameters, 0.0, 0.0, _generated(shape, min(sample["batch_size"], rows), length),
+        2.0 * shape.parameters * rows * length, 0,
+    )  # fmt: skip
+    found["reward"] = _of_reward(params["reward"], sample, shape, longest, on_gpu)
+    found["dpo"] = _of_dpo(params["dpo"], shape, on_gpu)
+    found["ppo"] = _of_ppo(params["ppo"], shape, longest, on_gpu)
+    return found
 
-    def trained(
-        method: str, adapter: dict[str, Any], tokens: int, logit_tokens: int, checkpointing: bool, **more: Any
-    ) -> Need:
-        weights, state = planning.trained_bytes(shape, method, adapter, on_gpu)
-        kept = planning.activation_bytes(shape, tokens, size, checkpointing=checkpointing)
-        moved = planning.trained_parameters(shape, method, adapter)
-        return Need(
-            weights=weights + more.get("others", 0.0),
-            training=state + more.get("others_training", 0.0),
-            activations=kept * more.get("passes", 1) + planning.logits_bytes(shape, logit_tokens),
-            cache=more.get("cache", 0.0),
-            operations=more.get("operations"),
-            disk=planning.checkpoint_bytes(shape, moved),
-        )
 
-    def answered(rows: int, length: int) -> float:
-        return planning.cache_bytes(shape, rows * length, 4) + 4.0 * rows * shape.vocabulary
+def launches(params: Mapping[str, Any]) -> dict[str, Launch]:
+    """How many processes each stage is to run in, and what they share out."""
+    return {stage: read_launcher(params[stage].get("launcher", PLAIN), stage) for stage in STAGES}
 
-    base, sft, sample, reward, dpo, ppo = (params[stage] for stage in STAGES)
-    training = base["pretraining"]
+
+def _trained(
+    shape: Shape,
+    on_gpu: bool,
+    launch: Launch,
+    method: str,
+    adapter: Mapping[str, Any],
+    *,
+    tokens: int,
+    logit_tokens: int,
+    checkpointing: bool = False,
+    passes: int = 1,
+    others: float = 0.0,
+    others_training: float = 0.0,
+    cache: float = 0.0,
+    operations: float | None,
+) -> Need:
+    """Of a stage that trains one model on `tokens` tokens at a time; `others` are bytes of models beside it."""
+    weights, state = planning.trained_bytes(shape, method, dict(adapter), on_gpu)
+    weights, state = planning.spread_bytes(shape, weights, state, launch.processes, launch.zero)
+    kept = planning.activation_bytes(shape, tokens, 2 if on_gpu else 4, checkpointing=checkpointing)
+    return Need(
+        weights=weights + others,
+        training=state + others_training,
+        activations=kept * passes + planning.logits_bytes(shape, logit_tokens),
+        cache=cache,
+        operations=operations,
+        disk=planning.checkpoint_bytes(shape, planning.trained_parameters(shape, method, dict(adapter))),
+    )
+
+
+def _generated(shape: Shape, rows: int, length: int) -> float:
+    """The KV cache of answers that are sampled side by side, and their logits."""
+    return planning.cache_bytes(shape, rows * length, 4) + 4.0 * rows * shape.vocabulary
+
+
+def _of_base(section: Mapping[str, Any], shape: Shape, on_gpu: bool) -> Need:
+    training = section["pretraining"]
+    if not training["steps"]:  # loaded on the CPU, checked and written
+        return Need(0.0, 0.0, 0.0, 0.0, 0.0, 4.0 * shape.parameters)
     tokens = training["batch_size"] * training["sequence_length"]
-    if training["steps"]:
-        operations = 6.0 * count * tokens * training["steps"]
-        found["base"] = trained("full", {}, tokens, tokens, False, operations=operations)
-    else:  # loaded on the CPU, checked and written
-        found["base"] = Need(0.0, 0.0, 0.0, 0.0, 0.0, 4.0 * count)
+    operations = 6.0 * shape.parameters * tokens * training["steps"]
+    alone = read_launcher(PLAIN, "base")
+    return _trained(
+        shape, on_gpu, alone, "full", {}, tokens=tokens, logit_tokens=tokens, operations=operations
+    )
 
-    trainer = sft["trainer"]
-    tokens = trainer.get("per_device_train_batch_size", 16) * longest
-    steps = trainer.get("max_steps") or _steps(Path("data/curated/train.parquet"), trainer)
-    per_token = (6.0 if sft["method"] == "full" else 4.0) * count
-    found["sft"] = trained(
-        sft["method"], sft["adapter"], tokens, tokens, on_gpu and trainer.get("gradient_checkpointing", True),
+
+def _of_sft(section: Mapping[str, Any], shape: Shape, on_gpu: bool) -> Need:
+    trainer, launch = section["trainer"], read_launcher(section.get("launcher", PLAIN), "sft")
+    tokens = trainer.get("per_device_train_batch_size", 16) * (trainer.get("max_length") or 1024)
+    steps = trainer.get("max_steps") or _steps(Path("data/curated/train.parquet"), trainer, launch.processes)
+    per_token = (6.0 if section["method"] == "full" else 4.0) * shape.parameters
+    return _trained(
+        shape, on_gpu, launch, section["method"], section["adapter"], tokens=tokens, logit_tokens=tokens,
+        checkpointing=on_gpu and trainer.get("gradient_checkpointing", True),
         operations=steps and per_token * tokens * steps * trainer.get("gradient_accumulation_steps", 1),
     )  # fmt: skip
 
-    rows = sample["prompts"] * sample["answers"] * sample["oversample"]
-    batch = min(sample.get("batch_size", 64), rows)
-    cache = answered(batch, longest + sample["max_new_tokens"])
-    found["sample"] = Need(
-        4.0 * count, 0.0, 0.0, cache, 2.0 * count * rows * (longest + sample["max_new_tokens"]), 0
-    )
 
-    settings = reward["training"]
+def _of_reward(
+    section: Mapping[str, Any], sample: Mapping[str, Any], shape: Shape, longest: int, on_gpu: bool
+) -> Need:
+    settings, method = section["training"], section["method"]
     tokens = settings["prompts_per_step"] * sample["answers"] * longest
-    operations = 6.0 * count * sample["prompts"] * sample["answers"] * longest * settings["epochs"]
-    found["reward"] = trained("full", {}, tokens, 0, False, operations=operations)
-
-    trainer = dpo["trainer"]
-    length = trainer.get("max_length") or 1024
-    tokens = 2 * trainer.get("per_device_train_batch_size", 16) * length
-    method = "lora" if dpo["lora"] else "full"
-    apart = 0.0 if dpo["lora"] or trainer.get("precompute_ref_log_probs") else 4.0 * count
-    per_token = (6.0 if method == "full" else 4.0) * count + 2.0 * count  # and the reference's forward pass
-    found["dpo"] = trained(
-        method, dpo["lora"] or {}, tokens, tokens, on_gpu and trainer.get("gradient_checkpointing", True),
-        others=apart,
-        operations=per_token * tokens * trainer["max_steps"] if trainer.get("max_steps") else None,
+    per_token = {"full": 6.0, "lora": 4.0, "head": 2.0}[method] * shape.parameters
+    operations = per_token * sample["prompts"] * sample["answers"] * longest * settings["epochs"]
+    return _trained(
+        shape, on_gpu, read_launcher(PLAIN, "reward"), "full" if method == "full" else "lora",
+        section["lora"] if method == "lora" else {"r": 0}, tokens=tokens if method != "head" else 0,
+        logit_tokens=0, operations=operations,
     )  # fmt: skip
 
-    width = ppo["max_new_tokens"]
-    rows, apart_critic = ppo["batch_size"], ppo["critic"] == "reward"
-    length = longest + width
-    others = 4.0 * count * (1 + apart_critic + (not ppo["lora"]))  # reward model, critic, reference
-    each = 2.0 * count * (2 + 2 + apart_critic)  # roll-out, reward, log-probs twice, values
-    each += ppo["epochs"] * (4.0 if ppo["lora"] else 6.0) * count * (1 + apart_critic)
-    found["ppo"] = trained(
-        "lora" if ppo["lora"] else "full", ppo["lora"] or {}, rows * length, rows * width, False, others=others,
-        others_training=12.0 * count * apart_critic, passes=1 + apart_critic, cache=answered(rows, length),
-        operations=each * ppo["iterations"] * ppo["episodes"] * length,
+
+def _of_dpo(section: Mapping[str, Any], shape: Shape, on_gpu: bool) -> Need:
+    trainer, launch = section["trainer"], read_launcher(section.get("launcher", PLAIN), "dpo")
+    tokens = 2 * trainer.get("per_device_train_batch_size", 16) * (trainer.get("max_length") or 1024)
+    reference = 0.0 if section["lora"] or trainer.get("precompute_ref_log_probs") else 4.0 * shape.parameters
+    per_token = (4.0 if section["lora"] else 6.0) * shape.parameters
+    per_token += 2.0 * shape.parameters  # the reference's forward pass
+    steps = trainer.get("max_steps")
+    return _trained(
+        shape, on_gpu, launch, "lora" if section["lora"] else "full", section["lora"] or {},
+        tokens=tokens, logit_tokens=tokens,
+        checkpointing=on_gpu and trainer.get("gradient_checkpointing", True),
+        others=planning.spread_bytes(shape, reference, 0.0, launch.processes, launch.zero)[0] if reference else 0.0,
+        operations=steps and per_token * tokens * steps * trainer.get("gradient_accumulation_steps", 1),
     )  # fmt: skip
-    return found
+
+
+def _of_ppo(section: Mapping[str, Any], shape: Shape, longest: int, on_gpu: bool) -> Need:
+    """Policy, reward model, reference (or the policy with its adapters off), critic (or a head on the policy)."""
+    launch = read_launcher(section.get("launcher", PLAIN), "ppo")
+    count, width = shape.parameters, section["max_new_tokens"]
+    rows, length, critic = section["batch_size"], longest + width, section["critic"] == "reward"
+    each = 2.0 * count * (2 + 2 + critic)  # roll-out, reward, log-probs twice, values
+    each += section["epochs"] * (4.0 if section["lora"] else 6.0) * count * (1 + critic)
+    return _trained(
+        shape, on_gpu, launch, "lora" if section["lora"] else "full", section["lora"] or {},
+        tokens=rows * length, logit_tokens=rows * width, passes=1 + critic,
+        others=4.0 * count * (1 + critic + (not section["lora"])), others_training=12.0 * count * critic,
+        cache=_generated(shape, rows, length),
+        operations=each * section["iterations"] * section["episodes"] * length / launch.processes,
+    )  # fmt: skip
 
 
 def shape_of(params: Mapping[str, Any], config: Path | None) -> Shape:
@@ -142,6 +194,32 @@ def shape_of(params: Mapping[str, Any], config: Path | None) -> Shape:
     )
 
 
+def config_of(preset: Path | None) -> Path | None:
+    """The config.json that lies beside a preset, in the folder of its name."""
+    beside = preset.with_suffix("") / "config.json" if preset else None
+    return beside if beside and beside.is_file() else None
+
+
+def gpu_here() -> Device | None:
+    """The smallest NVIDIA GPU of this machine, as its driver tells; None without one. Its speed is not known."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+    sizes = [float(size) for size in said if size.isdigit()]
+    return Device(min(sizes) * 2**20 * FREE, 1.0) if sizes else None
+
+
+def too_large(params: Mapping[str, Any], device: Device, on_gpu: bool, config: Path | None) -> list[str]:
+    """A line per stage that does not fit; none, and a line of output, when the model's size is not known."""
+    try:
+        shape = shape_of(params, config)
+    except Problem as problem:
+        print(f"anneal: not planned: {problem}")
+        return []
+    return lines_of(needs(params, shape, on_gpu), device, on_gpu)[1]
+
+
 def device_of(name: str, threads: int) -> tuple[Device, bool]:
     """A device by name (`cpu`: this machine), its speed as reached, and whether it is a GPU."""
     if name == "cpu":
@@ -170,7 +248,7 @@ def lines_of(found: Mapping[str, Need], device: Device, on_gpu: bool) -> tuple[l
     return lines, too_large
 
 
-def _steps(rows: Path, trainer: Mapping[str, Any]) -> float | None:
+def _steps(rows: Path, trainer: Mapping[str, Any], processes: int) -> float | None:
     """Optimiser steps of the given epochs, once the rows are there."""
     if not rows.is_file():
         return None
@@ -178,7 +256,7 @@ def _steps(rows: Path, trainer: Mapping[str, Any]) -> float | None:
 
     count = pyarrow.parquet.ParquetFile(rows).metadata.num_rows
     batch = trainer.get("per_device_train_batch_size", 16) * trainer.get("gradient_accumulation_steps", 1)
-    return float(trainer.get("num_train_epochs", 3.0)) * count / batch
+    return float(trainer.get("num_train_epochs", 3.0)) * count / batch / processes
 
 
 def _bytes(count: float) -> str:

@@ -27,10 +27,12 @@ from tasks.lib.policy.chat import answer_ids, prompt_ids
 from tasks.lib.policy.checkpoints import file_hash
 from tasks.lib.policy.folders import weights_hash
 from tasks.lib.policy.generation import generate
+from tasks.lib.policy.launching import under_launcher
 from tasks.lib.policy.logprobs import answer_logprobs
 from tasks.lib.policy.models import load_policy, load_tokenizer, save_model
+from tasks.lib.policy.ranks import is_first
 from tasks.lib.policy.shared_pairs import collator, sharing
-from tasks.lib.policy.trainers import configured, curve, ours, train
+from tasks.lib.policy.trainers import configured, curve, loading_place, ours, train, whole
 from tasks.lib.policy.unpaired import labels_of_pairs, labels_of_ratings, mismatched, unpaired_ids
 from tasks.lib.stage import Problem, Stage, known_keys, main
 
@@ -49,6 +51,7 @@ FIGURES = {
 
 
 class Params(BaseModel, extra="forbid"):
+    launcher: str = "python"  # or torchrun ..., or accelerate launch --config_file FILE ...
     method: Literal["dpo", "kto"] = "dpo"
     thumbs: str | None = None  # with kto: the attribute that is a thumb; null: the rankings say what is good
     trainer: dict[str, Any] = {}  # fields of trl.DPOConfig or trl.KTOConfig
@@ -85,7 +88,7 @@ def run(params: Params, stage: Stage) -> None:
         lora = LoraConfig(**{"task_type": "CAUSAL_LM"} | known_keys("dpo.lora", params.lora, LoraConfig))
 
     # 2. Rankings become pairs, pairs become ids. A pair that is too long is dropped, never cut.
-    tokenizer, model = load_tokenizer(SFT), load_policy(SFT)
+    tokenizer, model = load_tokenizer(SFT), load_policy(SFT, on=loading_place())
     rows_of = labelled if is_kto else paired
     rows, too_long, facts = rows_of(tokenizer, TRAIN, params, config.max_length)
     held_out, held_out_too_long, _ = rows_of(tokenizer, HELD_OUT, params, config.max_length)
@@ -107,7 +110,7 @@ def run(params: Params, stage: Stage) -> None:
     Trainer: Any = KTOTrainer if is_kto else sharing(DPOTrainer) if params.share_prompt else DPOTrainer
     trainer = ours(Trainer)(
         model=model,
-        ref_model=load_policy(SFT) if own_reference else None,
+        ref_model=load_policy(SFT, on=loading_place()) if own_reference else None,
         args=config,
         processing_class=tokenizer,
         peft_config=lora,
@@ -126,7 +129,10 @@ def run(params: Params, stage: Stage) -> None:
     steps = curve(log, FIGURES)
 
     # 4. Save, and measure what was saved.
-    save_model(trainer.model.merge_and_unload() if lora else trainer.model, tokenizer, OUT)
+    model = whole(trainer, lambda: _fresh(lora))
+    if not is_first():
+        return
+    save_model(model.merge_and_unload() if lora else model, tokenizer, OUT)
     last = [row for row in steps if "heldout_loss" in row][-1]
     trained = [row for row in steps if "loss" in row]
     report: dict[str, Any] = {
@@ -153,6 +159,14 @@ def run(params: Params, stage: Stage) -> None:
     curves(Path("reports/plots/dpo"), steps, "step", panels)
     stage.report(report)
     shutil.rmtree(stage.checkpoints, ignore_errors=True)
+
+
+def _fresh(lora: Any) -> Any:
+    """The SFT model on the CPU, with adapters if they are what is trained."""
+    from peft import get_peft_model
+
+    policy = load_policy(SFT, on="cpu")
+    return get_peft_model(policy, lora) if lora else policy
 
 
 def _last_of(steps: list[dict[str, float]], *names: str) -> dict[str, float]:
@@ -292,4 +306,4 @@ def drift(tokenizer: Any, held_out: list[dict[str, Any]], params: Params, stage:
 
 
 if __name__ == "__main__":
-    main(__file__, Params, run)
+    main(__file__, Params, under_launcher(run))

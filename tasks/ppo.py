@@ -18,12 +18,15 @@ from tasks.lib.data.rows import read_parquet
 from tasks.lib.evaluation.judge import Panel, read_panel
 from tasks.lib.plots import curves
 from tasks.lib.policy.actor_critic import ActorCritic, Lora
+from tasks.lib.policy.batches import buckets
 from tasks.lib.policy.chat import answer_text, prompt_ids
 from tasks.lib.policy.checkpoints import Checkpoint, file_hash
 from tasks.lib.policy.folders import weights_hash
+from tasks.lib.policy.launching import under_launcher
 from tasks.lib.policy.models import load_policy, load_tokenizer, save_model
 from tasks.lib.policy.ppo import Answers, Environment, PPOConfig, Prompt
 from tasks.lib.policy.ppo_training import train
+from tasks.lib.policy.ranks import is_first, spread
 from tasks.lib.preferences.reward_model import load_reward, score
 from tasks.lib.stage import Problem, Stage, main
 
@@ -38,6 +41,7 @@ PANELS = {
 
 
 class Params(PPOConfig, extra="forbid"):
+    launcher: str = "python"  # or torchrun ...: every process holds whole models
     critic: Literal["reward", "policy"] = "reward"  # starts as the reward model; or is a head on the policy
     lora: Lora | None = None
     judge: str | None = None  # a panel file; null: the reward itself, which cannot see over-optimisation
@@ -53,7 +57,16 @@ def run(params: Params, stage: Stage) -> None:
     validation, rows = prompts_of(VALIDATION, tokenizer, room, params.validation_prompts)
 
     def reward(prompts: Answers, answers: Answers) -> list[float]:
-        return score(reward_model, prompts, answers, batch_size=params.batch_size)
+        lengths = [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        return spread(
+            buckets(lengths, params.batch_size),
+            lambda rows: score(
+                reward_model,
+                [prompts[i] for i in rows],
+                [answers[i] for i in rows],
+                batch_size=params.batch_size,
+            ),
+        )
 
     env = Environment(
         prompts=prompts,
@@ -76,7 +89,9 @@ def run(params: Params, stage: Stage) -> None:
     checkpoint = Checkpoint(stage.checkpoints, fingerprint)
     result = train(models, env, params, checkpoint, stage.progress)
 
-    # 3. Save the best policy and say how it differs from the one at the start.
+    # 3. Save the best policy and say how it differs from the one at the start. One process does.
+    if not is_first():
+        return
     save_model(models.merged(), tokenizer, OUT)
     curves(Path("reports/plots/ppo"), result["log"], "iteration", PANELS)
     before, after = (next(r for r in result["log"] if r["iteration"] == i) for i in (0, result["best"]))
@@ -140,4 +155,4 @@ def judge_of(
 
 
 if __name__ == "__main__":
-    main(__file__, Params, run)
+    main(__file__, Params, under_launcher(run))

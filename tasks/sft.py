@@ -31,9 +31,11 @@ from tasks.lib.policy.chat import all_example_ids, preview
 from tasks.lib.policy.checkpoints import file_hash
 from tasks.lib.policy.folders import weights_hash
 from tasks.lib.policy.known import known_facts
+from tasks.lib.policy.launching import under_launcher
 from tasks.lib.policy.models import load_policy, load_tokenizer, save_model
 from tasks.lib.policy.muon import Muon
-from tasks.lib.policy.trainers import configured, curve, ours, train
+from tasks.lib.policy.ranks import is_first, is_sharded
+from tasks.lib.policy.trainers import configured, curve, loading_place, ours, train, whole
 from tasks.lib.stage import Problem, Stage, main
 
 BASE, OUT = Path("models/base"), Path("models/sft")
@@ -47,6 +49,7 @@ IGNORED = -100  # the label of a token that is not trained
 
 
 class Params(BaseModel, extra="forbid"):
+    launcher: str = "python"  # or torchrun ..., or accelerate launch --config_file FILE ...
     trainer: dict[str, Any] = {}  # fields of trl.SFTConfig
     optimizer: Literal["muon", "trainer"] = "trainer"  # trainer: the one that `trainer.optim` names
     method: Method = "full"  # which weights are trained: tasks/lib/policy/adapters.py
@@ -70,6 +73,10 @@ def run(params: Params, stage: Stage) -> None:
         raise Problem(
             f"params.yaml: sft.optimizer: muon trains all weights; with sft.method {params.method} use `trainer`"
         )
+    if params.optimizer == "muon" and is_sharded():
+        raise Problem(
+            "params.yaml: sft.optimizer: muon needs whole matrices; with FSDP or ZeRO use `trainer`"
+        )
     if params.method == "prompt" and config.weight_decay:
         raise Problem(
             "params.yaml: sft.trainer.weight_decay would shrink the whole vocabulary; 0 with method prompt"
@@ -78,8 +85,8 @@ def run(params: Params, stage: Stage) -> None:
 
     # 2. The model, frozen but for what the method trains.
     tokenizer = load_tokenizer(BASE)
-    model = load_quantised(BASE) if params.method == "qlora" else load_policy(BASE)
-    asked = read_parquet(TRAIN, ["row", "messages", "answer"]) if params.known_facts else []
+    model = load_quantised(BASE) if params.method == "qlora" else load_policy(BASE, on=loading_place())
+    asked = read_parquet(TRAIN, ["row", "messages", "answer"]) if params.known_facts and not is_sharded() else []
     knew = known_facts(
         model,
         tokenizer,
@@ -116,7 +123,10 @@ def run(params: Params, stage: Stage) -> None:
 
     # 5. What was trained becomes part of the weights: the model is an ordinary one again.
     trained_parameters = trainable(trainer.model)
-    trained = merged(params.method, trainer.model, BASE)
+    model = whole(trainer, lambda: adapt(params.method, fields, load_policy(BASE, on="cpu"), tokenizer))
+    if not is_first():
+        return
+    trained = merged(params.method, model, BASE)
     steps = curve(log, FIGURES)
     losses = [row["loss"] for row in steps if "loss" in row]
     evaluated = [row for row in steps if "validation_loss" in row]
@@ -174,4 +184,4 @@ def tokenised(tokenizer: Any, path: Path, max_length: int | None) -> tuple[list[
 
 
 if __name__ == "__main__":
-    main(__file__, Params, run)
+    main(__file__, Params, under_launcher(run))

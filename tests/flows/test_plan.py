@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from flows import cli
+from flows import plan as planned
+from tasks.lib.policy.planning import Device
+from tasks.lib.stage import Problem, read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -23,8 +26,8 @@ def test_the_demo_fits_this_machine(
         plan(monkeypatch)
     assert not end.value.code
     out = capsys.readouterr().out
-    assert "parameters on one cpu" in out
-    assert [line.split()[0] for line in out.splitlines()[2:]] == [
+    assert "memory, FLOPs and time of one cpu" in out
+    assert [line.split()[0] for line in out.splitlines()[2:8]] == [
         "base", "sft", "sample", "reward", "dpo", "ppo"
     ]  # fmt: skip
 
@@ -34,7 +37,7 @@ def test_the_demo_fits_this_machine(
     [
         (["--device", "abacus"], "--device abacus: not known; one of cpu, rtx4090"),
         (["sff"], "no plan for sff; the stages with one: base, sft"),
-        (["--preset", "presets/llama-8b-qlora.yaml"], "is not here; name its config.json"),
+        (["--preset", "presets/real-small.yaml"], "is not here; name its config.json"),
         (["--config", "README.md"], "README.md: not a config.json"),
     ],
 )
@@ -59,3 +62,47 @@ def test_135_million_fit_24_gb(monkeypatch: pytest.MonkeyPatch) -> None:
         plan(monkeypatch, "--preset", "presets/smollm2-135m.yaml", "--config", "presets/smollm2-135m/config.json",
              "--device", "rtx4090")  # fmt: skip
     assert not end.value.code
+
+
+def test_70_billion_spread_over_eight_fit_80_gb_each_and_not_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    preset = ROOT / "presets" / "llama-70b-fsdp2.yaml"
+    with pytest.raises(SystemExit) as end:
+        plan(monkeypatch, "sft", "--preset", str(preset), "--device", "h100")
+    assert not end.value.code
+    out = capsys.readouterr().out
+    assert "70,553,706,496 parameters" in out
+    assert "sft: 8 devices, as ZeRO 3 shares out" in out
+    assert "times rest on assumed speeds" in out
+    alone = tmp_path / "alone.yaml"
+    alone.write_text(
+        preset.read_text().replace(
+            "accelerate launch --config_file configs/fsdp2.yaml --num_processes 8", "python"
+        )
+    )
+    with pytest.raises(SystemExit, match=r"sft needs \d+\.\d GB, the device has 73\.6 GB"):
+        plan(monkeypatch, "sft", "--preset", str(alone), "--device", "h100",
+             "--config", "presets/llama-70b-fsdp2/config.json")  # fmt: skip
+
+
+def test_the_plan_of_the_reward_model_follows_its_method() -> None:
+    params = read_yaml(ROOT / "params.yaml")
+    shape = planned.shape_of(params, None)
+    training = {}
+    for method in ("full", "lora", "head"):
+        params["reward"] |= {"method": method, "lora": {"r": 4}}
+        training[method] = planned.needs(params, shape, False)["reward"].training
+    assert training["full"] == 12 * shape.parameters
+    assert training["lora"] == 12 * 4 * shape.in_and_out
+    assert training["head"] == 0
+
+
+def test_what_does_not_fit_is_refused_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(planned, "gpu_here", lambda: Device(1e6, 1.0))
+    options = cli._parser().parse_args(["run", "sft"])
+    with pytest.raises(Problem, match=r"sft needs .* the device has 1\.0 MB\nnothing was started"):
+        cli._refuse_oversize(options)
+    cli._refuse_oversize(cli._parser().parse_args(["run", "sft", "--oversize"]))
+    cli._refuse_oversize(cli._parser().parse_args(["run", "sft", "--device", "h200"]))

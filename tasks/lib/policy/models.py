@@ -6,6 +6,7 @@ could run code is read: no pickles, no `auto_map` modules.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def load_policy(path: str | Path, *, dtype: torch.dtype = torch.float32, on: str
                 f"{folder}: {len(info[what])} {what.replace('_keys', '')} tensors, first {first}; "
                 "they would be random: restore the folder"
             )
-    if (name := _not_finite(model)) is not None:
+    if not _is_received() and (name := _not_finite(model)) is not None:
         raise Problem(f"{folder}: the tensor {name} holds NaN or infinity; restore the folder")
     return model.eval().to(on or device())
 
@@ -170,6 +171,11 @@ def _generation_config(model: Any, tokenizer: Any) -> GenerationConfig:
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=ends if len(ends) > 1 else ends[0],
     )
+
+
+def _is_received() -> bool:
+    """True where FSDP fills the tensors later, from the first process of the machine: until then they hold anything."""
+    return os.environ.get("ACCELERATE_USE_FSDP") == "true" and os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 def _not_finite(model: Any) -> str | None:

@@ -94,6 +94,24 @@ def trained_bytes(shape: Shape, method: str, adapter: dict[str, Any], on_gpu: bo
     return weights + 4.0 * few, 12.0 * moved
 
 
+def spread_bytes(
+    shape: Shape, weights: float, state: float, devices: int, stage: int, bytes_each: float = 4.0
+) -> tuple[float, float]:
+    """(weights, gradients and optimiser) per device when `devices` share them out as ZeRO `stage` says.
+
+    Of `state` a third are gradients, two thirds the optimiser's. Stage 3 gathers a block while the next one is on
+    its way, and the embeddings for the whole pass.
+    """
+    if stage == 0 or devices == 1:
+        return weights, state
+    kept = {1: state / 3, 2: 0.0, 3: 0.0}[stage]  # stage 1 spreads the optimiser alone
+    state = kept + (state - kept) / devices
+    if stage < 3:
+        return weights, state
+    gathered = 2 * shape.linear / shape.layers + (shape.parameters - shape.linear)
+    return weights / devices + bytes_each * gathered, state
+
+
 def trained_parameters(shape: Shape, method: str, adapter: dict[str, Any]) -> int:
     """How many numbers a method trains (tasks/lib/policy/adapters.py)."""
     layers, hidden, wide = shape.layers, shape.hidden, shape.feed_forward

@@ -30,6 +30,7 @@ from tasks.lib.policy.losses import (
     ppo_value_loss,
     whiten,
 )
+from tasks.lib.policy.ranks import add_gradients, by_first, combined, mine, spread
 from tasks.lib.stage import Problem
 
 Answers = list[list[int]]
@@ -47,6 +48,8 @@ class PPOConfig(BaseModel, extra="forbid"):
     # 1 roll out
     max_new_tokens: PositiveInt = 16
     temperature: PositiveFloat = 0.7  # of the samples, and of policy and reference wherever they are compared
+    # random numbers of a roll-out: one stream for all its passes, or one per pass, which processes can share out
+    streams: Literal["one", "per_pass"] = "one"
     # 2 score
     # an answer without EOS: its score becomes the value (N+), the value is added to it (TRL), or it is kept
     missing_eos: Literal["replace", "penalty", "keep"] = "replace"
@@ -128,16 +131,40 @@ class Episodes:
 def roll_out(
     models: ActorCritic, prompts: Answers, env: Environment, config: PPOConfig, seed: int
 ) -> Answers:
-    """1. One sampled answer per prompt, cut after its first EOS."""
-    return generate(
-        models.policy,
-        prompts,
-        eos_id=env.eos_id,
-        pad_id=env.pad_id,
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        batch_size=config.batch_size,
-        seed=seed,
+    """1. One sampled answer per prompt, cut after its first EOS.
+
+    Of several processes the first draws them all, or each its passes: the answers are those of one process.
+    """
+    settings: dict[str, Any] = {
+        "eos_id": env.eos_id,
+        "pad_id": env.pad_id,
+        "max_new_tokens": config.max_new_tokens,
+        "temperature": config.temperature,
+        "batch_size": config.batch_size,
+    }
+    if config.streams == "one":
+        return by_first(lambda: generate(models.policy, prompts, seed=seed, **settings))
+    passes = _by_length(range(len(prompts)), prompts, config.batch_size)
+    seeds = {rows[0]: seed + number for number, rows in enumerate(passes)}
+    return spread(
+        passes,
+        lambda rows: generate(models.policy, [prompts[i] for i in rows], seed=seeds[rows[0]], **settings),
+    )
+
+
+def sequence_logprobs(model: Any, prompts: Answers, answers: Answers, config: PPOConfig) -> list[Tensor]:
+    """Log-probs of every answer's tokens, a tensor (len(answer),) per row, at the temperature of the samples."""
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), len(answers[i]), i))
+    size = config.batch_size
+    return spread(
+        [order[i : i + size] for i in range(0, len(order), size)],
+        lambda rows: answer_logprobs(
+            model,
+            [prompts[i] for i in rows],
+            [answers[i] for i in rows],
+            batch_size=size,
+            temperature=config.temperature,
+        ),
     )
 
 
@@ -159,15 +186,16 @@ def score(
     ended = torch.tensor([answer[-1] == env.eos_id for answer in answers])
     _check_answers(scores, ended, config, iteration)
 
-    settings: dict[str, Any] = {"batch_size": config.batch_size, "temperature": config.temperature}
-    logprobs = _padded(answer_logprobs(models.policy, prompts, answers, **settings))
+    logprobs = _padded(sequence_logprobs(models.policy, prompts, answers, config))
     with models.reference() as reference_model:
-        reference = _padded(answer_logprobs(reference_model, prompts, answers, **settings))
+        reference = _padded(sequence_logprobs(reference_model, prompts, answers, config))
     is_action, is_state = masks([len(answer) for answer in answers], config.score_at)
-    values = torch.zeros_like(is_state, dtype=torch.float32)
-    for rows in _by_length(range(len(prompts)), prompts, config.batch_size):
-        found = models.values([prompts[i] for i in rows], [answers[i] for i in rows]).cpu()
-        values[rows, : found.shape[1]] = found
+    values = _padded(
+        spread(
+            _by_length(range(len(prompts)), prompts, config.batch_size),
+            lambda rows: models.values([prompts[i] for i in rows], [answers[i] for i in rows]).cpu().clone(),
+        )
+    )
     return Episodes(
         iteration=iteration,
         ids=[prompt.id for prompt in chosen],
@@ -245,6 +273,7 @@ def update(
                     f"{where}: before the first step the policy is not the one that was scored: |log ratio| "
                     f"{figures['largest_log_ratio']:.3g}, expected 0; its numbers are not repeatable"
                 )
+            add_gradients(parameters)
             norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm or math.inf))
             if not math.isfinite(figures["loss"] + norm):
                 raise Problem(
@@ -268,12 +297,15 @@ def _accumulate(
     rows: list[int],
     config: PPOConfig,
 ) -> dict[str, float]:
-    """The gradient of a minibatch, in forward passes of `batch_size` rows. Means are over the minibatch."""
+    """The gradient of a minibatch, in forward passes of `batch_size` rows. Means are over the minibatch.
+
+    Of several processes each takes its passes: gradients are its share of the sum, figures are those of all.
+    """
     optimizer.zero_grad(set_to_none=True)
     actions, states = episodes.is_action[rows].sum(), episodes.is_state[rows].sum()
     shown = ("loss", "policy_loss", "value_loss", "approx_kl", "clip_share", "largest_log_ratio")
     total = dict.fromkeys(shown, 0.0)
-    for some in _by_length(rows, episodes.prompts, config.batch_size):
+    for some in mine(_by_length(rows, episodes.prompts, config.batch_size)):
         prompts, answers = [episodes.prompts[i] for i in some], [episodes.answers[i] for i in some]
         logprobs, values = models(prompts, answers, config.temperature)
         width, where = logprobs.shape[1], logprobs.device
@@ -296,7 +328,7 @@ def _accumulate(
         total["policy_loss"] += of_actions * policy_loss.item()
         total["value_loss"] += of_states * value_loss.item()
         total["clip_share"] += of_actions * clip_share.item()
-    return total
+    return combined(total, largest=["largest_log_ratio"])
 
 
 def _check_answers(scores: Tensor, ended: Tensor, config: PPOConfig, iteration: int) -> None:

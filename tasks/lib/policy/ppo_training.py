@@ -16,7 +16,6 @@ from torch import Tensor
 
 from tasks.lib.policy.actor_critic import ActorCritic
 from tasks.lib.policy.checkpoints import Checkpoint, optimizer_tensors, restore_optimizer
-from tasks.lib.policy.logprobs import answer_logprobs
 from tasks.lib.policy.losses import adaptive_beta
 from tasks.lib.policy.ppo import (
     Environment,
@@ -26,9 +25,11 @@ from tasks.lib.policy.ppo import (
     permutation,
     roll_out,
     score,
+    sequence_logprobs,
     token_rewards,
     update,
 )
+from tasks.lib.policy.ranks import first_before_others, is_first
 
 
 def train(
@@ -104,10 +105,9 @@ def evaluate(models: ActorCritic, env: Environment, config: PPOConfig) -> dict[s
     """
     prompts = [prompt.tokens for prompt in env.validation]
     answers = roll_out(models, prompts, env, config, env.seed_of("validation"))
-    settings: dict[str, Any] = {"batch_size": config.batch_size, "temperature": config.temperature}
-    own = answer_logprobs(models.policy, prompts, answers, **settings)
+    own = sequence_logprobs(models.policy, prompts, answers, config)
     with models.reference() as reference_model:
-        reference = answer_logprobs(reference_model, prompts, answers, **settings)
+        reference = sequence_logprobs(reference_model, prompts, answers, config)
     kl = sum(float((a - b).sum()) for a, b in zip(own, reference, strict=True)) / len(prompts)
     return {f"validation_{key}": value for key, value in (env.judge(answers) | {"kl": kl}).items()}
 
@@ -141,6 +141,8 @@ def _begun(models: ActorCritic, env: Environment, config: PPOConfig) -> dict[str
 def _save(
     run: dict[str, Any], models: ActorCritic, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint
 ) -> None:
+    if not is_first():
+        return
     current = models.policy_parameters() | models.critic_parameters()
     tensors = {f"current.{name}": p.detach() for name, p in current.items()}
     tensors |= {f"kept.{name}": tensor for name, tensor in run["kept"].items()}
@@ -151,7 +153,8 @@ def _save(
 def _resumed(
     models: ActorCritic, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint
 ) -> dict[str, Any] | None:
-    found = checkpoint.load()
+    with first_before_others():  # the first may discard it
+        found = checkpoint.load()
     if found is None:
         return None
     step, tensors, state = found

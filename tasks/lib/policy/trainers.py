@@ -20,6 +20,8 @@ from transformers import PrinterCallback, TrainerCallback
 
 from tasks.lib.policy.batches import budget_batches, minibatches
 from tasks.lib.policy.checkpoints import hf_checkpoint, mark_complete
+from tasks.lib.policy.launching import assert_kind
+from tasks.lib.policy.ranks import combined, first_before_others, is_first, is_sharded, wait_for_all
 from tasks.lib.stage import Problem, Stage, known_keys
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports every trainer that is made
@@ -227,11 +229,13 @@ class _Watch(TrainerCallback):
             self.stage.progress(state.global_step, state.max_steps, **self.latest)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.terminated:
+        if combined({"terminated": self.terminated})["terminated"]:  # whichever process was asked
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.fingerprint)
+        wait_for_all()
+        if is_first():
+            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.fingerprint)
 
 
 def train(
@@ -243,7 +247,9 @@ def train(
     """
     watch = _Watch(stage, fingerprint, shown)
     trainer.add_callback(watch)
-    resume = hf_checkpoint(stage.checkpoints, fingerprint)
+    assert_kind(trainer.accelerator.distributed_type)
+    with first_before_others():  # the first may discard it
+        resume = hf_checkpoint(stage.checkpoints, fingerprint)
     if resume is not None:
         print(f"{stage.name}: going on from {resume}", flush=True)
         trainer.args.eval_on_start = False  # its figures are in the checkpoint's log
@@ -261,6 +267,29 @@ def train(
     if not any("eval_loss" in entry and entry["step"] == trainer.state.global_step for entry in log):
         trainer.evaluate()
     return log
+
+
+def loading_place() -> str | None:
+    """Where a model is loaded that will be trained: on the CPU, if no GPU will hold all of it."""
+    return "cpu" if is_sharded() else None
+
+
+def whole(trainer: Any, fresh: Callable[[], Any]) -> Any:
+    """The trained model in one piece, in the first process; the others get what they must not save.
+
+    The weights of a model that is spread over processes (FSDP, ZeRO) are gathered into the one that `fresh` makes.
+    """
+    if not is_sharded():
+        return trainer.model
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if not is_first():
+        return trainer.model
+    model = fresh()
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    if unexpected or set(missing) - set(tied):
+        raise RuntimeError(f"gathered weights are not those of the model: {[*missing, *unexpected][:3]}")
+    return model
 
 
 def _on_sigterm(action: Callable[[], None]) -> Any:

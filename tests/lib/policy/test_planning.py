@@ -20,13 +20,27 @@ def test_zero_needs_what_the_paper_says(stage: int, expected: float) -> None:
     assert planning.zero_bytes(7.5e9, 64, stage) / 1e9 == pytest.approx(expected, abs=0.05)
 
 
+@pytest.mark.parametrize(
+    ("stage", "weights", "state"), [(0, 40, 120), (1, 40, 40 + 80 / 4), (2, 40, 30), (3, 10, 30)]
+)
+def test_what_is_spread_over_four_devices(stage: int, weights: float, state: float) -> None:
+    """Ten parameters in float32: 40 bytes of weights, 40 of gradients, 80 of the optimiser."""
+    shape = planning.Shape(10, 10, 2, 1, 1, 1, 0, 1)
+    gathered = 4 * 2 * 5 if stage == 3 else 0  # two of two blocks
+    assert planning.spread_bytes(shape, 40, 120, 4, stage) == (weights + gathered, state)
+    assert planning.spread_bytes(shape, 40, 120, 1, stage) == (40, 120)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_planned_parameters_are_those_that_are_trained(method: str) -> None:
     shape = planning.shape_of(tiny_llama(tiny_tokenizer()).config)
     assert planning.trained_parameters(shape, method, FIELDS.get(method, {})) == COUNTS[method]
 
 
-@pytest.mark.parametrize(("name", "billions"), [("smollm2-135m", 0.134515), ("llama-8b-qlora", 8.030261)])
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [("smollm2-135m", 0.134515), ("llama-8b-qlora", 8.030261), ("llama-70b-fsdp2", 70.553706)],
+)
 def test_the_shapes_of_presets_are_those_of_the_models(name: str, billions: float) -> None:
     shape = planning.shape_of(planning.read_config(PRESETS / name / "config.json"))
     assert shape.parameters / 1e9 == pytest.approx(billions, abs=1e-5)

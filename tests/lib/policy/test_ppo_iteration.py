@@ -185,7 +185,8 @@ def test_a_value_head_on_the_policy_starts_at_zero() -> None:
 def test_the_reference_is_the_policy_at_the_start_and_stays_it(lora: Lora | None, tmp_path: Path) -> None:
     actor_critic = models(lora=lora)
     before = ppo.answer_logprobs(actor_critic.policy, [[4]], [[7, 8]], batch_size=1)[0]
-    result = run(tmp_path, environment(), config(iterations=2, evaluate_every=1), actor_critic)
+    first_token = environment(reward=lambda prompts, answers: [float(answer[0]) for answer in answers])
+    result = run(tmp_path, first_token, config(iterations=2, evaluate_every=1), actor_critic)
     with actor_critic.reference() as reference:
         after = ppo.answer_logprobs(reference, [[4]], [[7, 8]], batch_size=1)[0]
     torch.testing.assert_close(before, after)
