@@ -37,13 +37,19 @@ def test_the_demo_fits_this_machine(
     [
         (["--device", "abacus"], "--device abacus: not known; one of cpu, rtx4090"),
         (["sff"], "no plan for sff; the stages with one: base, sft"),
-        (["--preset", "presets/real-small.yaml"], "is not here; name its config.json"),
         (["--config", "README.md"], "README.md: not a config.json"),
     ],
 )
 def test_a_mistake_is_one_line(monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str) -> None:
     with pytest.raises(SystemExit, match=said):
         plan(monkeypatch, *arguments)
+
+
+def test_a_hub_model_without_its_config_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    preset = tmp_path / "hub.yaml"
+    preset.write_text("base: {model: some/model}\n")
+    with pytest.raises(SystemExit, match=r"some/model is not here; name its config\.json"):
+        plan(monkeypatch, "--preset", str(preset))
 
 
 def test_eight_billion_in_four_bits_fit_24_gb_and_ppo_of_them_is_refused(
