@@ -109,8 +109,9 @@ def _of_base(section: Mapping[str, Any], shape: Shape, on_gpu: bool) -> Need:
 
 def _of_sft(section: Mapping[str, Any], shape: Shape, on_gpu: bool) -> Need:
     trainer, launch = section["trainer"], read_launcher(section.get("launcher", PLAIN), "sft")
-    tokens = trainer.get("per_device_train_batch_size", 16) * (trainer.get("max_length") or 1024)
-    steps = trainer.get("max_steps") or _steps(Path("data/curated/train.parquet"), trainer, launch.processes)
+    length = trainer.get("max_length") or 1024
+    tokens = section.get("batch_tokens") or trainer.get("per_device_train_batch_size", 16) * length
+    steps = trainer.get("max_steps") or _steps(trainer, tokens / length * launch.processes)
     per_token = (6.0 if section["method"] == "full" else 4.0) * shape.parameters
     return _trained(
         shape, on_gpu, launch, section["method"], section["adapter"], tokens=tokens, logit_tokens=tokens,
@@ -248,15 +249,16 @@ def lines_of(found: Mapping[str, Need], device: Device, on_gpu: bool) -> tuple[l
     return lines, too_large
 
 
-def _steps(rows: Path, trainer: Mapping[str, Any], processes: int) -> float | None:
-    """Optimiser steps of the given epochs, once the rows are there."""
+def _steps(trainer: Mapping[str, Any], batch: float) -> float | None:
+    """Optimiser steps of the given epochs, `batch` rows side by side in all processes, once the rows are there."""
+    rows = Path("data/curated/train.parquet")
     if not rows.is_file():
         return None
     import pyarrow.parquet
 
     count = pyarrow.parquet.ParquetFile(rows).metadata.num_rows
-    batch = trainer.get("per_device_train_batch_size", 16) * trainer.get("gradient_accumulation_steps", 1)
-    return float(trainer.get("num_train_epochs", 3.0)) * count / batch / processes
+    step = batch * trainer.get("gradient_accumulation_steps", 1)
+    return float(trainer.get("num_train_epochs", 3.0)) * count / step
 
 
 def _bytes(count: float) -> str:
