@@ -86,12 +86,14 @@ def run(params: Params, stage: Stage) -> None:
     # 2. The model, frozen but for what the method trains.
     tokenizer = load_tokenizer(BASE)
     model = load_quantised(BASE) if params.method == "qlora" else load_policy(BASE, on=loading_place())
-    asked = read_parquet(TRAIN, ["row", "messages", "answer"]) if params.known_facts and not is_sharded() else []
+    asked = (
+        read_parquet(TRAIN, ["row", "messages", "answer"]) if params.known_facts and not is_sharded() else []
+    )
     knew = known_facts(
         model,
         tokenizer,
         asked,
-        params.known_facts,
+        facts,
         batch_size=config.per_device_eval_batch_size,
         seed=stage.seed_of("known"),
     )
