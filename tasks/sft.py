@@ -86,9 +86,8 @@ def run(params: Params, stage: Stage) -> None:
     # 2. The model, frozen but for what the method trains.
     tokenizer = load_tokenizer(BASE)
     model = load_quantised(BASE) if params.method == "qlora" else load_policy(BASE, on=loading_place())
-    asked = (
-        read_parquet(TRAIN, ["row", "messages", "answer"]) if params.known_facts and not is_sharded() else []
-    )
+    facts = 0 if is_sharded() else params.known_facts  # no process has the whole base model then
+    asked = read_parquet(TRAIN, ["row", "messages", "answer"]) if facts else []
     knew = known_facts(
         model,
         tokenizer,
