@@ -76,6 +76,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, method: str, step: int, number: s
         ("on_save", 8, signal.SIGKILL),  # a checkpoint is written but not marked: the one before it counts
         ("on_step_end", 10, signal.SIGTERM),  # saves, at the end of an epoch
         ("on_save", 14, signal.SIGKILL),  # the last one
+        ("on_train_end", 14, signal.SIGKILL),  # after it, before the model is written
     ],
 )
 def test_a_run_that_was_killed_ends_in_the_same_bytes(

@@ -128,21 +128,28 @@ def mark_complete(folder: Path, fingerprint: dict[str, Any]) -> None:
 def hf_checkpoint(folder: Path, fingerprint: dict[str, Any]) -> Path | None:
     """The last complete `checkpoint-N` of the Trainer under `folder`, to resume from.
 
-    Incomplete ones are removed. Those of another fingerprint are discarded; a line names the changed key.
+    Incomplete ones are removed, and so is one of the last step: the Trainer would go a step beyond it. Those of
+    another fingerprint are discarded; a line names the changed key.
     """
     found = sorted(
         folder.glob("checkpoint-*"), key=lambda p: int(re.sub(r"\D", "", p.name) or 0), reverse=True
     )
     complete = [path for path in found if (path / MARKER).is_file()]
-    for path in set(found) - set(complete):
+    usable = [path for path in complete if not _at_the_end(path)]
+    if complete:
+        changed = changed_key(json.loads((complete[0] / MARKER).read_text()), fingerprint)
+        if changed is not None:
+            _discard(folder, changed)
+            return None
+    for path in set(found) - set(usable):
         shutil.rmtree(path, ignore_errors=True)
-    if not complete:
-        return None
-    changed = changed_key(json.loads((complete[0] / MARKER).read_text()), fingerprint)
-    if changed is None:
-        return complete[0]
-    _discard(folder, changed)
-    return None
+    return usable[0] if usable else None
+
+
+def _at_the_end(checkpoint: Path) -> bool:
+    file = checkpoint / "trainer_state.json"
+    state = json.loads(file.read_text()) if file.is_file() else {"global_step": 0, "max_steps": 1}
+    return bool(state["global_step"] >= state["max_steps"])
 
 
 def _discard(folder: Path, reason: str) -> None:
