@@ -92,6 +92,7 @@ def run(params: Params, stage: Stage) -> None:
     # 3. Save the best policy and say how it differs from the one at the start. One process does.
     if not is_first():
         return
+    trained = sum(p.numel() for p in models.policy_parameters().values())
     save_model(models.merged(), tokenizer, OUT)
     curves(Path("reports/plots/ppo"), result["log"], "iteration", PANELS)
     before, after = (next(r for r in result["log"] if r["iteration"] == i) for i in (0, result["best"]))
@@ -100,7 +101,7 @@ def run(params: Params, stage: Stage) -> None:
         "prompts": len(prompts),
         "validation_prompts": len(validation),
         "judged_by": params.judge or "the reward on held-out prompts",
-        "trainable_parameters": sum(p.numel() for p in models.policy_parameters().values()),
+        "trainable_parameters": trained,
         "iterations": result["log"][-1]["iteration"],
         "best_iteration": result["best"],
         "stop": result["stop"],
