@@ -134,6 +134,7 @@ def test_two_processes_train_as_one_that_accumulates_two_batches(workspace: Path
         assert float((tensor - weights[name]).abs().max()) < 1e-4, name
 
 
+@pytest.mark.slow
 def test_a_stage_starts_itself_again_under_torchrun(workspace: Path) -> None:
     """The whole way, as DVC starts it: two processes, one that talks and writes; then a Problem, said last."""
     write_inputs("sft")
