@@ -116,12 +116,12 @@ def test_one_long_row_in_twenty_is_left_out_of_training_and_two_are_a_mistake() 
     }
 
 
-def test_half_of_the_rankings_may_be_too_long_and_no_more() -> None:
+def test_three_quarters_of_the_rankings_may_be_too_long_and_no_more() -> None:
     rows = [example("ranking_tokens", id=f"{i:016x}") for i in range(4)]
-    rows[0]["max_length"] = rows[1]["max_length"] = 8
+    rows[0]["max_length"] = rows[1]["max_length"] = rows[2]["max_length"] = 8
     assert not judged("ranking_tokens", rows).violated
-    rows[2]["max_length"] = 8
-    assert list(violated(judged("ranking_tokens", rows))) == ["at least 50% of the rankings fit max_length"]
+    rows[3]["max_length"] = 8
+    assert list(violated(judged("ranking_tokens", rows))) == ["at least 25% of the rankings fit max_length"]
 
 
 def test_raw_rows_are_judged_among_the_rows_of_their_source() -> None:
