@@ -18,7 +18,7 @@ from data_contracts.columns import Judgement
 from data_contracts.instruction_tokens import IDS
 from tasks.lib.data.rows import Row
 
-FITTING = 0.25  # people's rankings are long: training leaves out and counts what does not fit; less than this is a mistake
+FITTING = 0.25  # people's rankings are long; training leaves out and counts those that do not fit
 
 EXAMPLE = {
     "id": "e80b5017098950fc",
