@@ -39,7 +39,8 @@ USE_TRITON = utils._use_triton  # what TRL scores without ours
 
 def pairs_of(prompts: int, seed: int) -> list[dict[str, Any]]:
     """All pairs of the answers to random prompts; the better answer has more of the liked tokens."""
-    draw, rows = random.Random(seed), []
+    draw = random.Random(seed)
+    rows: list[dict[str, Any]] = []
     for _ in range(prompts):
         prompt = [draw.randrange(34, VOCABULARY) for _ in range(PROMPT)]
         answers = []
@@ -57,7 +58,8 @@ def pairs_of(prompts: int, seed: int) -> list[dict[str, Any]]:
 def trainer(kind: str, rows: list[dict[str, Any]], held_out: list[dict[str, Any]], folder: str) -> Any:
     """TRL's trainer or ours, from equal weights; the reference's log-probabilities are computed here."""
     torch.manual_seed(0)
-    shape = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4}
+    shape: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4}
+    shape["num_attention_heads"] = 4
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=VOCABULARY, **shape, max_position_embeddings=128, pad_token_id=PAD, eos_token_id=END

@@ -128,8 +128,8 @@ def main() -> None:
                 pq.read_table(options.workspace / file).slice(0, options.rows), Path(folder) / file
             )
         os.chdir(folder)
-        with PARAMS_FILE.open("w") as file:
-            YAML().dump(document, file)
+        with PARAMS_FILE.open("w") as written:
+            YAML().dump(document, written)
         for stage in options.stages:
             kill(stage, options.kills, options.seed)
 

@@ -50,7 +50,8 @@ def world(prompt_tokens: int, prompts: int, seed: int, noise: float = 0.0) -> li
         seen = [count + draw.gauss(0, noise) for count in counts]
         best_first = sorted(seen, reverse=True)
         ranks = [[best_first.index(count) for count in seen]]
-        groups.append(Group(str(number), [], [str(c) for c in counts], ranks, [str(number)], answers))
+        names = [str(count) for count in counts]
+        groups.append(Group(str(number), [], names, ranks, [str(number)], sequences=answers))
     return groups
 
 

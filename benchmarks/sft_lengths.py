@@ -54,7 +54,8 @@ def rows_of(count: int, seed: int) -> list[dict[str, Any]]:
 def trainer(kind: str, rows: list[dict[str, Any]], held_out: list[dict[str, Any]], folder: str) -> Any:
     """`kind`: TRL, rows or tokens (ours with so many rows or tokens a step); from equal weights."""
     torch.manual_seed(0)
-    shape = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4}
+    shape: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4}
+    shape["num_attention_heads"] = 4
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=VOCABULARY, **shape, max_position_embeddings=LONGEST, pad_token_id=0, eos_token_id=1

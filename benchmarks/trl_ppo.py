@@ -28,7 +28,8 @@ SEEDS = {"policy": 1, "reference": 2, "reward": 3, "critic": 4}
 
 def tiny(kind: Any, seed: int, shape: dict[str, Any]) -> Any:
     """A Llama whose weights are the same in every environment: normals drawn tensor by tensor, by name."""
-    model = kind(LlamaConfig(**shape, pad_token_id=0, eos_token_id=1, num_labels=1)).eval()
+    settings = {**shape, "pad_token_id": 0, "eos_token_id": 1, "num_labels": 1}
+    model = kind(LlamaConfig(**settings)).eval()
     chance = torch.Generator().manual_seed(seed)
     spread = 1.2 / shape["hidden_size"] ** 0.5
     with torch.no_grad():
