@@ -29,6 +29,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer import utils
 
 from benchmarks.reward_training import tokenizer
+from tasks.lib.policy.packing import collator, packed
 from tasks.lib.policy.trainers import configured, ours
 from tasks.lib.stage import Stage
 
@@ -52,7 +53,7 @@ def rows_of(count: int, seed: int) -> list[dict[str, Any]]:
 
 
 def trainer(kind: str, rows: list[dict[str, Any]], held_out: list[dict[str, Any]], folder: str) -> Any:
-    """`kind`: TRL, rows or tokens (ours with so many rows or tokens a step); from equal weights."""
+    """`kind`: TRL; or ours by rows or tokens a step, or packed into sequences of so many tokens; from equal weights."""
     torch.manual_seed(0)
     shape: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4}
     shape["num_attention_heads"] = 4
@@ -67,6 +68,10 @@ def trainer(kind: str, rows: list[dict[str, Any]], held_out: list[dict[str, Any]
         "logging_steps": 1000,
     }  # fmt: skip
     os.chdir(folder)
+    budget = BATCH * sum(len(row["input_ids"]) for row in rows) // len(rows)
+    if kind == "packed":
+        rows = packed(rows, budget)
+        given["per_device_train_batch_size"] = 1
     settings = {
         "model": model, "args": configured(SFTConfig, Stage("sft"), given), "processing_class": tokenizer(),
         "train_dataset": Dataset.from_list(rows), "eval_dataset": Dataset.from_list(held_out),
@@ -76,25 +81,30 @@ def trainer(kind: str, rows: list[dict[str, Any]], held_out: list[dict[str, Any]
         made = SFTTrainer(**settings)
         made.remove_callback(PrinterCallback)
         return made
-    lengths = [len(row["input_ids"]) for row in rows]
-    budget = BATCH * sum(lengths) // len(lengths) if kind == "tokens" else None
-    ids = [row["id"] for row in rows]
-    return ours(SFTTrainer)(**settings, lengths=lengths, ids=ids, batch_tokens=budget)
+    if kind == "packed":
+        settings["data_collator"] = collator(0, as_one_row=False)
+    lengths, ids = [len(row["input_ids"]) for row in rows], [row["id"] for row in rows]
+    tokens = budget if kind == "tokens" else None
+    return ours(SFTTrainer)(**settings, lengths=lengths, ids=ids, batch_tokens=tokens)
 
 
 def same_loss(rows: list[dict[str, Any]]) -> None:
-    """Both losses and gradients of one batch, or an AssertionError."""
+    """TRL's and our losses and gradients of one batch, apart and packed, or an AssertionError."""
     found = {}
-    for kind in ("TRL", "rows"):
+    for kind in ("TRL", "rows", "packed"):
         with tempfile.TemporaryDirectory() as folder:
             made = trainer(kind, rows, rows, folder)
-            loss = made.compute_loss(made.model.train(), made.data_collator(rows[:BATCH]))
+            batch = packed(rows[:BATCH], LONGEST) if kind == "packed" else rows[:BATCH]
+            loss = made.compute_loss(made.model.train(), made.data_collator(batch))
             loss.backward()
             found[kind] = loss.item(), [p.grad for p in made.model.parameters()]
-    (theirs, their_gradients), (mine, my_gradients) = found["TRL"], found["rows"]
-    apart = max((a - b).abs().max().item() for a, b in zip(their_gradients, my_gradients, strict=True))
-    print(f"one batch: loss {theirs:.6f} in TRL, {mine:.6f} here; gradients differ by at most {apart:.1e}")
-    assert abs(theirs - mine) < 1e-5 and apart < 1e-5
+    theirs, their_gradients = found.pop("TRL")
+    for kind, (mine, my_gradients) in found.items():
+        apart = max((a - b).abs().max().item() for a, b in zip(their_gradients, my_gradients, strict=True))
+        print(
+            f"one batch: loss {theirs:.6f} in TRL, {mine:.6f} here, {kind}; gradients differ by at most {apart:.1e}"
+        )
+        assert abs(theirs - mine) < 1e-5 and apart < 1e-5
 
 
 def epoch(kind: str, rows: list[dict[str, Any]], held_out: list[dict[str, Any]]) -> tuple[float, int, float]:
@@ -119,6 +129,7 @@ def main() -> None:
         "TRL": f"TRL {trl.__version__} SFTTrainer",
         "rows": f"ours, {BATCH} rows a step",
         "tokens": f"ours, {BATCH * sum(lengths) // ROWS} tokens a step",
+        "packed": "ours, the same packed",
     }
     theirs: dict[str, float] = {}
     for kind, name in names.items():
@@ -129,7 +140,7 @@ def main() -> None:
             f"   {steps} steps, held-out loss {loss:.3f}",
             flush=True,
         )
-    assert loss < theirs["loss"] + 0.1, "batches of equal tokens learned less"
+        assert kind == "rows" or loss < theirs["loss"] + 0.1, "batches of equal tokens learned less"
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field
 
 from tasks.lib.data.rows import read_parquet
 from tasks.lib.plots import curves
+from tasks.lib.policy.adalora import allocating
 from tasks.lib.policy.adapters import (
     MERGED,
     Method,
@@ -34,6 +35,14 @@ from tasks.lib.policy.known import known_facts
 from tasks.lib.policy.launching import under_launcher
 from tasks.lib.policy.models import load_policy, load_tokenizer, save_model
 from tasks.lib.policy.muon import Muon
+from tasks.lib.policy.packing import (
+    IGNORED,
+    collator,
+    packed,
+    refuse_unless_apart,
+    takes_one_row,
+    use_attention,
+)
 from tasks.lib.policy.ranks import is_first, is_sharded
 from tasks.lib.policy.trainers import configured, curve, loading_place, ours, train, whole
 from tasks.lib.stage import Problem, Stage, main
@@ -45,7 +54,6 @@ FIGURES = {
     "eval_loss": "validation_loss",
     "eval_mean_token_accuracy": "validation_accuracy",
 }
-IGNORED = -100  # the label of a token that is not trained
 
 
 class Params(BaseModel, extra="forbid"):
@@ -55,6 +63,8 @@ class Params(BaseModel, extra="forbid"):
     method: Method = "full"  # which weights are trained: tasks/lib/policy/adapters.py
     adapter: dict[str, Any] = {}  # the method's fields: of peft's LoraConfig for lora, ...
     batch_tokens: int | None = Field(None, ge=1)  # of a step, in place of per_device_train_batch_size rows
+    attention: str | None = None  # sdpa, eager, flash_attention_2, ...; null: what transformers chooses
+    packing: bool = False  # rows share sequences of trainer.max_length tokens without seeing each other
     keep: Literal["last", "best"] = "last"  # the weights to keep: at the end, or of the least validation loss
     known_facts: int = Field(
         0, ge=0
@@ -77,10 +87,18 @@ def run(params: Params, stage: Stage) -> None:
         raise Problem(
             "params.yaml: sft.optimizer: muon needs whole matrices; with FSDP or ZeRO use `trainer`"
         )
+    if params.method == "adalora" and is_sharded():
+        raise Problem("params.yaml: sft.method: adalora needs whole matrices; with FSDP or ZeRO use lora")
     if params.method == "prompt" and config.weight_decay:
         raise Problem(
             "params.yaml: sft.trainer.weight_decay would shrink the whole vocabulary; 0 with method prompt"
         )
+    if params.packing and params.method == "prefix":
+        raise Problem(
+            "params.yaml: sft.packing: a prefix stands before a row, not before each sample; set false"
+        )
+    if params.packing and config.max_length is None:
+        raise Problem("params.yaml: sft.packing needs sft.trainer.max_length, the tokens of a packed row")
     fields = fields_of("sft.adapter", params.method, params.adapter)
 
     # 2. The model, frozen but for what the method trains.
@@ -105,18 +123,26 @@ def run(params: Params, stage: Stage) -> None:
     for row in rows[: params.preview_rows]:
         print("sft:", preview(tokenizer, row["input_ids"], [label != IGNORED for label in row["labels"]]))
     print(f"sft: {len(rows)} rows; {too_long} dropped, longer than {config.max_length} tokens", flush=True)
+    if params.attention:
+        use_attention(model, params.attention)
+    sequences, batches = rows, {}
+    if params.packing:
+        sequences = packed(rows, config.max_length)
+        refuse_unless_apart(model, sequences[0])
+        batches = {"data_collator": collator(0, as_one_row=takes_one_row(model))}
 
     # 4. Train. The loss is the mean over the trained tokens of the whole effective batch.
-    trainer = ours(SFTTrainer)(
+    trainer = ours(allocating(SFTTrainer) if params.method == "adalora" else SFTTrainer)(
         model=model,
         args=config,
         processing_class=tokenizer,
         optimizers=(Muon(model, config.learning_rate) if params.optimizer == "muon" else None, None),
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=Dataset.from_list(sequences),
         eval_dataset=Dataset.from_list(held_out),
-        lengths=[len(row["input_ids"]) for row in rows],
-        ids=[row["id"] for row in rows],
+        lengths=[len(row["input_ids"]) for row in sequences],
+        ids=[row["id"] for row in sequences],
         batch_tokens=params.batch_tokens,
+        **batches,
     )
     inputs = {str(BASE): weights_hash(BASE), **{str(path): file_hash(path) for path in (TRAIN, VALIDATION)}}
     fingerprint = {"params": params.model_dump(), "seed": stage.seed, "inputs": inputs}
@@ -151,6 +177,7 @@ def run(params: Params, stage: Stage) -> None:
             "validation_rows_too_long": held_out_too_long,
             **{f"base_{name}": value for name, value in knew.items()},
             "trained_tokens": sum(label != IGNORED for row in rows for label in row["labels"]),
+            **({"packed_rows": len(sequences)} if params.packing else {}),
             "method": params.method,
             "trainable_parameters": trained_parameters,
             "steps": trainer.state.global_step,

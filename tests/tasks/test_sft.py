@@ -186,6 +186,27 @@ def test_batches_of_equal_tokens_go_on_as_if_never_stopped(
     assert artifacts(inputs) == expected
 
 
+def test_packed_rows_train_as_rows_do_and_go_on_as_if_never_stopped(
+    inputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """40 rows in packs of 64 tokens; one step on all of them is that of 40 rows apart."""
+    apart = train(trainer={"max_steps": 1, "per_device_train_batch_size": 40})
+    expected = load_file("models/sft/model.safetensors")
+    report = train(trainer={"max_steps": 1, "per_device_train_batch_size": 40}, packing=True)
+    assert report["packed_rows"] < 15 and report["rows"] == apart["rows"] == 40
+    assert report["loss_first"] == pytest.approx(apart["loss_first"], abs=1e-5)
+    found = load_file("models/sft/model.safetensors")
+    assert all(torch.allclose(found[name], expected[name], atol=1e-5) for name in expected)
+    settings = {"packing": True, "trainer": {"per_device_train_batch_size": 2}}
+    train(**settings)
+    whole = artifacts(inputs)
+    with monkeypatch.context() as patch:
+        interrupt(patch, "on_step_end", 7, signal.SIGKILL)
+        child(lambda: train(**settings))
+    train(**settings)
+    assert artifacts(inputs) == whole
+
+
 def test_an_adapter_goes_on_as_if_never_stopped(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(method="lora", adapter={"r": 2})
     expected = artifacts(inputs)
@@ -193,6 +214,24 @@ def test_an_adapter_goes_on_as_if_never_stopped(inputs: Path, monkeypatch: pytes
         interrupt(patch, "on_step_end", 7, signal.SIGKILL)
         child(lambda: train(method="lora", adapter={"r": 2}))
     train(method="lora", adapter={"r": 2})
+    assert artifacts(inputs) == expected
+
+
+@pytest.mark.parametrize("step", [7, 13])  # while the ranks shrink, after it
+def test_ranks_that_shrink_go_on_as_if_never_stopped(
+    inputs: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    settings = {
+        "method": "adalora", "keep": "best",
+        "adapter": {"init_r": 4, "target_r": 2, "tinit": 2, "tfinal": 5}, "trainer": {"learning_rate": 1e-2},
+    }  # fmt: skip
+    train(**settings)
+    expected = artifacts(inputs)
+    with monkeypatch.context() as patch:
+        interrupt(patch, "on_step_end", step, signal.SIGKILL)
+        child(lambda: train(**settings))
+    assert (inputs / f".anneal/checkpoints/sft/checkpoint-{step // 4 * 4}/ranks.safetensors").is_file()
+    train(**settings)
     assert artifacts(inputs) == expected
 
 
@@ -231,7 +270,7 @@ def test_the_trained_tokens_are_shown(inputs: Path, capsys: pytest.CaptureFixtur
     ("given", "message"),
     [
         ({"trainer": {"learning_rat": 1}}, "sft.trainer.learning_rat is not a key .* mean learning_rate?"),
-        ({"trainer": {"packing": True}}, "sft.trainer.packing cannot be set here"),
+        ({"trainer": {"packing": True}}, "sft.trainer.packing cannot be set here: set sft.packing"),
         ({"trainer": {"save_strategy": "no"}}, "use save_steps"),
         (
             {"method": "lora", "adapter": {"alpha": 1}},
@@ -240,6 +279,10 @@ def test_the_trained_tokens_are_shown(inputs: Path, capsys: pytest.CaptureFixtur
         ({"method": "prompt", "adapter": {"r": 1}}, "sft.adapter.r is not a key of prompt; it has tokens"),
         ({"method": "bitfit", "adapter": {"r": 1}}, "sft.adapter.r is not a key of bitfit; it has none"),
         ({"method": "lora", "optimizer": "muon"}, "muon trains all weights"),
+        ({"method": "adalora", "adapter": {"r": 4}}, "from init_r to a smaller target_r"),
+        ({"method": "adalora", "adapter": {"init_r": 4}}, "from init_r to a smaller target_r"),
+        ({"packing": True, "method": "prefix"}, "sft.packing: a prefix stands before a row"),
+        ({"packing": True, "trainer": {"max_length": None}}, "sft.packing needs sft.trainer.max_length"),
     ],
 )
 def test_a_wrong_key_is_named_before_anything_is_read(

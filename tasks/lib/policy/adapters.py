@@ -5,7 +5,8 @@ that every later stage, engine and format knows it. Only prefix tuning cannot be
 
 full        all weights
 lora        low-rank updates (arXiv 2106.09685); `use_rslora`, `use_dora` are fields of peft's LoraConfig
-qlora       the same on a base in nf4 with double quantisation (arXiv 2305.14314)
+adalora     low-rank updates whose ranks go where they matter most (arXiv 2303.10512)
+qlora       low-rank updates on a base in nf4 with double quantisation (arXiv 2305.14314)
 ia3         a factor per key, value and hidden unit (arXiv 2205.05638)
 bitfit      biases only (arXiv 2106.10199); Llama has none: they are added as zeros
 bottleneck  a small feed-forward network beside each block's own (the parallel adapter of arXiv 2110.04366)
@@ -29,7 +30,9 @@ from tasks.lib.policy.folders import replaced_folder
 from tasks.lib.policy.models import load_policy
 from tasks.lib.stage import Problem, known_keys
 
-Method = Literal["full", "lora", "qlora", "ia3", "bitfit", "bottleneck", "prompt", "prefix", "head"]
+Method = Literal[
+    "full", "lora", "adalora", "qlora", "ia3", "bitfit", "bottleneck", "prompt", "prefix", "head"
+]
 METHODS: tuple[str, ...] = get_args(Method)
 MERGED = tuple(method for method in METHODS if method != "prefix")  # those that end as an ordinary model
 OWN_FIELDS = {"bottleneck": {"size": 32}, "prompt": {"tokens": 16}}
@@ -45,13 +48,26 @@ def fields_of(where: str, method: str, given: dict[str, Any]) -> Any:
 
     configs: dict[str, tuple[type, dict[str, Any]]] = {
         "lora": (peft.LoraConfig, {"target_modules": "all-linear"}),
+        "adalora": (  # the steps of the schedule are those of the run, see tasks/lib/policy/adalora.py
+            peft.AdaLoraConfig,
+            {"target_modules": "all-linear", "total_step": 2**31, "tinit": -1, "tfinal": -1},
+        ),
         "qlora": (peft.LoraConfig, {"target_modules": "all-linear"}),
         "ia3": (peft.IA3Config, {}),
         "prefix": (peft.PrefixTuningConfig, {"num_virtual_tokens": 16}),
     }
     if method in configs:
         Config, defaults = configs[method]
-        return Config(**{"task_type": "CAUSAL_LM"} | defaults | known_keys(where, given, Config))
+        try:
+            fields = Config(**{"task_type": "CAUSAL_LM"} | defaults | known_keys(where, given, Config))
+        except (ValueError, TypeError) as error:
+            raise Problem(f"params.yaml: {where}: {' '.join(str(error).split())[:200]}") from None
+        if method == "adalora" and ({"r", "total_step"} & given.keys() or fields.target_r >= fields.init_r):
+            raise Problem(
+                f"params.yaml: {where}: adalora shrinks the ranks from init_r to a smaller target_r on average, "
+                "over the steps of the run: leave out r and total_step"
+            )
+        return fields
     own = OWN_FIELDS.get(method, {})
     for key, value in given.items():
         if key not in own:
@@ -102,7 +118,7 @@ def merged(method: str, model: Any, base: Path) -> Any:
         whole = get_peft_model(load_policy(base, on="cpu"), model.peft_config["default"])
         set_peft_model_state_dict(whole, get_peft_model_state_dict(model))
         return whole.merge_and_unload()
-    if method in ("lora", "ia3"):
+    if method in ("lora", "adalora", "ia3"):
         return model.merge_and_unload()
     return _narrowed(model) if method == "bottleneck" else model
 

@@ -119,6 +119,7 @@ def trained_parameters(shape: Shape, method: str, adapter: dict[str, Any]) -> in
         "full": shape.parameters,
         "lora": adapter.get("r", 8) * shape.in_and_out,
         "qlora": adapter.get("r", 8) * shape.in_and_out,
+        "adalora": adapter.get("init_r", 12) * (shape.in_and_out + 7 * layers),
         "ia3": layers * (2 * shape.key_value + wide),
         "bitfit": layers * (3 * hidden + 2 * shape.key_value + 2 * wide),
         "bottleneck": layers * 3 * hidden * adapter.get("size", 32),

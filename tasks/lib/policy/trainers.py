@@ -31,7 +31,7 @@ OWNED = {
     "output_dir": "checkpoints lie under .anneal/checkpoints",
     "seed": "set the shared key seed",
     "data_seed": "set the shared key seed",
-    "packing": "rows are batched by length instead",
+    "packing": "set sft.packing",
     "padding_free": "rows are batched by length instead",
     "remove_unused_columns": "the stage needs its columns",
     "resume_from_checkpoint": "a killed run is resumed by itself",

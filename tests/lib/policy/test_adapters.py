@@ -20,6 +20,7 @@ LINEAR = 2 * (4 * 16 * 16 + 3 * 16 * 32)
 COUNTS = {
     "full": 300 * 16 + LINEAR + 5 * 16,
     "lora": 2 * 2 * (4 * (16 + 16) + 3 * (16 + 32)),  # r (in + out) with r = 2
+    "adalora": 2 * 3 * (4 * (16 + 16 + 1) + 3 * (16 + 32 + 1)),  # init_r 3: P, E and Q
     "qlora": 2 * 2 * (4 * (16 + 16) + 3 * (16 + 32)),
     "ia3": 2 * (16 + 16 + 32),  # keys, values, hidden units
     "bitfit": 2 * (4 * 16 + 2 * 32 + 16),
@@ -30,6 +31,7 @@ COUNTS = {
 }
 FIELDS: dict[str, dict[str, Any]] = {
     "lora": {"r": 2},
+    "adalora": {"init_r": 3, "target_r": 2},
     "qlora": {"r": 2},
     "bottleneck": {"size": 4},
     "prompt": {"tokens": 3},
@@ -71,7 +73,7 @@ def test_trained_parameters_are_those_of_the_formula(base: Path, method: str) ->
     assert trainable(adapted(base, method)) == COUNTS[method]
 
 
-@pytest.mark.parametrize("method", ["lora", "ia3", "bitfit", "bottleneck", "head"])
+@pytest.mark.parametrize("method", ["lora", "adalora", "ia3", "bitfit", "bottleneck", "head"])
 def test_the_first_output_is_that_of_the_base(base: Path, method: str) -> None:
     torch.testing.assert_close(logits(adapted(base, method)), logits(load_policy(base)), rtol=0, atol=1e-6)
 
@@ -83,7 +85,7 @@ def test_the_first_output_of_qlora_is_that_of_the_quantised_base(base: Path) -> 
 
 
 VARIANTS = [("lora", {}), ("lora", {"use_rslora": True}), ("lora", {"use_dora": True})]
-VARIANTS += [(method, {}) for method in ("ia3", "bitfit", "bottleneck", "prompt", "head")]
+VARIANTS += [(method, {}) for method in ("adalora", "ia3", "bitfit", "bottleneck", "prompt", "head")]
 
 
 @pytest.mark.parametrize(("method", "fields"), VARIANTS)
