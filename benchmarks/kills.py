@@ -1,6 +1,7 @@
-"""Kill -9 at random moments of sft, dpo and ppo; the weights must end as those of a run that was never killed.
+"""Kill -9 at random moments of training stages; the weights must end as those of a run that was never killed.
 
-    python -m benchmarks.kills WORKSPACE [--kills 10] [--rows 200] [--stages sft dpo ppo] [--preset FILE] [--seed 0]
+    python -m benchmarks.kills WORKSPACE [--kills 10] [--rows 200] [--stages sft reward dpo ppo] [--preset FILE]
+                               [--set reward.method=lora ...] [--seed 0]
 
 WORKSPACE has been through the line once (`make demo`, or `anneal run --preset presets/smoke.yaml`); nothing is
 written in it: its models and so many rows of its data are copied, and the preset (presets/smoke.yaml) is laid over
@@ -34,7 +35,8 @@ from tasks.lib.stage import PARAMS_FILE, read_yaml
 from tasks.lib.stage import main as run_stage
 
 READ = ["data/raw", "models/base", "models/sft", "models/reward"]
-ROWS = ["curated/train", "curated/validation", "curated/policy", "preferences/train", "preferences/heldout"]
+ROWS = ["curated/train", "curated/validation", "curated/policy", "candidates/candidates"]
+ROWS += ["preferences/train", "preferences/heldout"]
 
 
 def started(stage: str, log: Path) -> int:
@@ -89,7 +91,7 @@ def kill(stage: str, kills: int, seed: int) -> None:
     expected = digest(out)
     print(f"{stage}: {whole:.1f} s in peace, weights {expected[:12]}", flush=True)
     done = compared = 0
-    while done < kills or out.exists() or checkpoints.exists():
+    while done < kills or not out.exists():
         seconds = chance.uniform(0, whole) if done < kills else float("inf")
         shutil.rmtree(out, ignore_errors=True)  # as DVC does before a run
         begun = time.monotonic()
@@ -99,7 +101,6 @@ def kill(stage: str, kills: int, seed: int) -> None:
             if digest(out) != expected:
                 raise RuntimeError(f"{stage}: after {done} kills the weights are {digest(out)[:12]}")
             print(f"{stage}: ended after {done} kills, weights {expected[:12]}", flush=True)
-            shutil.rmtree(out)
         else:
             done += 1
             left = ", ".join(sorted(path.name for path in checkpoints.glob("check*"))) or "no checkpoint"
@@ -113,10 +114,11 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--preset", type=Path, default=Path("presets/smoke.yaml"))
-    parser.add_argument("--stages", nargs="+", default=["sft", "dpo", "ppo"])
+    parser.add_argument("--stages", nargs="+", default=["sft", "reward", "dpo", "ppo"])
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    document = laid(read_yaml(PARAMS_FILE), options.preset)
+    document = laid(read_yaml(PARAMS_FILE), options.preset, options.set)
     document["threads"] = 1
     with tempfile.TemporaryDirectory() as folder:
         for name in READ:

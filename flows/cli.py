@@ -284,10 +284,10 @@ def _score(options: argparse.Namespace) -> int:
     the SFT model."""
     import json
 
-    from tasks.lib.preferences.scoring import accuracy_by_source, read_rows, scored
+    from tasks.lib.preferences.scoring import accuracy, read_rows, scored
 
     if options.accuracy:
-        for source, (share, pairs) in accuracy_by_source(options.model, Path(options.file)).items():
+        for source, (share, pairs) in accuracy(options.model, Path(options.file)).items():
             print(f"{share:.3f}  {pairs:6} pairs  {source}")
         return 0
     for row in scored(options.model, read_rows(options.file)):

@@ -131,6 +131,26 @@ def lay_over(preset: Path | None, settings: Sequence[str], keep: bool = False) -
         if not isinstance(overlay, dict):
             raise Problem(f"{preset}: expected sections of params.yaml, found {type(overlay).__name__}")
         _merge(document, _expanded(overlay, preset), "", changed)
+    _set(document, settings, changed)
+    written = StringIO()
+    yaml.dump(document, written)
+    _replace_when_valid(written.getvalue())
+    return changed
+
+
+def laid(document: Any, preset: Path, settings: Sequence[str] = ()) -> Any:
+    """A document with a preset and `key=value` settings laid over it; nothing is written."""
+    overlay = read_yaml(preset)
+    if not isinstance(overlay, dict):
+        raise Problem(f"{preset}: expected sections of params.yaml, found {type(overlay).__name__}")
+    _merge(document, _expanded(overlay, preset), "", [])
+    _set(document, settings, [])
+    return document
+
+
+def _set(document: Any, settings: Sequence[str], changed: list[str]) -> None:
+    from ruamel.yaml import YAML
+
     for setting in settings:
         key, found, text = setting.partition("=")
         if not found or not all(key.split(".")):
@@ -139,19 +159,6 @@ def lay_over(preset: Path | None, settings: Sequence[str], keep: bool = False) -
         for part in reversed(key.split(".")):
             value = {part: value}
         _merge(document, value, "", changed)
-    written = StringIO()
-    yaml.dump(document, written)
-    _replace_when_valid(written.getvalue())
-    return changed
-
-
-def laid(document: Any, preset: Path) -> Any:
-    """A document with a preset laid over it; nothing is written."""
-    overlay = read_yaml(preset)
-    if not isinstance(overlay, dict):
-        raise Problem(f"{preset}: expected sections of params.yaml, found {type(overlay).__name__}")
-    _merge(document, _expanded(overlay, preset), "", [])
-    return document
 
 
 def _replace_when_valid(text: str) -> None:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field
 
 from tasks.lib.data.rows import content_id, read_parquet
 from tasks.lib.evaluation.judge import Annotator, Panel, read_panel
-from tasks.lib.preferences.labelstudio import UNASSIGNED, bucket_names, task
+from tasks.lib.preferences.annotation_tasks import UNASSIGNED, bucket_names, task
 from tasks.lib.stage import Problem, Stage, main, replaced, write_json
 
 ANNOTATIONS = Path("data/annotations")

@@ -1,9 +1,10 @@
 """preferences: exports of annotation tools become rankings in one format, with figures of agreement.
 
-Reads   data/annotations/* (params preferences.annotations), every file in a format of docs/annotation.md
-Writes  data/preferences/{train,heldout,dropped}.parquet, with preferences.attributes also
-        data/preferences/ratings_{train,heldout}.parquet; reports/preferences.json,
-        reports/plots/preferences.{csv,png}
+Reads   data/annotations/* (params preferences.annotations) and data/raw/benchmarks/* (preferences.benchmarks),
+        every file in a format of docs/annotation.md
+Writes  data/preferences/{train,heldout,dropped}.parquet, benchmarks/*.parquet there for the files of benchmarks,
+        with preferences.attributes also ratings_{train,heldout}.parquet;
+        reports/preferences.json, reports/plots/preferences.{csv,png}
 Run     python -m tasks.preferences
 """
 
@@ -56,6 +57,7 @@ class Params(BaseModel, extra="forbid"):
     buckets: list[str] = []
     attributes: list[str] = []
     untouched_seconds: float = Field(default=5.0, ge=0)
+    benchmarks: str = "data/raw/benchmarks"
     heldout_share: Annotated[float, Field(gt=0, lt=1)] = 0.15
 
 
@@ -93,6 +95,7 @@ def run(params: Params, stage: Stage) -> None:
     write_parquet(Path("data/preferences/dropped.parquet"), ledger, LEDGER)
 
     rating_figures = _write_ratings(rated, params)
+    _write_benchmarks(params, {prompt_id(row["prompt"]) for row in splits["train"]})
 
     ranked = [{**row, "prompt_id": prompt_id(row["prompt"])} for row in rows]
     annotators = annotator_rows(ranked, _interval(stage))
@@ -115,12 +118,15 @@ def _export_files(folder: Path) -> list[Path]:
         raise Problem(
             f"{folder} is not a folder; run annotate, or set preferences.annotations to where the exports are"
         )
-    files = sorted(
-        file for file in folder.iterdir() if file.suffix in SUFFIXES and not file.name.startswith(".")
-    )
-    if not files:
+    if not (files := _tables(folder)):
         raise Problem(f"{folder}: holds no export ({', '.join(SUFFIXES)}); put the annotation exports there")
     return _without_copies(files)
+
+
+def _tables(folder: Path) -> list[Path]:
+    return sorted(
+        file for file in folder.iterdir() if file.suffix in SUFFIXES and not file.name.startswith(".")
+    )
 
 
 def _without_copies(files: list[Path]) -> list[Path]:
@@ -151,6 +157,25 @@ def _write_ratings(files: list[Path], params: Params) -> dict[str, int]:
     for heldout, split in ((False, "train"), (True, "heldout")):
         write_parquet(Path(f"data/preferences/ratings_{split}.parquet"), splits[heldout], RATING)
     return {"ratings_train": len(splits[False]), "ratings_heldout": len(splits[True])}
+
+
+def _write_benchmarks(params: Params, trained: set[str]) -> None:
+    """Preferences from elsewhere, a file each, which judge reward models and train none."""
+    folder = Path(params.benchmarks)
+    if not folder.is_dir():
+        raise Problem(f"preferences.benchmarks: {folder} is not a folder; name one, which may hold no file")
+    files = {file.name.split(".")[0]: file for file in _tables(folder)}
+    if len(files) < len(_tables(folder)):
+        raise Problem(f"{folder}: two files have the same name but for its ending; rename one of them")
+    for name, file in files.items():
+        rows, dropped, _ = cleaned(read_export(file, buckets=params.buckets), params.license)
+        if not rows:
+            raise Problem(f"{file}: no pair of different answers is ordered; take it out of {folder}")
+        write_parquet(Path(f"data/preferences/benchmarks/{name}.parquet"), rows, RANKING)
+        _tell(dropped)
+        prompts = {prompt_id(row["prompt"]) for row in rows}
+        if seen := prompts & trained:
+            print(f"preferences: {file}: {len(seen)} of {len(prompts)} prompts are trained on, too")
 
 
 def _tell(dropped: list[Dropped]) -> None:

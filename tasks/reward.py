@@ -1,7 +1,7 @@
 """reward: a reward model learns the rankings, starting from the SFT model.
 
 Reads   models/sft, data/preferences/{train,heldout}.parquet, data/candidates/candidates.parquet,
-        reports/check/rankings.json, data/raw/benchmarks (params reward.benchmarks)
+        data/preferences/benchmarks/*.parquet where there are any, reports/check/rankings.json
 Writes  models/reward, reports/reward.json, reports/plots/reward.{csv,png},
         reports/plots/reward_{reliability,scores}.{csv,png}
 Run     python -m tasks.reward
@@ -23,11 +23,8 @@ from tasks.lib.policy.checkpoints import Checkpoint, file_hash
 from tasks.lib.policy.folders import weights_hash
 from tasks.lib.policy.models import load_policy, load_tokenizer, save_model
 from tasks.lib.preferences import calibration
-from tasks.lib.preferences.agreement import verdicts
 from tasks.lib.preferences.baselines import bag_of_words
-from tasks.lib.preferences.ensemble import disagreement, ensemble_figures
-from tasks.lib.preferences.exports import SUFFIXES
-from tasks.lib.preferences.rankings import prompt_id
+from tasks.lib.preferences.heldout import accuracy_by_source, judge
 from tasks.lib.preferences.reward_adapters import Method, adapt, merge
 from tasks.lib.preferences.reward_attributes import Rated, attribute_figures, rated_answers
 from tasks.lib.preferences.reward_model import (
@@ -41,12 +38,11 @@ from tasks.lib.preferences.reward_model import (
     tokenized,
 )
 from tasks.lib.preferences.reward_training import Training, train
-from tasks.lib.preferences.scoring import accuracy_by_source
 from tasks.lib.stage import Problem, Stage, main
 
 CANDIDATES = Path("data/candidates/candidates.parquet")
 TRAIN, HELDOUT = Path("data/preferences/train.parquet"), Path("data/preferences/heldout.parquet")
-Rows = list[dict[str, Any]]
+BENCHMARKS = Path("data/preferences/benchmarks")
 BESIDE = {
     "noise_ceiling": "what one annotator reaches against the majority of the others",
     "best_possible": "what no ordering can exceed: annotators contradict each other",
@@ -62,7 +58,6 @@ class Params(BaseModel, extra="forbid"):
     training: Training = Training()
     batch_size: int = Field(default=256, ge=1)
     reference_prompts: int = Field(default=256, ge=1)
-    benchmarks: str = "data/raw/benchmarks"
     require_above_chance: bool = True
 
 
@@ -102,8 +97,16 @@ def run(params: Params, stage: Stage) -> None:
     heldout_groups = _fitting(model, tokenizer, grouped(heldout), HELDOUT)
     by_head = group_heads(model, heldout_groups, batch_size=params.batch_size)
     scores = [of_group.mean(-1).tolist() for of_group in by_head]
-    words = bag_of_words(groups, heldout_groups)
-    figures, bins = _judge(heldout, heldout_groups, by_head, words, params, stage)
+    figures, bins = judge(
+        heldout,
+        heldout_groups,
+        by_head,
+        bag_of_words(groups, heldout_groups),
+        (params.training.ties, params.training.tie_parameter),
+        lambda values, prompts, word, bounds: mean_interval(
+            values, seed=stage.seed_of(word), groups=prompts, bounds=bounds
+        ),
+    )
     if params.require_above_chance and figures["pair_accuracy"] <= 0.5:
         raise Problem(
             f"reward: held-out pairs are ordered right in {figures['pair_accuracy']:.3f} of "
@@ -129,7 +132,7 @@ def run(params: Params, stage: Stage) -> None:
             "reward_mean": model.config.reward_mean,
             "reward_std": model.config.reward_std,
             **_attribute_figures(model, tokenizer, params),
-            **_benchmarks(Path(params.benchmarks), params.batch_size),
+            **_benchmarks(model, tokenizer, params.batch_size),
         }
     )
     _tell(figures)
@@ -151,60 +154,6 @@ def _fitting(model: Any, tokenizer: Any, groups: list[Group], path: Path) -> lis
     if not fitting:
         raise Problem(f"{path}: no prompt with its answers fits the model's {room} tokens; use shorter ones")
     return fitting
-
-
-def _judge(
-    heldout: Rows,
-    groups: list[Group],
-    by_head: list[torch.Tensor],
-    words: list[list[float]],
-    params: Params,
-    stage: Stage,
-) -> tuple[dict[str, Any], Rows]:
-    """Figures on held-out rankings from raw rewards (K, heads) of every prompt (and from those of the bag of
-    words), and reliability bins."""
-    scores = [of_group.mean(-1).tolist() for of_group in by_head]
-    fits = {group.prompt_id for group in groups}
-    keyed = [{**row, "prompt_id": prompt_id(row["prompt"])} for row in heldout]
-    keyed = [row for row in keyed if row["prompt_id"] in fits]
-    votes = verdicts(keyed)
-    judged = calibration.judged_pairs(votes, _by_answer(groups, scores))
-    if not judged:
-        raise Problem(f"{HELDOUT}: no pair of answers is ordered (all tied); a reward model cannot be judged")
-    hits, prompts = [pair.hit for pair in judged], [pair.prompt_id for pair in judged]
-    by_words = [pair.hit for pair in calibration.judged_pairs(votes, _by_answer(groups, words))]
-    gains = [hit - theirs for hit, theirs in zip(hits, by_words, strict=True)]
-    overall = mean_interval(hits, seed=stage.seed_of("bootstrap"), groups=prompts, bounds=(0, 1))
-    gain = mean_interval(gains, seed=stage.seed_of("gain"), groups=prompts, bounds=(-1, 1))
-    margins = [pair.margin for pair in judged]
-    sure = calibration.confidence(margins, params.training.ties, params.training.tie_parameter)
-    bins = calibration.reliability_bins(sure, hits)
-    scaled = calibration.reliability_bins(calibration.scaled_confidence(judged), hits)
-    source_of = {(row["prompt_id"], row["annotator"]): row["source"] for row in keyed}
-    figures = {
-        "heldout_prompts": len(groups),
-        "heldout_pairs": len(judged),
-        "pair_accuracy": overall.mean,
-        "pair_accuracy_low": overall.low,
-        "pair_accuracy_high": overall.high,
-        **calibration.accuracies(votes, _by_answer(groups, scores)),
-        **calibration.by_source(judged, source_of),
-        "accuracy_bag_of_words": sum(by_words) / len(by_words),
-        "gain_over_bag_of_words": gain.mean,
-        "gain_over_bag_of_words_low": gain.low,
-        "gain_over_bag_of_words_high": gain.high,
-        "ece": calibration.calibration_error(bins),
-        "ece_scaled": calibration.calibration_error(scaled),
-        "temperature": calibration.temperature(margins),
-    }
-    judged_by_head = [
-        calibration.judged_pairs(
-            votes, _by_answer(groups, [of_group[:, head].tolist() for of_group in by_head])
-        )
-        for head in range(params.heads)
-    ]
-    apart = [disagreement(of_group, figures["temperature"]) for of_group in by_head]
-    return figures | ensemble_figures(judged, judged_by_head, apart), bins
 
 
 def _rated(model: Any, tokenizer: Any, split: str, names: list[str]) -> list[Rated]:
@@ -234,28 +183,21 @@ def _attribute_figures(model: Any, tokenizer: Any, params: Params) -> dict[str, 
     return attribute_figures(params.training.attributes, attributes_of(model, found), given)
 
 
-def _benchmarks(folder: Path, batch_size: int) -> dict[str, float]:
+def _benchmarks(model: Any, tokenizer: Any, batch_size: int) -> dict[str, float]:
     """`benchmark_<file>` and `benchmark_<file>_<subset>`: the share of pairs ordered right, of every file."""
-    if not folder.is_dir():
-        raise Problem(f"reward.benchmarks: {folder} is not a folder; name one, which may hold no file")
     figures = {}
-    for file in sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES):
-        shares = accuracy_by_source(Path("models/reward"), file, batch_size)
+    for file in sorted(BENCHMARKS.glob("*.parquet")):
+        shares = accuracy_by_source(model, tokenizer, read_parquet(file), batch_size)
         pairs = sum(count for _, count in shares.values())
-        name = f"benchmark_{file.name.split('.')[0]}"
+        if not pairs:
+            print(f"reward: {file}: left out, no ordered pair of answers fits the model")
+            continue
+        name = f"benchmark_{file.stem}"
         figures[name] = sum(share * count for share, count in shares.values()) / pairs
-        if shares.keys() != {file.stem}:  # rows without a subset have their file as source
+        if len(shares) > 1:
             figures |= {f"{name}_{'_'.join(subset.split())}": share for subset, (share, _) in shares.items()}
         print(f"reward: {file}: {figures[name]:.3f} of {pairs} pairs ordered right")
     return figures
-
-
-def _by_answer(groups: list[Group], scores: list[list[float]]) -> dict[tuple[str, str], float]:
-    return {
-        (group.prompt_id, answer): reward
-        for group, of_group in zip(groups, scores, strict=True)
-        for answer, reward in zip(group.answers, of_group, strict=True)
-    }
 
 
 def _is_best(group: Group) -> list[bool]:

@@ -1,6 +1,6 @@
 """sample: several different answers per prompt from the SFT model, for people to rank.
 
-Reads   models/sft, data/curated/preference.parquet, the reward model if `reward` names one
+Reads   models/sft, data/curated/preference.parquet, with choice: disagreement the ensemble in sample.reward
 Writes  data/candidates/candidates.parquet, data/candidates/labelstudio_{tasks.json,config.xml} (import these
         two into Label Studio for a real annotation round; sample.tasks: other tools), reports/sample.json
 Run     python -m tasks.sample
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 import torch  # noqa: F401  so that main seeds it and limits its threads
 from pydantic import BaseModel, Field, PositiveFloat
@@ -33,8 +33,9 @@ BATCHES_PER_CALL = 8  # rows of like length share a batch within a call; progres
 
 class Params(BaseModel, extra="forbid"):
     prompts: int = Field(default=900, ge=1)
-    reward: str | None = None  # folder of an earlier ensemble: prompts about which its heads disagree most
-    pool: int = Field(default=4, ge=1)  # that many prompts for one chosen so
+    choice: Literal["random", "disagreement"] = "random"
+    reward: str = "data/raw/ensemble"  # whose heads disagree
+    pool: int = Field(default=4, ge=1)  # that many prompts get answers for one chosen by disagreement
     answers: int = Field(default=4, ge=2, le=9)
     oversample: int = Field(default=2, ge=1)
     max_new_tokens: int = Field(default=16, ge=1)
@@ -48,7 +49,8 @@ def run(params: Params, stage: Stage) -> None:
     model, tokenizer = load_policy(MODEL), load_tokenizer(MODEL)
     rows = sorted(read_parquet(Path("data/curated/preference.parquet")), key=lambda row: row["id"])
     # ids are hashes: the first are a random choice that stays when rows are added
-    rows = rows[: params.prompts * (params.pool if params.reward else 1)]
+    by_need = params.choice == "disagreement"
+    rows = rows[: params.prompts * (params.pool if by_need else 1)]
     drawn = _draw(model, tokenizer, [row["messages"] for row in rows], params, stage)
 
     sampling = params.model_dump(include={"temperatures", "top_p", "max_new_tokens", "oversample"})
@@ -71,7 +73,7 @@ def run(params: Params, stage: Stage) -> None:
                 }
             )
     figures = _figures(drawn, candidates, params.answers, tokenizer)
-    if params.reward:
+    if by_need:
         candidates, asked = _most_disputed(candidates, Path(params.reward), params)
         figures |= asked
     if not candidates:

@@ -17,6 +17,7 @@ FOLDER = Path("data/annotations")
 
 
 def run(**params: Any) -> dict[str, Any]:
+    Path("data/raw/benchmarks").mkdir(parents=True, exist_ok=True)
     preferences.run(preferences.Params(**params), Stage("preferences"))
     return json.loads(Path("reports/preferences.json").read_text())
 
@@ -103,6 +104,20 @@ def test_the_same_export_again_changes_nothing(workspace):
     (FOLDER / "the_same_under_another_name.jsonl").unlink()
     assert run(heldout_share=0.3)["dropped_repeated"] == 3
     assert Path("data/preferences/train.parquet").read_bytes() == before
+
+
+def test_a_later_export_adds_to_the_earlier_rankings_and_moves_none(workspace):
+    def written(split: str) -> dict[str, dict[str, Any]]:
+        return {row["id"]: row for row in read_parquet(Path(f"data/preferences/{split}.parquet"))}
+
+    write(rankings(40), "round-1.jsonl")
+    run(heldout_share=0.3)
+    before = {split: written(split) for split in ("train", "heldout")}
+    write(rankings(60), "round-2.jsonl")  # the project once more, with twenty prompts that are new
+    figures = run(heldout_share=0.3)
+    assert (figures["rankings"], figures["dropped_repeated"]) == (180, 120)
+    for split, rows in before.items():
+        assert rows.items() <= written(split).items()
 
 
 def test_a_stated_format_needs_its_file(workspace):

@@ -35,6 +35,11 @@ def run(**how) -> dict:
     return json.loads(Path("reports/reward.json").read_text())
 
 
+def import_rankings(benchmarks: str) -> None:
+    params = {"annotators": {"1": "ada"}, "heldout_share": 0.25, "benchmarks": benchmarks}
+    preferences.run(preferences.Params(**params), Stage("preferences"))
+
+
 @pytest.fixture
 def annotated(workspace):
     world.write_model()
@@ -42,8 +47,7 @@ def annotated(workspace):
     world.write_candidates()
     world.write_panel()
     annotate.run(annotate.Params(careless=0), Stage("annotate"))
-    preferences.run(preferences.Params(annotators={"1": "ada"}, heldout_share=0.25), Stage("preferences"))
-    Path("data/raw/benchmarks").mkdir()
+    import_rankings("data/raw")
     return workspace
 
 
@@ -91,7 +95,7 @@ def test_an_ensemble_says_how_far_its_heads_disagree(annotated):
     assert alone["reward"] == pytest.approx(first["rewards"][0], abs=1e-5)
 
 
-def test_every_benchmark_is_reported_by_subset(annotated):
+def test_every_benchmark_is_reported_by_subset(annotated, capsys):
     Path("bench").mkdir()
     pairs = [
         {
@@ -107,8 +111,15 @@ def test_every_benchmark_is_reported_by_subset(annotated):
         '{"prompt": "The day was dull", "chosen": "bad", "rejected": "good"}'
     )
     Path("bench/README.md").write_text("not a benchmark")
-    params = reward.Params(training={**HOW, "epochs": 1}, benchmarks="bench", require_above_chance=False)
-    reward.run(params, Stage("reward", seed=1))
+    too_long = {"prompt": "The day was dull " * 40, "chosen": "bad", "rejected": "good"}
+    Path("bench/long.json").write_text(json.dumps([too_long]))
+    import_rankings("bench")
+    reward.run(
+        reward.Params(training={**HOW, "epochs": 1}, require_above_chance=False), Stage("reward", seed=1)
+    )
+    said = capsys.readouterr().out
+    assert "bench/pairs.json: 9 of 12 prompts are trained on, too" in said
+    assert "long.parquet: left out, no ordered pair of answers fits the model" in said
     figures = json.loads(Path("reports/reward.json").read_text())
     found = {name: value for name, value in figures.items() if name.startswith("benchmark_")}
     names = ("pairs", "pairs_easy", "pairs_odd_one", "plain")

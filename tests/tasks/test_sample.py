@@ -97,7 +97,7 @@ def test_an_ensemble_chooses_the_prompts_that_its_heads_disagree_about(model):
     normalise(ensemble, torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 3.0]]))
     save_model(ensemble, world.tokenizer(), "models/earlier")
     everything = {row["id"]: row for row in pool_of(24)}
-    run(reward="models/earlier", pool=4)
+    run(choice="disagreement", reward="models/earlier", pool=4)
     chosen = read_parquet(Path(FILES[0]))
     assert len(chosen) == 6 and {row["id"] for row in chosen} <= everything.keys()
     rows = list(everything.values())
@@ -120,4 +120,4 @@ def test_a_reward_model_of_one_head_cannot_choose(model):
     normalise(single, torch.tensor([[0.0], [1.0]]))
     save_model(single, world.tokenizer(), "models/earlier")
     with pytest.raises(Problem, match=r"models/earlier: a reward model of one head"):
-        run(reward="models/earlier")
+        run(choice="disagreement", reward="models/earlier")

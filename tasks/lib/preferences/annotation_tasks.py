@@ -14,10 +14,10 @@ import random
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any, Literal
-
-from tasks.lib.preferences.labelstudio import labelling_config, task
+from xml.sax.saxutils import quoteattr
 
 Kind = Literal["buckets", "ranker", "pairwise", "argilla"]
+UNASSIGNED = "_"  # the column of a bucket ranker where the answers start
 RANKER = """<View>
   <Text name="prompt" value="$prompt"/>
   <List name="responses" value="$responses" title="Answers, the best first"/>
@@ -51,6 +51,46 @@ def task_files(
     if kind == "ranker":
         return {"labelstudio_ranker_tasks.json": tasks, "labelstudio_ranker_config.xml": RANKER}
     return {"labelstudio_tasks.json": tasks, "labelstudio_config.xml": labelling_config(answers)}
+
+
+def bucket_names(answers: int) -> list[str]:
+    """One bucket per possible rank, best first: an order that no database can turn round."""
+    return [f"rank {place}" for place in range(1, answers + 1)]
+
+
+def labelling_config(answers: int) -> str:
+    """The labelling configuration for `task`: a bucket ranker, because a plain ranker cannot say "equal"."""
+    buckets = "".join(f"<Bucket name={quoteattr(n)} title={quoteattr(n)}/>" for n in bucket_names(answers))
+    return (
+        '<View>\n  <Text name="prompt" value="$prompt"/>\n'
+        '  <List name="responses" value="$responses" title="Answers"/>\n'
+        f'  <Ranker name="rank" toName="responses">{buckets}</Ranker>\n</View>\n'
+    )
+
+
+def task(candidate: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """The `data` of one task. Answers are shown in an order shuffled by task, so that position says nothing.
+
+    The list records the shown order; the number in an answer's id is its place in the candidate.
+    """
+    shown = list(range(len(candidate["answers"])))
+    random.Random(f"{seed}/{candidate['id']}").shuffle(shown)
+    responses = [
+        {"id": f"{candidate['id']}-{place}", "title": f"Answer {number}", "body": candidate["answers"][place]}
+        for number, place in enumerate(shown, 1)
+    ]
+    return {
+        "prompt": _as_text(candidate["prompt"]),
+        "prompt_id": candidate["id"],
+        "messages": candidate["prompt"],
+        "responses": responses,
+    }
+
+
+def _as_text(messages: list[dict[str, str]]) -> str:
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
 
 
 def _pairs(candidate: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Label Studio: the tasks that annotators get, and the full JSON export that comes back.
+"""Label Studio: the full JSON export of a project (the tasks that go out: annotation_tasks.py).
 
 Labelling configurations that are understood: Pairwise (with an optional choice `tie` or a degree), Ranker,
 Ranker with buckets (answers in one bucket are equal), Choices that name an answer, and Rating, of several
@@ -7,69 +7,21 @@ answers in one task or of one answer per task. Checked with exports of Label Stu
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import quoteattr
 
-from tasks.lib.preferences.rankings import PROMPTS, Dropped, Judgement, Messages, prompt_of
+from tasks.lib.preferences.annotation_tasks import UNASSIGNED
+from tasks.lib.preferences.rankings import PROMPTS, Dropped, Judgement, prompt_of
 from tasks.lib.preferences.ratings import ANSWERS, Rating, ranks_of
 from tasks.lib.preferences.sides import of_word, two_answers
 from tasks.lib.stage import Problem
 
 Row = dict[str, Any]
-UNASSIGNED = "_"  # the column of a bucket ranker where the answers start
 # how clear a preference is, as Llama 2 (arXiv 2307.09288, section 3.2.2) spaces its margins
 STRENGTHS = {"significantly": 1.0, "much": 1.0, "clearly": 2 / 3, "slightly": 1 / 3, "negligibly": 0.0}
 SILENT = ("textarea", "number", "datetime")  # results that go with a verdict and are none
 _GOOD, _BAD = {"best", "good", "top", "first"}, {"bad", "worst", "poor", "last"}
-
-
-# --- out: tasks ---
-
-
-def bucket_names(answers: int) -> list[str]:
-    """One bucket per possible rank, best first: an order that no database can turn round."""
-    return [f"rank {place}" for place in range(1, answers + 1)]
-
-
-def labelling_config(answers: int) -> str:
-    """The labelling configuration for `task`: a bucket ranker, because a plain ranker cannot say "equal"."""
-    buckets = "".join(f"<Bucket name={quoteattr(n)} title={quoteattr(n)}/>" for n in bucket_names(answers))
-    return (
-        '<View>\n  <Text name="prompt" value="$prompt"/>\n'
-        '  <List name="responses" value="$responses" title="Answers"/>\n'
-        f'  <Ranker name="rank" toName="responses">{buckets}</Ranker>\n</View>\n'
-    )
-
-
-def task(candidate: Mapping[str, Any], seed: int) -> Row:
-    """The `data` of one task. Answers are shown in an order shuffled by task, so that position says nothing.
-
-    The list records the shown order; the number in an answer's id is its place in the candidate.
-    """
-    shown = list(range(len(candidate["answers"])))
-    random.Random(f"{seed}/{candidate['id']}").shuffle(shown)
-    responses = [
-        {"id": f"{candidate['id']}-{place}", "title": f"Answer {number}", "body": candidate["answers"][place]}
-        for number, place in enumerate(shown, 1)
-    ]
-    return {
-        "prompt": _as_text(candidate["prompt"]),
-        "prompt_id": candidate["id"],
-        "messages": candidate["prompt"],
-        "responses": responses,
-    }
-
-
-def _as_text(messages: Messages) -> str:
-    if len(messages) == 1:
-        return messages[0]["content"]
-    return "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
-
-
-# --- in: exports ---
 
 
 def read(

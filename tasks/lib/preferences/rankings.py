@@ -125,6 +125,7 @@ def cleaned(
         if earlier := latest.get(key):
             kept, outdated = sorted((kept, earlier), key=lambda j: j.order, reverse=True)
             if (kept.order, _order_of(kept)) == (outdated.order, _order_of(outdated)):
+                kept, outdated = earlier, kept  # the row stays what it was before the later export came
                 dropped.append(Dropped(outdated.where, "repeated", f"{kept.where} says the same"))
             else:
                 counts["changed_minds"] += _order_of(kept) != _order_of(outdated)

@@ -14,21 +14,12 @@ import torch
 from tasks.lib.data.rows import read_table
 from tasks.lib.policy.chat import answer_ids, prompt_ids
 from tasks.lib.policy.models import load_tokenizer
-from tasks.lib.preferences import calibration
-from tasks.lib.preferences.agreement import verdicts
 from tasks.lib.preferences.ensemble import disagreement
 from tasks.lib.preferences.exports import read_export
-from tasks.lib.preferences.rankings import cleaned, prompt_id, prompt_of
+from tasks.lib.preferences.heldout import accuracy_by_source
+from tasks.lib.preferences.rankings import cleaned, prompt_of
 from tasks.lib.preferences.ratings import ANSWERS
-from tasks.lib.preferences.reward_model import (
-    attributes_of,
-    group_scores,
-    grouped,
-    heads_of,
-    load_reward,
-    raw_outputs,
-    tokenized,
-)
+from tasks.lib.preferences.reward_model import attributes_of, heads_of, load_reward, raw_outputs
 from tasks.lib.stage import Problem
 
 Row = dict[str, Any]
@@ -107,26 +98,11 @@ def _of_answers(model: Any, by_head: torch.Tensor) -> Row:
     return said
 
 
-def accuracy_by_source(folder: Path, file: Path, batch_size: int = 64) -> dict[str, tuple[float, int]]:
-    """source -> (share of pairs ordered right, pairs) of a file of preferences; RewardBench's `subset` is its
-    source. Problem when no pair fits the model."""
+def accuracy(folder: Path, file: Path, batch_size: int = 64) -> dict[str, tuple[float, int]]:
+    """source -> (share of pairs ordered right, pairs) of a file of preferences. Problem when no pair fits the model."""
     model, tokenizer = load_reward(folder), load_tokenizer(folder)
     rows, _, _ = cleaned(read_export(file), "unknown")
-    room = getattr(model.config, "max_position_embeddings", None)
-    found = {}
-    for source in sorted({row["source"] for row in rows}):
-        mine = [{**row, "prompt_id": prompt_id(row["prompt"])} for row in rows if row["source"] == source]
-        groups = tokenized(tokenizer, grouped(mine), room)
-        scores = group_scores(model, groups, batch_size=batch_size)
-        reward_of = {
-            (group.prompt_id, answer): reward
-            for group, of_group in zip(groups, scores, strict=True)
-            for answer, reward in zip(group.answers, of_group, strict=True)
-        }
-        fits = {group.prompt_id for group in groups}
-        judged = calibration.judged_pairs(verdicts(r for r in mine if r["prompt_id"] in fits), reward_of)
-        if judged:
-            found[source] = calibration.accuracy(judged) or 0.0, len(judged)
-    if not found:
+    if not (found := accuracy_by_source(model, tokenizer, rows, batch_size)):
+        room = getattr(model.config, "max_position_embeddings", None)
         raise Problem(f"{file}: no ordered pair of answers fits the model's {room} tokens")
     return found

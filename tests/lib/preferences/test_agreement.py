@@ -90,6 +90,18 @@ def test_the_interval_of_alpha_holds_it_and_narrows_with_prompts():
     assert alpha_interval({"p": [[1], [2]]}, seed=1) is None
 
 
+def test_reliability_by_hand():
+    """Two pairs; all three annotators agree on p, c contradicts a and b on q. One round from rates of 0.7."""
+    said = {"a": (0, 1), "b": (0, 1), "c": (1, 0)}
+    rows = [ranking(name, 0, 1, prompt="p") for name in said]
+    rows += [ranking(name, *ranks, prompt="q") for name, ranks in said.items()]
+    odds = 0.7 / 0.3
+    p, q = odds**3 / (1 + odds**3), odds / (1 + odds)  # that the first answer is truly better: 0.927 and 0.7
+    rates = reliability(verdicts(rows), rounds=1)
+    assert rates == pytest.approx({"a": (p + q) / 2, "b": (p + q) / 2, "c": (p + 1 - q) / 2})
+    assert reliability(verdicts(rows[:2]), rounds=50) == pytest.approx({"a": 0.99, "b": 0.99})  # the bound
+
+
 def test_reliability_tells_the_careful_from_the_careless():
     """Four annotators: three err on disjoint twelfths of the pairs, the fourth on every second one."""
     rankings = [

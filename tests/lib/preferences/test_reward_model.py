@@ -13,6 +13,8 @@ import torch
 from tasks.lib.policy.checkpoints import Checkpoint
 from tasks.lib.policy.models import save_model
 from tasks.lib.preferences.ranking_loss import ranking_loss
+from tasks.lib.preferences.reward_adapters import Method, adapt
+from tasks.lib.preferences.reward_attributes import Rated
 from tasks.lib.preferences.reward_model import (
     Group,
     batch_ranks,
@@ -220,8 +222,15 @@ def groups(tokenizer) -> list[Group]:
 
 
 def trained(
-    tokenizer, checkpoint: Checkpoint, stop_after: int | None = None, **how
+    tokenizer,
+    checkpoint: Checkpoint,
+    stop_after: int | None = None,
+    method: Method = "full",
+    heads: int = 1,
+    **how,
 ) -> dict[str, torch.Tensor]:
+    """The weights after training; nothing when it is ended in the middle of step `stop_after`."""
+
     class Killed(Exception):
         pass
 
@@ -229,10 +238,14 @@ def trained(
         if step == stop_after:
             raise Killed
 
-    model = from_policy(world.policy(), seed=1)
-    options = {"epochs": 3, "prompts_per_step": 4, "checkpoint_every": 2, **how}
+    training = Training(**{"epochs": 3, "prompts_per_step": 4, "checkpoint_every": 2, **how})
+    model = from_policy(world.policy(), seed=1, heads=heads, attributes=training.attributes)
+    adapt(model, method, {"r": 2} if method == "lora" else {})
+    batch = groups(tokenizer)
+    rated = [Rated(group.sequences[0], [float(n % 3)]) for n, group in enumerate(batch)]
+    options = {"seed": 3, "checkpoint": checkpoint, "progress": progress}
     try:
-        train(model, groups(tokenizer), Training(**options), seed=3, checkpoint=checkpoint, progress=progress)
+        train(model, batch, training, rated=rated if training.attributes else [], **options)
     except Killed:
         return {}
     return model.state_dict()
@@ -275,13 +288,29 @@ def test_an_annotator_as_good_as_a_coin_does_not_train(tokenizer, tmp_path, caps
         )
 
 
-@pytest.mark.parametrize("killed_at", [1, 2, 3, 4, 7, 8])
-def test_a_killed_run_ends_in_the_same_bytes(tokenizer, tmp_path, killed_at):
-    whole = trained(tokenizer, Checkpoint(tmp_path / "whole", {}))
-    checkpoint = Checkpoint(tmp_path / "killed", {})
-    trained(tokenizer, checkpoint, stop_after=killed_at)
-    resumed = trained(tokenizer, checkpoint)
-    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+@pytest.mark.parametrize(
+    "mode",
+    [
+        {},
+        {"share_prompt": True, "annotator_weights": "reliability", "strength_margin": 0.5},
+        {"optimizer": "muon"},
+        {"method": "lora"},
+        {"method": "head", "weight_decay": 0.1},
+        {"heads": 4},
+        {"heads": 3, "attributes": ["helpfulness"]},
+    ],
+    ids=lambda mode: " ".join(str(value) for value in mode.values()) or "full",
+)
+def test_a_killed_run_ends_in_the_same_bytes(tokenizer, tmp_path, mode):
+    """Nine steps, a checkpoint after every second: killed before the first, on both sides of one, and in the last."""
+    whole = trained(tokenizer, Checkpoint(tmp_path / "whole", {}), **mode)
+    start = from_policy(world.policy(), seed=1, heads=mode.get("heads", 1)).state_dict()
+    assert not torch.equal(whole["score.weight"][:1], start["score.weight"][:1])
+    for killed_at in (1, 4, 5, 9):
+        checkpoint = Checkpoint(tmp_path / str(killed_at), {})
+        assert trained(tokenizer, checkpoint, stop_after=killed_at, **mode) == {}
+        resumed = trained(tokenizer, checkpoint, **mode)
+        assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items()), killed_at
 
 
 def test_a_checkpoint_of_other_parameters_is_not_used(tokenizer, tmp_path, capsys):

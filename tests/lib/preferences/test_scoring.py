@@ -15,7 +15,7 @@ from flows import cli
 from tasks.lib.policy.chat import answer_ids, prompt_ids
 from tasks.lib.policy.models import save_model
 from tasks.lib.preferences.reward_model import from_policy, load_reward, normalise, score
-from tasks.lib.preferences.scoring import accuracy_by_source
+from tasks.lib.preferences.scoring import accuracy
 from tasks.lib.stage import Problem
 
 ROWS = [
@@ -77,12 +77,12 @@ def test_pairs_of_a_benchmark_are_judged_by_subset(model):
     prompts = [{"prompt": f"Q{n}", "chosen": "good", "rejected": "bad"} for n in range(4)]
     rows = [{**row, "subset": ("easy", "hard")[n % 2]} for n, row in enumerate(prompts)]
     Path("bench.json").write_text(json.dumps(rows))
-    found = accuracy_by_source(Path("models/reward"), Path("bench.json"))
+    found = accuracy(Path("models/reward"), Path("bench.json"))
     assert {name: pairs for name, (_, pairs) in found.items()} == {"easy": 2, "hard": 2}
     turned = [{**row, "chosen": "bad", "rejected": "good"} for row in rows]
     Path("bench.json").write_text(json.dumps(turned))
-    for name, (share, _) in accuracy_by_source(Path("models/reward"), Path("bench.json")).items():
+    for name, (share, _) in accuracy(Path("models/reward"), Path("bench.json")).items():
         assert share == pytest.approx(1 - found[name][0])
     Path("bench.json").write_text(json.dumps([{"prompt": "Q " * 200, "chosen": "x", "rejected": "y"}]))
     with pytest.raises(Problem, match="no ordered pair of answers fits"):
-        accuracy_by_source(Path("models/reward"), Path("bench.json"))
+        accuracy(Path("models/reward"), Path("bench.json"))
