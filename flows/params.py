@@ -18,8 +18,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from pydantic import BaseModel
 from pydantic.errors import PydanticUserError
 
+from flows.fields import fields
 from tasks.lib.stage import PARAMS_FILE, SHARED_KEYS, Problem, read_yaml, replaced, validated
 
 DVC_FILE = Path("dvc.yaml")
@@ -62,19 +64,33 @@ def problems(path: Path = PARAMS_FILE) -> Iterator[str]:
         try:
             if name not in document:
                 raise Problem(f"{path}: the section {name} is missing")
-            _validate(name, document, path)
+            params = _validate(name, document, path)
+            yield from _misspelt(name, params, path)
         except Problem as problem:
             yield str(problem)
         except (ImportError, AttributeError) as error:
             yield f"tasks/{name}.py: {error}"
 
 
-def _validate(name: str, document: Mapping[str, Any], path: Path) -> None:
+def _validate(name: str, document: Mapping[str, Any], path: Path) -> BaseModel:
     """Quickly, without torch; a stage whose `Params` needs more than pydantic is imported after all."""
     try:
-        validated(name, _without_heavy_imports(f"tasks.{name}", {}).Params, document[name], path)
+        return validated(name, _without_heavy_imports(f"tasks.{name}", {}).Params, document[name], path)
     except (AttributeError, NameError, PydanticUserError):
-        validated(name, importlib.import_module(f"tasks.{name}").Params, document[name], path)
+        return validated(name, importlib.import_module(f"tasks.{name}").Params, document[name], path)
+
+
+def _misspelt(stage: str, params: BaseModel, path: Path) -> Iterator[str]:
+    """Keys of a library's settings that none of the classes has which the stage names in its Params."""
+    for section, field in type(params).model_fields.items():
+        places = [place for place in field.metadata if isinstance(place, str)]
+        known = sorted(set().union(*map(fields, places)))
+        for key in (getattr(params, section) or ()) if known else ():
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                classes = " or ".join(place.rpartition(".")[2] for place in places)
+                yield f"{path}: {stage}.{section}.{key} is not a key of {classes}{hint}"
 
 
 def _without_heavy_imports(name: str, loaded: dict[str, ModuleType]) -> ModuleType:

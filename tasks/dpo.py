@@ -16,7 +16,7 @@ from collections import Counter
 from itertools import combinations
 from pathlib import Path
 from statistics import mean
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, Field
@@ -54,8 +54,11 @@ class Params(BaseModel, extra="forbid"):
     launcher: str = "python"  # or torchrun ..., or accelerate launch --config_file FILE ...
     method: Literal["dpo", "kto"] = "dpo"
     thumbs: str | None = None  # with kto: the attribute that is a thumb; null: the rankings say what is good
-    trainer: dict[str, Any] = {}  # fields of trl.DPOConfig or trl.KTOConfig
-    lora: dict[str, Any] | None = None  # fields of peft.LoraConfig; without its adapter it is the reference
+    trainer: Annotated[
+        dict[str, Any], "trl.trainer.dpo_config.DPOConfig", "trl.trainer.kto_config.KTOConfig"
+    ] = {}
+    # the reference is then the model without its adapter
+    lora: Annotated[dict[str, Any] | None, "peft.tuners.lora.config.LoraConfig"] = None
     pairs_per_prompt: int = Field(2, ge=1)  # so that a prompt with many answers does not count more
     share_prompt: bool = False  # a prompt passes once for all answers of its pairs
     samples: int = Field(128, ge=0)  # held-out prompts answered at the end, for KL and length

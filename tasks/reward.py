@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import BaseModel, Field
@@ -54,7 +54,7 @@ BESIDE = {
 class Params(BaseModel, extra="forbid"):
     heads: int = Field(default=1, ge=1)
     method: Method = "full"
-    lora: dict[str, Any] = {}
+    lora: Annotated[dict[str, Any], "peft.tuners.lora.config.LoraConfig"] = {}
     training: Training = Training()
     batch_size: int = Field(default=256, ge=1)
     reference_prompts: int = Field(default=256, ge=1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 from statistics import mean
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, Field
@@ -58,7 +58,7 @@ FIGURES = {
 
 class Params(BaseModel, extra="forbid"):
     launcher: str = "python"  # or torchrun ..., or accelerate launch --config_file FILE ...
-    trainer: dict[str, Any] = {}  # fields of trl.SFTConfig
+    trainer: Annotated[dict[str, Any], "trl.trainer.sft_config.SFTConfig"] = {}
     optimizer: Literal["muon", "trainer"] = "trainer"  # trainer: the one that `trainer.optim` names
     method: Method = "full"  # which weights are trained: tasks/lib/policy/adapters.py
     adapter: dict[str, Any] = {}  # the method's fields: of peft's LoraConfig for lora, ...
