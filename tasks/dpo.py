@@ -31,6 +31,7 @@ from tasks.lib.policy.launching import under_launcher
 from tasks.lib.policy.logprobs import answer_logprobs
 from tasks.lib.policy.models import load_policy, load_tokenizer, save_model
 from tasks.lib.policy.ranks import is_first
+from tasks.lib.policy.reference import caching
 from tasks.lib.policy.shared_pairs import collator, sharing
 from tasks.lib.policy.trainers import configured, curve, loading_place, ours, train, whole
 from tasks.lib.policy.unpaired import labels_of_pairs, labels_of_ratings, mismatched, unpaired_ids
@@ -106,11 +107,14 @@ def run(params: Params, stage: Stage) -> None:
     if is_kto:
         batches = {"data_collator": mismatched(DataCollatorForUnpairedPreference(pad))}
     if params.share_prompt:
-        batches = {
-            "data_collator": collator(DataCollatorForPreference(pad)),
-            "groups": groups_of(rows),
-        }
-    Trainer: Any = KTOTrainer if is_kto else sharing(DPOTrainer) if params.share_prompt else DPOTrainer
+        batches = {"data_collator": collator(DataCollatorForPreference(pad)), "groups": groups_of(rows)}
+    Trainer: Any = KTOTrainer if is_kto else DPOTrainer
+    weights = weights_hash(SFT)
+    if config.precompute_ref_log_probs:
+        Trainer = caching(DPOTrainer)
+        batches["reference"] = {"weights": weights, "share_prompt": params.share_prompt}
+    if params.share_prompt:
+        Trainer = sharing(Trainer)
     trainer = ours(Trainer)(
         model=model,
         ref_model=load_policy(SFT, on=loading_place()) if own_reference else None,
@@ -125,7 +129,7 @@ def run(params: Params, stage: Stage) -> None:
         **batches,
     )
     files = [ratings_of(path) if params.thumbs else path for path in (TRAIN, HELD_OUT)]
-    inputs = {str(SFT): weights_hash(SFT), **{str(path): file_hash(path) for path in files}}
+    inputs = {str(SFT): weights, **{str(path): file_hash(path) for path in files}}
     fingerprint = {"params": params.model_dump(), "seed": stage.seed, "inputs": inputs}
     shown = {"loss": "loss", "rewards/margins": "margin", "eval_rewards/accuracies": "held-out accuracy"}
     log = train(trainer, stage, fingerprint, shown)

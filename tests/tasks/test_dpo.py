@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,22 @@ def test_a_prompt_shared_by_its_answers_starts_at_log_2_and_goes_on_after_a_kill
     assert artifacts(inputs, "dpo") == expected
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_another_beta_finds_the_reference_and_ends_in_the_same_bytes(
+    inputs: Path, capsys: pytest.CaptureFixture[str], shared: bool
+) -> None:
+    once = {"share_prompt": shared, "trainer": {"precompute_ref_log_probs": True, "max_steps": 2}}
+    other = {**once, "trainer": {**once["trainer"], "beta": 0.7}}
+    train(**once)
+    assert "pairs from .anneal/reference" not in capsys.readouterr().out
+    train(**other)
+    assert capsys.readouterr().out.count("pairs from .anneal/reference") == 2  # training and held-out
+    expected = artifacts(inputs, "dpo")
+    shutil.rmtree(".anneal/reference")
+    train(**other)
+    assert artifacts(inputs, "dpo") == expected
+
+
 def test_pairs_are_the_majority_of_the_annotators_without_ties() -> None:
     """a > b by two of three; a > c by one, c > a by one, one tie; b = c by two, c > b by one."""
     ranks = {"ada": [0, 1, 1], "ben": [0, 2, 0], "eve": [1, 0, 0]}
@@ -147,7 +164,7 @@ def test_a_first_loss_other_than_log_2_stops_the_run(inputs: Path, monkeypatch: 
     """The reference is another model than the policy, as after merging the wrong adapter."""
     write_model(inputs / "models/other", seed=1)
     load, paths = dpo.load_policy, iter([dpo.SFT, "models/other"])
-    monkeypatch.setattr(dpo, "load_policy", lambda path: load(next(paths)))
+    monkeypatch.setattr(dpo, "load_policy", lambda path, **_: load(next(paths)))
     with pytest.raises(Problem, match=r"the first loss is .*, not 0.693147"):
         train()
 
