@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,8 @@ class Ours:
             self.prompts, [], self.rewards, lambda _: {}, 1, 0, lambda *words: len(str(words))
         )
 
-    def rewards(self, prompts: ppo.Answers, answers: ppo.Answers) -> list[float]:
-        return score(self.reward, prompts, answers, batch_size=len(prompts))
+    def rewards(self, prompts: Sequence[ppo.Prompt], answers: ppo.Answers) -> list[float]:
+        return score(self.reward, [p.tokens for p in prompts], answers, batch_size=len(prompts))
 
     def iteration(self, whitened: torch.Tensor | None = None, number: int = 1) -> dict[str, Any]:
         """One iteration on the given answers. Advantages are whitened as TRL does unless given."""

@@ -1,4 +1,4 @@
-"""ppo: reinforcement learning from the reward model, until a judge that is not the reward has enough.
+"""ppo: reinforcement learning from a reward, until a judge that is not the reward has enough.
 
 Reads   models/sft, models/reward, data/curated/{policy,validation}.parquet, the panel if `judge` names one
 Writes  models/ppo, reports/ppo.json, reports/plots/ppo.csv, reports/plots/ppo.png
@@ -7,15 +7,16 @@ Run     python -m tasks.ppo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any, Literal
 
-from pydantic import PositiveInt
+from pydantic import NonNegativeFloat, PositiveInt
 
 from tasks.lib.data.rows import read_parquet
 from tasks.lib.evaluation.judge import Panel, read_panel
+from tasks.lib.evaluation.verifiers import verified
 from tasks.lib.plots import curves
 from tasks.lib.policy.actor_critic import ActorCritic, Lora
 from tasks.lib.policy.batches import buckets
@@ -24,9 +25,9 @@ from tasks.lib.policy.checkpoints import Checkpoint, file_hash
 from tasks.lib.policy.folders import weights_hash
 from tasks.lib.policy.launching import under_launcher
 from tasks.lib.policy.models import load_policy, load_tokenizer, save_model
-from tasks.lib.policy.ppo import Answers, Environment, PPOConfig, Prompt
+from tasks.lib.policy.ppo import Answers, Environment, PPOConfig, Prompt, Reward
 from tasks.lib.policy.ppo_training import train
-from tasks.lib.policy.ranks import is_first, spread
+from tasks.lib.policy.ranks import by_first, is_first, spread
 from tasks.lib.preferences.reward_model import load_reward, score
 from tasks.lib.stage import Problem, Stage, main
 
@@ -42,6 +43,9 @@ PANELS = {
 
 class Params(PPOConfig, extra="forbid"):
     launcher: str = "python"  # or torchrun ...: every process holds whole models
+    reward: str | dict[str, str] = "model"  # or exact_match, {regex: PATTERN}, {function: FILE:NAME}
+    reward_code: str = "data/raw/rewards"  # the folder of such files
+    disagreement_weight: NonNegativeFloat = 0.0  # of the std over an ensemble's heads, taken from its mean
     critic: Literal["reward", "policy"] = "reward"  # starts as the reward model; or is a head on the policy
     lora: Lora | None = None
     judge: str | None = None  # a panel file; null: the reward itself, which cannot see over-optimisation
@@ -51,28 +55,17 @@ class Params(PPOConfig, extra="forbid"):
 def run(params: Params, stage: Stage) -> None:
     # 1. Prompts, judge and models.
     panel = read_panel(Path(params.judge)) if params.judge else None
-    tokenizer, policy, reward_model = load_tokenizer(SFT), load_policy(SFT), load_reward(REWARD)
+    tokenizer, policy = load_tokenizer(SFT), load_policy(SFT)
+    reward, reward_model = reward_of(params, tokenizer)
     room = getattr(policy.config, "max_position_embeddings", 1 << 30) - params.max_new_tokens
-    prompts, _ = prompts_of(PROMPTS, tokenizer, room)
-    validation, rows = prompts_of(VALIDATION, tokenizer, room, params.validation_prompts)
-
-    def reward(prompts: Answers, answers: Answers) -> list[float]:
-        lengths = [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
-        return spread(
-            buckets(lengths, params.batch_size),
-            lambda rows: score(
-                reward_model,
-                [prompts[i] for i in rows],
-                [answers[i] for i in rows],
-                batch_size=params.batch_size,
-            ),
-        )
+    prompts = prompts_of(PROMPTS, tokenizer, room)
+    validation = prompts_of(VALIDATION, tokenizer, room, params.validation_prompts)
 
     env = Environment(
         prompts=prompts,
         validation=validation,
         reward=reward,
-        judge=judge_of(rows, [prompt.tokens for prompt in validation], reward, panel, tokenizer),
+        judge=judge_of(validation, reward, panel, tokenizer),
         eos_id=tokenizer.eos_token_id,
         pad_id=tokenizer.pad_token_id,
         seed_of=stage.seed_of,
@@ -85,6 +78,8 @@ def run(params: Params, stage: Stage) -> None:
     files = [PROMPTS, VALIDATION, *([Path(params.judge)] if params.judge else [])]
     inputs = {str(path): weights_hash(path) for path in (SFT, REWARD)}
     inputs |= {str(path): file_hash(path) for path in files}
+    if isinstance(params.reward, dict):
+        inputs |= {str(path): file_hash(path) for path in sorted(Path(params.reward_code).rglob("*.py"))}
     fingerprint = {"params": params.model_dump(), "seed": stage.seed, "inputs": inputs}
     checkpoint = Checkpoint(stage.checkpoints, fingerprint)
     result = train(models, env, params, checkpoint, stage.progress)
@@ -105,39 +100,73 @@ def run(params: Params, stage: Stage) -> None:
         "iterations": result["log"][-1]["iteration"],
         "best_iteration": result["best"],
         "stop": result["stop"],
+        "refused_for_content": len(result["refused"]),
     }
     for key in measured:
         report |= {f"{key}_before": before[f"validation_{key}"], f"{key}_after": after[f"validation_{key}"]}
     stage.report(report)
     checkpoint.clear()
-    print(f"ppo: {result['stop']}; iteration {result['best']} is kept", flush=True)
+    print(f"ppo: {result['stop']}; iteration {result['best']} is kept{refusals(result)}", flush=True)
 
 
-def prompts_of(
-    path: Path, tokenizer: Any, room: int, count: int | None = None
-) -> tuple[list[Prompt], list[dict[str, Any]]]:
-    """The prompts and rows of a file, or the first `count` by id: ids are hashes, a fair choice."""
+def refusals(result: dict[str, Any]) -> str:
+    """Which iterations the content limit alone kept from being the best, in words."""
+    named = ", ".join(map(str, result["refused"]))
+    return f"; {named} scored higher but lost more content than max_content_loss" if named else ""
+
+
+def prompts_of(path: Path, tokenizer: Any, room: int, count: int | None = None) -> list[Prompt]:
+    """The prompts of a file, or the first `count` by id: ids are hashes, a fair choice."""
     rows = sorted(read_parquet(path), key=lambda row: row["id"])[:count]
     if not rows:
         raise Problem(f"{path} has no rows; raise its share in render.shares")
-    prompts = [Prompt(row["id"], prompt_ids(tokenizer, row["messages"])) for row in rows]
+    prompts = [Prompt(row["id"], prompt_ids(tokenizer, row["messages"]), row) for row in rows]
     for prompt in prompts:
         if len(prompt.tokens) > room:
             raise Problem(
                 f"{path}:{prompt.id}: the prompt has {len(prompt.tokens)} tokens and leaves no room for "
                 f"ppo.max_new_tokens; at most {room} fit: lower it, or drop long rows in curate"
             )
-    return prompts, rows
+    return prompts
+
+
+def reward_of(params: Params, tokenizer: Any) -> tuple[Reward, Any]:
+    """What is learned from, and the reward model if it is that."""
+    if params.reward != "model":
+        if params.critic == "reward" or params.disagreement_weight:
+            key = "disagreement_weight" if params.disagreement_weight else "critic: reward"
+            raise Problem(f"params.yaml: ppo.{key} needs ppo.reward: model, not {params.reward!r}")
+        verify = verified(params.reward, Path(params.reward_code), tokenizer)
+        return lambda prompts, answers: by_first(lambda: verify(prompts, answers)), None
+    model = load_reward(REWARD)
+    if params.disagreement_weight and not hasattr(model.config, "reward_head_means"):
+        raise Problem("params.yaml: ppo.disagreement_weight needs an ensemble: set reward.heads above 1")
+
+    def reward(prompts: Sequence[Prompt], answers: Answers) -> list[float]:
+        lengths = [len(prompt.tokens) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        return spread(
+            buckets(lengths, params.batch_size),
+            lambda rows: score(
+                model,
+                [prompts[i].tokens for i in rows],
+                [answers[i] for i in rows],
+                batch_size=params.batch_size,
+                disagreement_weight=params.disagreement_weight,
+            ),
+        )
+
+    return reward, model
 
 
 def judge_of(
-    rows: list[dict[str, Any]],
-    prompts: Answers,
-    reward: Callable[[Answers, Answers], list[float]],
+    prompts: Sequence[Prompt],
+    reward: Reward,
     panel: Panel | None,
     tokenizer: Any,
 ) -> Callable[[Answers], dict[str, float]]:
     """Mean judge's score, content accuracy and reward of answers to the validation rows."""
+
+    rows = [prompt.row for prompt in prompts]
 
     def judge(answers: Answers) -> dict[str, float]:
         texts = [answer_text(tokenizer, answer) for answer in answers]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tiny_models import instruction, tiny_llama, tiny_tokenizer, write_instructi
 from tasks import ppo
 from tasks.lib.data.rows import INSTRUCTION, write_parquet
 from tasks.lib.policy.models import load_policy, save_model
+from tasks.lib.policy.ppo import Prompt
 from tasks.lib.preferences.reward_model import from_policy
 from tasks.lib.stage import Problem, Stage
 
@@ -89,8 +91,42 @@ def test_the_judge_sees_content_and_closing() -> None:
         closing=" Happy to help!", utility={"content": 2.0, "closing": 1.0}, tie_below=0.1,
         annotators=[{"name": "ada", "content": 1.0, "closing": 1.0, "noise": 0.0}],
     )  # fmt: skip
-    judge = ppo.judge_of(rows, [[4], [4]], lambda prompts, answers: [0.2, 0.4], panel, tokenizer)
+    prompts = [Prompt(row["id"], [4], row) for row in rows]
+    judge = ppo.judge_of(prompts, lambda prompts, answers: [0.2, 0.4], panel, tokenizer)
     assert judge(answers) == {"judge": 1.5, "reward": pytest.approx(0.3), "content": 0.5}
+
+
+@pytest.mark.parametrize("reward", ["exact_match", {"regex": "^red"}, {"function": "short:reward"}])
+def test_a_verifiable_reward_needs_no_reward_model(inputs: Path, reward: Any) -> None:
+    shutil.rmtree(ppo.REWARD)
+    ppo.save_model(
+        tiny_llama(tiny_tokenizer()), tiny_tokenizer(), ppo.REWARD
+    )  # no reward model: it is not read
+    Path("code").mkdir()
+    Path("code/short.py").write_text("def reward(prompts, answers, rows): return [-len(a) for a in answers]")
+    report = run(reward=reward, reward_code="code", critic="policy", judge=None, iterations=1)
+    assert report["judge_before"] == report["reward_before"]
+    with pytest.raises(Problem, match=r"ppo\.critic: reward needs ppo\.reward: model"):
+        run(reward=reward, reward_code="code", critic="reward")
+
+
+def test_disagreement_needs_an_ensemble(inputs: Path) -> None:
+    with pytest.raises(Problem, match=r"disagreement_weight needs an ensemble: set reward\.heads above 1"):
+        run(disagreement_weight=0.5)
+
+
+def test_the_report_says_when_content_decided(
+    inputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    figures = iter([(1.0, 0.9), (1.2, 0.9), (1.5, 0.7), (1.1, 0.9)])
+    keys = ("judge", "content")
+    monkeypatch.setattr(
+        ppo, "judge_of", lambda *_: lambda answers: dict(zip(keys, next(figures), strict=True))
+    )
+    report = run(iterations=3, max_content_loss=0.1)
+    assert report["best_iteration"] == 1
+    assert report["refused_for_content"] == 1
+    assert "iteration 1 is kept; 2 scored higher but lost more content" in capsys.readouterr().out
 
 
 def test_a_prompt_that_leaves_no_room_is_named(inputs: Path) -> None:

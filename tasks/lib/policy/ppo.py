@@ -11,8 +11,8 @@ Shapes: N episodes, T answer columns, T+1 states.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -84,23 +84,28 @@ class PPOConfig(BaseModel, extra="forbid"):
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt's row id, for messages, and its tokens."""
+    """A prompt's row id, for messages, its tokens, and its row, for rewards that look at it."""
 
     id: str
     tokens: list[int]
+    row: Mapping[str, Any] = field(default_factory=dict)
+
+
+Reward = Callable[[Sequence[Prompt], Answers], list[float]]
 
 
 @dataclass(frozen=True)
 class Environment:
     """What the policy shall learn, and how one sees it.
 
-    `reward(prompts, answers)` gives a score per answer. `judge(answers)` sees an answer per validation prompt
-    and gives at least `judge`, by which policies are compared, and `content` if `max_content_loss` is set.
+    `reward(prompts, answers)` gives a score per answer; of several processes each calls it with the same ones.
+    `judge(answers)` sees an answer per validation prompt and gives at least `judge`, by which policies are compared,
+    and `content` if `max_content_loss` is set.
     """
 
     prompts: Sequence[Prompt]
     validation: Sequence[Prompt]
-    reward: Callable[[Answers, Answers], list[float]]
+    reward: Reward
     judge: Callable[[Answers], dict[str, float]]
     eos_id: int
     pad_id: int
@@ -178,7 +183,7 @@ def score(
 ) -> Episodes:
     """2. The reward of each whole answer; log-probs of policy and reference; values of the critic."""
     prompts = [prompt.tokens for prompt in chosen]
-    scores = torch.tensor(env.reward(prompts, answers), dtype=torch.float32)
+    scores = torch.tensor(env.reward(chosen, answers), dtype=torch.float32)
     bad = [p.id for p, ok in zip(chosen, torch.isfinite(scores).tolist(), strict=True) if not ok]
     if bad:
         where = f"ppo: iteration {iteration}: the reward"

@@ -39,17 +39,18 @@ def train(
     checkpoint: Checkpoint,
     progress: Callable[..., None] = lambda *_, **__: None,
 ) -> dict[str, Any]:
-    """Train, and leave the best policy in `models`. Returns {log: [row per iteration], best, stop}.
+    """Train, and leave the best policy in `models`. Returns {log: [row per iteration], best, stop, refused}.
 
     The best is the one with the best judge's score among those evaluated within the KL budget (and the
-    content loss); the starting policy, iteration 0, is one of them. Raises Problem, before any harm, when a
+    content loss); the starting policy, iteration 0, is one of them. `refused` are the iterations that scored higher
+    than the best before them and lost too much content. Raises Problem, before any harm, when a
     number is not finite or when no answer ends.
     """
     optimizer = torch.optim.Adam(
         [{"params": models.policy_parameters().values()}, {"params": models.critic_parameters().values()}],
         eps=config.adam_eps,
     )
-    run = _resumed(models, optimizer, checkpoint) or _begun(models, env, config)
+    run = _resumed(models, optimizer, checkpoint) or begin(models, env, config)
     for iteration in range(run["iteration"] + 1, config.iterations + 1):
         if run["stop"]:
             break
@@ -77,7 +78,7 @@ def train(
         run["iteration"] = iteration
         if iteration % config.evaluate_every == 0 or iteration == config.iterations:
             row |= evaluate(models, env, config)
-            _keep_or_stop(run, row, models, config)
+            keep_or_stop(run, row, models, config)
         if iteration % config.checkpoint_every == 0 or run["stop"]:
             _save(run, models, optimizer, checkpoint)
         progress(
@@ -85,16 +86,20 @@ def train(
             config.iterations,
             **{k: row[k] for k in ("reward", "kl", "validation_judge") if k in row},
         )
-    _load(models.policy_parameters(), run["kept"])
-    return {"log": run["log"], "best": run["best"], "stop": run["stop"] or "all iterations done"}
+    return finish(run, models)
 
 
 def next_prompts(env: Environment, count: int, iteration: int) -> list[Prompt]:
-    """The next `count` prompts of an endless stream, which is shuffled anew at each pass over the rows."""
+    """The prompts of `next_numbers`."""
+    return [env.prompts[number] for number in next_numbers(env, count, iteration)]
+
+
+def next_numbers(env: Environment, count: int, iteration: int) -> list[int]:
+    """The next `count` places in an endless stream of prompts, which is shuffled anew at each pass over them."""
     rows = len(env.prompts)
     places = range((iteration - 1) * count, iteration * count)
     orders = {p: permutation(rows, env.seed_of("prompts", p)) for p in {place // rows for place in places}}
-    return [env.prompts[orders[place // rows][place % rows]] for place in places]
+    return [orders[place // rows][place % rows] for place in places]
 
 
 def evaluate(models: ActorCritic, env: Environment, config: PPOConfig) -> dict[str, float]:
@@ -112,7 +117,7 @@ def evaluate(models: ActorCritic, env: Environment, config: PPOConfig) -> dict[s
     return {f"validation_{key}": value for key, value in (env.judge(answers) | {"kl": kl}).items()}
 
 
-def _keep_or_stop(run: dict[str, Any], row: dict[str, float], models: ActorCritic, config: PPOConfig) -> None:
+def keep_or_stop(run: dict[str, Any], row: dict[str, float], models: ActorCritic, config: PPOConfig) -> None:
     """Keep the policy if the judge likes it best so far and it is within bounds; decide whether to go on."""
     start, best = run["log"][0], next(r for r in run["log"] if r["iteration"] == run["best"])
     within = row["validation_kl"] <= config.kl_budget
@@ -124,16 +129,18 @@ def _keep_or_stop(run: dict[str, Any], row: dict[str, float], models: ActorCriti
         run |= {"best": row["iteration"], "stale": 0, "kept": _copied(models.policy_parameters())}
     else:
         run["stale"] += 1
+        if within and not allowed and row["validation_judge"] > best["validation_judge"]:
+            run["refused"].append(row["iteration"])  # the content alone decided
     if not within:
         run["stop"] = f"KL above the budget at iteration {row['iteration']}"
     elif run["stale"] >= config.patience:
         run["stop"] = f"no gain in {config.patience} evaluations at iteration {row['iteration']}"
 
 
-def _begun(models: ActorCritic, env: Environment, config: PPOConfig) -> dict[str, Any]:
+def begin(models: ActorCritic, env: Environment, config: PPOConfig) -> dict[str, Any]:
     row = {"iteration": 0, "beta": config.beta} | evaluate(models, env, config)
     return {
-        "iteration": 0, "beta": config.beta, "log": [row], "best": 0, "stale": 0, "stop": "",
+        "iteration": 0, "beta": config.beta, "log": [row], "best": 0, "stale": 0, "stop": "", "refused": [],
         "kept": _copied(models.policy_parameters()),
     }  # fmt: skip
 
@@ -163,13 +170,21 @@ def _resumed(
         part: {k.removeprefix(part): t for k, t in tensors.items() if k.startswith(part)}
         for part in ("current.", "kept.")
     }
-    _load(models.policy_parameters() | models.critic_parameters(), parts["current."])
+    put_back(models.policy_parameters() | models.critic_parameters(), parts["current."])
     restore_optimizer(optimizer, tensors)
     return state | {"kept": parts["kept."]}
 
 
+def finish(run: dict[str, Any], models: ActorCritic) -> dict[str, Any]:
+    """Put the best policy into `models`, and say how the run went."""
+    put_back(models.policy_parameters(), run["kept"])
+    return {key: run[key] for key in ("log", "best", "refused")} | {
+        "stop": run["stop"] or "all iterations done"
+    }
+
+
 @torch.no_grad()
-def _load(parameters: dict[str, torch.nn.Parameter], tensors: dict[str, Tensor]) -> None:
+def put_back(parameters: dict[str, torch.nn.Parameter], tensors: dict[str, Tensor]) -> None:
     for name, parameter in parameters.items():
         parameter.copy_(tensors[name])
 

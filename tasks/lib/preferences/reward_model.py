@@ -107,14 +107,28 @@ def raw_scores(model: Any, sequences: Sequence[Sequence[int]], *, batch_size: in
 
 
 def score(
-    model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], *, batch_size: int
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    *,
+    batch_size: int,
+    disagreement_weight: float = 0.0,
 ) -> list[float]:
     """Normalised rewards of answers (ids with EOS) to prompts (ids): mean 0, std 1 on reference answers.
+
+    With a `disagreement_weight`, of an ensemble: the mean of its heads less so many standard deviations (population)
+    over them, each head brought to mean 0 on reference answers, so that what people never ranked is worth less.
+    Coste et al. (arXiv 2310.02743, section 3) take the variance; a standard deviation has the unit of the reward.
 
     An answer that was cut before its EOS is scored at its last token: what that is worth, the caller says.
     """
     sequences = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
     mean, std = model.config.reward_mean, model.config.reward_std
+    if disagreement_weight:
+        by_head = heads_of(model, raw_outputs(model, sequences, batch_size=batch_size))
+        by_head = (by_head - torch.tensor(model.config.reward_head_means)) / std
+        found = by_head.mean(1) - disagreement_weight * by_head.std(1, correction=0)
+        return [float(each) for each in found.tolist()]
     return [(raw - mean) / std for raw in raw_scores(model, sequences, batch_size=batch_size)]
 
 

@@ -41,7 +41,7 @@ def trained(folder: str, settings: dict[str, Any], shared_body: bool) -> None:
     tokenizer = tiny_tokenizer()
     prompts = [Prompt(str(n), prompt_ids(tokenizer, instruction(n)["messages"])) for n in range(20)]
 
-    def reward(prompts: list[list[int]], answers: list[list[int]]) -> list[float]:
+    def reward(prompts: list[Prompt], answers: list[list[int]]) -> list[float]:
         return [answer[0] / 100 - len(answer) for answer in answers]
 
     env = Environment(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from statistics import fmean
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from tasks.lib.preferences.calibration import Judged
 from tasks.lib.preferences.ensemble import bootstrap_counts, disagreement, ensemble_figures
+from tasks.lib.preferences.reward_model import score
 
 
 def test_every_head_learns_from_a_bootstrap_sample_of_its_own_and_one_alone_from_all():
@@ -48,3 +51,21 @@ def test_the_figures_tell_agreed_from_contested_pairs():
         "accuracy_contested": 1.0,
     }
     assert ensemble_figures(judged(1), [judged(1)], [0.0]) == {}
+
+
+def test_disagreement_of_the_heads_is_taken_from_the_score() -> None:
+    """Heads 1 and 3 after their means 1 and 1, std 2: (0 and 1), mean 0.5, population std 0.5."""
+    model = SimpleNamespace(
+        config=SimpleNamespace(
+            reward_heads=2, reward_mean=1.0, reward_std=2.0, reward_head_means=[1.0, 1.0], pad_token_id=0
+        ),
+        score=torch.nn.Linear(2, 2, bias=False),
+        device=torch.device("cpu"),
+        base_model=lambda input_ids, **_: SimpleNamespace(last_hidden_state=torch.ones(*input_ids.shape, 2)),
+    )
+    with torch.no_grad():
+        model.score.weight.copy_(torch.tensor([[0.5, 0.5], [1.5, 1.5]]))
+    given: Any = {"prompts": [[4]], "answers": [[5]], "batch_size": 1}
+    assert score(model, **given) == [0.5]
+    assert score(model, **given, disagreement_weight=1.0) == [0.0]
+    assert score(model, **given, disagreement_weight=0.5) == [0.25]
