@@ -12,12 +12,13 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Literal
 
-from pydantic import NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from tasks.lib.data.rows import read_parquet
 from tasks.lib.evaluation.judge import Panel, read_panel
 from tasks.lib.evaluation.verifiers import verified
 from tasks.lib.plots import curves
+from tasks.lib.policy import grouped
 from tasks.lib.policy.actor_critic import ActorCritic, Lora
 from tasks.lib.policy.batches import buckets
 from tasks.lib.policy.chat import answer_text, prompt_ids
@@ -43,6 +44,10 @@ PANELS = {
 
 class Params(PPOConfig, extra="forbid"):
     launcher: str = "python"  # or torchrun ...: every process holds whole models
+    method: Literal["ppo", "rloo", "grpo"] = "ppo"
+    trainer: dict[str, Any] = Field(
+        default_factory=dict
+    )  # with rloo and grpo: fields of trl.RLOOConfig or trl.GRPOConfig
     reward: str | dict[str, str] = "model"  # or exact_match, {regex: PATTERN}, {function: FILE:NAME}
     reward_code: str = "data/raw/rewards"  # the folder of such files
     disagreement_weight: NonNegativeFloat = 0.0  # of the std over an ensemble's heads, taken from its mean
@@ -71,7 +76,10 @@ def run(params: Params, stage: Stage) -> None:
         seed_of=stage.seed_of,
     )
     models = ActorCritic(
-        policy, reward_model if params.critic == "reward" else None, params.lora, stage.seed_of("adapters")
+        policy,
+        reward_model if params.method == "ppo" and params.critic == "reward" else None,
+        params.lora,
+        stage.seed_of("adapters"),
     )
 
     # 2. Train. Everything that decides the result is in the fingerprint of the checkpoint.
@@ -82,7 +90,12 @@ def run(params: Params, stage: Stage) -> None:
         inputs |= {str(path): file_hash(path) for path in sorted(Path(params.reward_code).rglob("*.py"))}
     fingerprint = {"params": params.model_dump(), "seed": stage.seed, "inputs": inputs}
     checkpoint = Checkpoint(stage.checkpoints, fingerprint)
-    result = train(models, env, params, checkpoint, stage.progress)
+    if params.method == "ppo":
+        result = train(models, env, params, checkpoint, stage.progress)
+    else:
+        result = grouped.train(
+            params.method, models, env, params, params.trainer, tokenizer, stage, fingerprint
+        )
 
     # 3. Save the best policy and say how it differs from the one at the start. One process does.
     if not is_first():
@@ -133,7 +146,7 @@ def prompts_of(path: Path, tokenizer: Any, room: int, count: int | None = None) 
 def reward_of(params: Params, tokenizer: Any) -> tuple[Reward, Any]:
     """What is learned from, and the reward model if it is that."""
     if params.reward != "model":
-        if params.critic == "reward" or params.disagreement_weight:
+        if (params.method == "ppo" and params.critic == "reward") or params.disagreement_weight:
             key = "disagreement_weight" if params.disagreement_weight else "critic: reward"
             raise Problem(f"params.yaml: ppo.{key} needs ppo.reward: model, not {params.reward!r}")
         verify = verified(params.reward, Path(params.reward_code), tokenizer)

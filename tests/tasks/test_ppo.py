@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -140,3 +141,24 @@ def test_no_prompts_are_a_problem(inputs: Path) -> None:
     write_parquet(ppo.PROMPTS, [], INSTRUCTION)
     with pytest.raises(Problem, match=r"policy\.parquet has no rows"):
         run()
+
+
+@pytest.mark.parametrize("method", ["rloo", "grpo"])
+@pytest.mark.parametrize("lora", [None, {"r": 2, "alpha": 4}])
+def test_several_answers_to_a_prompt_replace_the_critic(inputs: Path, method: str, lora: Any) -> None:
+    settings: dict[str, Any] = {
+        "method": method,
+        "lora": lora,
+        "trainer": {"num_generations": 4},
+        "epochs": 2,
+    }
+    report = run(**settings, judge=None)
+    first = artifacts()
+    assert (report["kl_before"], report["iterations"]) == (0, 2)
+    rows = list(csv.DictReader(Path("reports/plots/ppo.csv").read_text().splitlines()))
+    assert [bool(float(row["validation_kl"])) for row in rows] == [False, True, True]
+    before, after = load_policy(ppo.SFT).state_dict(), load_policy(ppo.OUT).state_dict()
+    assert {k: v.shape for k, v in before.items()} == {k: v.shape for k, v in after.items()}
+    assert not Stage("ppo").checkpoints.exists()
+    run(**settings, judge=None)
+    assert artifacts() == first

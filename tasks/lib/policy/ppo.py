@@ -183,13 +183,7 @@ def score(
 ) -> Episodes:
     """2. The reward of each whole answer; log-probs of policy and reference; values of the critic."""
     prompts = [prompt.tokens for prompt in chosen]
-    scores = torch.tensor(env.reward(chosen, answers), dtype=torch.float32)
-    bad = [p.id for p, ok in zip(chosen, torch.isfinite(scores).tolist(), strict=True) if not ok]
-    if bad:
-        where = f"ppo: iteration {iteration}: the reward"
-        raise Problem(f"{where} is not finite for the prompts {_named(bad)}; check models/reward")
-    ended = torch.tensor([answer[-1] == env.eos_id for answer in answers])
-    _check_answers(scores, ended, config, iteration)
+    scores, ended = rewarded(chosen, answers, env, config, iteration)
 
     logprobs = _padded(sequence_logprobs(models.policy, prompts, answers, config))
     with models.reference() as reference_model:
@@ -213,6 +207,20 @@ def score(
         is_action=is_action,
         is_state=is_state,
     )
+
+
+def rewarded(
+    chosen: Sequence[Prompt], answers: Answers, env: Environment, config: PPOConfig, iteration: int
+) -> tuple[Tensor, Tensor]:
+    """The reward (N,) of each answer, and which of them ended (N,). Problem for a reward that is not finite."""
+    scores = torch.tensor(env.reward(chosen, answers), dtype=torch.float32)
+    bad = [p.id for p, ok in zip(chosen, torch.isfinite(scores).tolist(), strict=True) if not ok]
+    if bad:
+        where = f"ppo: iteration {iteration}: the reward"
+        raise Problem(f"{where} is not finite for the prompts {_named(bad)}; check models/reward")
+    ended = torch.tensor([answer[-1] == env.eos_id for answer in answers])
+    _check_answers(scores, ended, config, iteration)
+    return scores, ended
 
 
 def final_scores(scores: Tensor, ended: Tensor, config: PPOConfig) -> Tensor:

@@ -69,6 +69,15 @@ def spread(passes: Sequence[list[int]], work: Callable[[list[int]], Iterable[T]]
     return [result for _, result in sorted(found, key=lambda pair: pair[0])]
 
 
+def joined(rows: list[T]) -> list[T]:
+    """The rows of the first process, of the second, and so on, in every process."""
+    if world_size() == 1:
+        return rows
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, rows)
+    return [row for of_process in gathered for row in of_process]
+
+
 def by_first(work: Callable[[], T]) -> T:
     """What `work()` gives in the first process, in every process."""
     if world_size() == 1:

@@ -216,8 +216,10 @@ def _score_trained_positions_only() -> None:
 class _Watch(TrainerCallback):
     """Prints progress, marks checkpoints as complete, and ends after a checkpoint on SIGTERM."""
 
-    def __init__(self, stage: Stage, fingerprint: dict[str, Any], shown: Mapping[str, str]) -> None:
-        self.stage, self.fingerprint, self.shown = stage, fingerprint, shown
+    def __init__(
+        self, stage: Stage, fingerprint: dict[str, Any], shown: Mapping[str, str], border: int
+    ) -> None:
+        self.stage, self.fingerprint, self.shown, self.border = stage, fingerprint, shown, border
         self.latest: dict[str, float] = {}
         self.terminated = False
 
@@ -229,6 +231,8 @@ class _Watch(TrainerCallback):
             self.stage.progress(state.global_step, state.max_steps, **self.latest)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step % self.border:
+            return
         if combined({"terminated": self.terminated})["terminated"]:  # whichever process was asked
             control.should_save = control.should_training_stop = True
 
@@ -239,13 +243,14 @@ class _Watch(TrainerCallback):
 
 
 def train(
-    trainer: Any, stage: Stage, fingerprint: dict[str, Any], shown: Mapping[str, str]
+    trainer: Any, stage: Stage, fingerprint: dict[str, Any], shown: Mapping[str, str], border: int = 1
 ) -> list[dict[str, Any]]:
     """Train to the end, from the last complete checkpoint if there is one. Returns the log, a dict per entry.
 
-    `shown` maps names of the log to names on the progress line. SIGTERM saves, then exits with status 143.
+    `shown` maps names of the log to names on the progress line. SIGTERM saves after a step that is a multiple of
+    `border`, then exits with status 143.
     """
-    watch = _Watch(stage, fingerprint, shown)
+    watch = _Watch(stage, fingerprint, shown, border)
     trainer.add_callback(watch)
     assert_kind(trainer.accelerator.distributed_type)
     with first_before_others():  # the first may discard it
@@ -264,7 +269,9 @@ def train(
         )
         raise SystemExit(128 + signal.SIGTERM)
     log: list[dict[str, Any]] = trainer.state.log_history
-    if not any("eval_loss" in entry and entry["step"] == trainer.state.global_step for entry in log):
+    if trainer.eval_dataset is not None and not any(
+        "eval_loss" in entry and entry["step"] == trainer.state.global_step for entry in log
+    ):
         trainer.evaluate()
     return log
 
