@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
@@ -45,9 +45,9 @@ PANELS = {
 class Params(PPOConfig, extra="forbid"):
     launcher: str = "python"  # or torchrun ...: every process holds whole models
     method: Literal["ppo", "rloo", "grpo"] = "ppo"
-    trainer: dict[str, Any] = Field(
-        default_factory=dict
-    )  # with rloo and grpo: fields of trl.RLOOConfig or trl.GRPOConfig
+    trainer: Annotated[  # with rloo and grpo
+        dict[str, Any], "trl.trainer.rloo_config.RLOOConfig", "trl.trainer.grpo_config.GRPOConfig"
+    ] = Field(default_factory=dict)
     reward: str | dict[str, str] = "model"  # or exact_match, {regex: PATTERN}, {function: FILE:NAME}
     reward_code: str = "data/raw/rewards"  # the folder of such files
     disagreement_weight: NonNegativeFloat = 0.0  # of the std over an ensemble's heads, taken from its mean
@@ -59,6 +59,10 @@ class Params(PPOConfig, extra="forbid"):
 
 def run(params: Params, stage: Stage) -> None:
     # 1. Prompts, judge and models.
+    if params.trainer and params.method == "ppo":
+        raise Problem(
+            "params.yaml: ppo.trainer is for ppo.method: rloo or grpo; PPO's settings are keys of ppo"
+        )
     panel = read_panel(Path(params.judge)) if params.judge else None
     tokenizer, policy = load_tokenizer(SFT), load_policy(SFT)
     reward, reward_model = reward_of(params, tokenizer)

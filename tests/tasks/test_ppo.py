@@ -130,6 +130,11 @@ def test_the_report_says_when_content_decided(
     assert "iteration 1 is kept; 2 scored higher but lost more content" in capsys.readouterr().out
 
 
+def test_fields_of_trl_are_refused_where_trl_does_not_train(inputs: Path) -> None:
+    with pytest.raises(Problem, match=r"ppo\.trainer is for ppo\.method: rloo or grpo"):
+        run(trainer={"num_generations": 4})
+
+
 def test_a_prompt_that_leaves_no_room_is_named(inputs: Path) -> None:
     long = instruction(0) | {"messages": [{"role": "user", "content": "red " * 80}]}
     write_parquet(ppo.PROMPTS, [long], INSTRUCTION)
