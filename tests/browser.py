@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-CODES = {"Enter": 13, "Backspace": 8, "Tab": 9, "ArrowLeft": 37}
+CODES = {"Enter": 13, "Backspace": 8, "Tab": 9, "ArrowLeft": 37, "ArrowRight": 39}
 
 
 def found() -> str | None:

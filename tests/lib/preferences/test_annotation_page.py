@@ -162,6 +162,9 @@ def test_ten_prompts_by_keyboard_alone_with_a_crash_between(tmp_path):
         page.wait("document.getElementById('count').textContent.startsWith('9 of 10')")
         page.press("s")
         page.wait("document.body.innerText.includes('All prompts are ranked')")
+        for key, there in (("ArrowLeft", "10"), ("ArrowLeft", "9"), ("ArrowRight", "10")):  # to look again
+            page.press(key)
+            page.wait(f"document.getElementById('count').textContent.endsWith('now prompt {there}')")
     rows, dropped = rankings(tmp_path / "rankings/ada.jsonl")
     assert len(rows) == 9 and dropped == ["cancelled"]
     assert sorted(sorted(row["ranks"]) for row in rows)[0] == [0, 0, 1, 2]
@@ -182,4 +185,26 @@ def test_clicks_rank_too_and_text_is_shown_as_text(tmp_path):
         page.value(click.format(2))
         page.value("document.getElementById('submit').click()")
         page.wait("document.body.innerText.includes('All prompts are ranked')")
+        assert page.value("document.getElementById('work').checkVisibility()") is False
     assert json.loads((tmp_path / "rankings/ada.jsonl").read_text())["ranks"] == [1, 0, 2, 1]
+
+
+@pytest.mark.skipif(not browser.found(), reason="no Chromium on this machine")
+def test_nine_answers_in_scripts_of_both_directions(tmp_path):
+    answers = [
+        "\u05e9\u05dc\u05d5\u05dd?",
+        "\u0645\u0631\u062d\u0628\u0627?",
+        *(f"answer {n}?" for n in range(7)),
+    ]
+    (tmp_path / "candidates.jsonl").write_text(json.dumps({"prompt": "Q", "answers": answers}))
+    port = free_port()
+    with serving(tmp_path, port), browser.opened(f"http://127.0.0.1:{port}/") as page:
+        page.wait("document.querySelectorAll('.answer').length === 9")
+        texts = "[...document.querySelectorAll('.answer .text')]"
+        directions = page.value(f"{texts}.map(text => [text.textContent, getComputedStyle(text).direction])")
+        assert {text: way for text, way in directions} == {
+            text: "rtl" if text in answers[:2] else "ltr" for text in answers
+        }
+        page.press(*"987654321", "Enter")
+        page.wait("document.body.innerText.includes('All prompts are ranked')")
+    assert json.loads((tmp_path / "rankings/ada.jsonl").read_text())["ranks"] == [8, 7, 6, 5, 4, 3, 2, 1, 0]
