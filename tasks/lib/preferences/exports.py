@@ -132,11 +132,12 @@ def _format_of(row: Mapping[str, Any]) -> str | None:
 
 
 def _shaped(path: Path, format: str, rows: Rows) -> Rows:
-    """The rows, each of the first row's format: a file of two formats is two files by mistake."""
+    """The rows, each of the first row's format: a file of two formats is two files by mistake.
+
+    Argilla's are let through: its records without responses look like any row.
+    """
     for line, row in rows:
-        if (
-            _format_of(row) != format and format != "argilla"
-        ):  # its records without responses look like any row
+        if format != "argilla" and _format_of(row) != format:
             raise Problem(f"{path}:{line}: expected a row of {format} like the first, found {', '.join(row)}")
         yield line, row
 
