@@ -66,6 +66,8 @@ class Params(BaseModel, extra="forbid"):
     attention: str | None = None  # sdpa, eager, flash_attention_2, ...; null: what transformers chooses
     packing: bool = False  # rows share sequences of trainer.max_length tokens without seeing each other
     keep: Literal["last", "best"] = "last"  # the weights to keep: at the end, or of the least validation loss
+    patience: int | None = Field(None, ge=1)  # evaluations without a lower validation loss that end training
+    spike: Literal["say", "stop", "off"] = "say"  # a loss far above the steps before: name its rows, or stop
     known_facts: int = Field(
         0, ge=0
     )  # training facts asked of the base model, to report what it knew; 0: none
@@ -142,11 +144,12 @@ def run(params: Params, stage: Stage) -> None:
         lengths=[len(row["input_ids"]) for row in sequences],
         ids=[row["id"] for row in sequences],
         batch_tokens=params.batch_tokens,
+        spike=params.spike,
         **batches,
     )
     inputs = {str(BASE): weights_hash(BASE), **{str(path): file_hash(path) for path in (TRAIN, VALIDATION)}}
     fingerprint = {"params": params.model_dump(), "seed": stage.seed, "inputs": inputs}
-    log = train(trainer, stage, fingerprint, {"loss": "loss", "eval_loss": "validation"})
+    log = train(trainer, stage, fingerprint, {"loss": "loss", "eval_loss": "validation"}, patience=params.patience)
 
     # 5. What was trained becomes part of the weights: the model is an ordinary one again.
     trained_parameters = trainable(trainer.model)

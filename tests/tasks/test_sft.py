@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -298,3 +299,35 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_rows(
     with pytest.raises(Problem, match=r"the loss is (nan|inf) at step \d+; rows [0-9a-f]{16}, "):
         train(trainer={"learning_rate": 1e30, "max_grad_norm": 0})
     assert not (inputs / "models/sft").exists()
+
+
+def test_a_spike_names_its_rows_and_stops_if_asked(
+    inputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The median of five logged losses of 0.1 is far below an untrained model's 5.7."""
+    monkeypatch.setattr(trainers, "spiked", lambda loss, log: loss / 0.1)
+    train(trainer={"max_steps": 1})
+    assert re.search(
+        r"the loss is 5\.\d+, 5\d times .* at step 1; rows [0-9a-f]{16}, ", capsys.readouterr().out
+    )
+    with pytest.raises(Problem, match=r"at step 1; rows [0-9a-f]{16}, .*; look at them"):
+        train(trainer={"max_steps": 1}, spike="stop")
+
+
+def test_a_spike_is_measured_on_the_median_of_the_steps_before() -> None:
+    log = [{"loss": 0.5}, {"eval_loss": 9.0}] * 19
+    assert trainers.spiked(3.0, log) == 0.0  # too few
+    assert trainers.spiked(3.0, [*log, {"loss": 0.4}]) == 6.0
+
+
+def test_training_ends_after_evaluations_without_gain(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A learning rate of 3 makes the model worse; the run killed after its last checkpoint ends there too."""
+    settings = {"patience": 1, "trainer": {"learning_rate": 3.0, "save_steps": 2, "eval_steps": 2}}
+    report = train(**settings)
+    assert report["steps"] < 14 and report["best_step"] == report["steps"] - 2
+    expected = artifacts(inputs)
+    with monkeypatch.context() as patch:
+        interrupt(patch, "on_train_end", report["steps"], signal.SIGKILL)  # its last checkpoint is written
+        child(lambda: train(**settings))
+    train(**settings)
+    assert artifacts(inputs) == expected

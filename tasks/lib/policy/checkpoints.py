@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,17 +125,19 @@ def mark_complete(folder: Path, fingerprint: dict[str, Any]) -> None:
     temporary.replace(folder / MARKER)
 
 
-def hf_checkpoint(folder: Path, fingerprint: dict[str, Any]) -> Path | None:
+def hf_checkpoint(
+    folder: Path, fingerprint: dict[str, Any], is_over: Callable[[list[Any]], bool] = lambda log: False
+) -> Path | None:
     """The last complete `checkpoint-N` of the Trainer under `folder`, to resume from.
 
-    Incomplete ones are removed, and so is one of the last step: the Trainer would go a step beyond it. Those of
-    another fingerprint are discarded; a line names the changed key.
+    Incomplete ones are removed, and so is one of the last step, or whose log `is_over`: the Trainer would go a step
+    beyond it. Those of another fingerprint are discarded; a line names the changed key.
     """
     found = sorted(
         folder.glob("checkpoint-*"), key=lambda p: int(re.sub(r"\D", "", p.name) or 0), reverse=True
     )
     complete = [path for path in found if (path / MARKER).is_file()]
-    usable = [path for path in complete if not _at_the_end(path)]
+    usable = [path for path in complete if not _at_the_end(path, is_over)]
     if complete:
         changed = changed_key(json.loads((complete[0] / MARKER).read_text()), fingerprint)
         if changed is not None:
@@ -146,10 +148,12 @@ def hf_checkpoint(folder: Path, fingerprint: dict[str, Any]) -> Path | None:
     return usable[0] if usable else None
 
 
-def _at_the_end(checkpoint: Path) -> bool:
+def _at_the_end(checkpoint: Path, is_over: Callable[[list[Any]], bool]) -> bool:
     file = checkpoint / "trainer_state.json"
-    state = json.loads(file.read_text()) if file.is_file() else {"global_step": 0, "max_steps": 1}
-    return bool(state["global_step"] >= state["max_steps"])
+    state: dict[str, Any] = (
+        json.loads(file.read_text()) if file.is_file() else {"global_step": 0, "max_steps": 1}
+    )
+    return bool(state["global_step"] >= state["max_steps"]) or is_over(state.get("log_history", []))
 
 
 def _discard(folder: Path, reason: str) -> None:

@@ -12,6 +12,7 @@ import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ from tasks.lib.policy.checkpoints import hf_checkpoint, mark_complete
 from tasks.lib.policy.launching import assert_kind
 from tasks.lib.policy.ranks import combined, first_before_others, is_first, is_sharded, wait_for_all
 from tasks.lib.stage import Problem, Stage, known_keys
+
+SPIKE = 5.0  # times the median of the steps before
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports every trainer that is made
 # TRL asks transformers by an old name
@@ -134,7 +137,8 @@ def ours(Base: Any) -> Any:
 
     A loss that is not finite is a Problem before the optimiser's step, and so is a first loss other than
     `first_loss`. `lengths` and `ids` are those of the training rows; a batch has `batch_tokens` tokens in place of
-    so many rows where that is given. Rows of one of `groups` come side by side.
+    so many rows where that is given. Rows of one of `groups` come side by side. `spike`: a loss of SPIKE times the
+    median of the steps before is said with its rows, or stops the run.
     """
 
     _score_trained_positions_only()
@@ -150,10 +154,11 @@ def ours(Base: Any) -> Any:
             first_loss: float | None = None,
             batch_tokens: int | None = None,
             groups: Sequence[Sequence[int]] | None = None,
+            spike: str = "off",
             **settings: Any,
         ) -> None:
             self.lengths, self.ids, self.first_loss = lengths, ids, first_loss
-            self.batch_tokens, self.groups = batch_tokens, groups
+            self.batch_tokens, self.groups, self.spike = batch_tokens, groups, spike
             super().__init__(**settings)
             collate = self.data_collator
             self.data_collator = lambda rows: collate(rows) | {"row": torch.tensor([r["row"] for r in rows])}
@@ -163,16 +168,31 @@ def ours(Base: Any) -> Any:
             rows = inputs.pop("row").tolist()
             result = super().compute_loss(model, inputs, *args, **settings)
             loss = (result[0] if isinstance(result, tuple) else result).item()
-            if not math.isfinite(loss) and self.model.training:
-                names = ", ".join(self.ids[row] for row in rows[:8])
-                raise Problem(
-                    f"the loss is {loss} at step {self.state.global_step + 1}; rows {names}"
-                    f"{' and more' if len(rows) > 8 else ''}; look at them or lower the learning rate"
-                )
+            if self.model.training:
+                self._guard(loss, rows)
             expected = self.first_loss if self.model.training and self.state.global_step == 0 else None
             if expected is not None and not math.isclose(loss, expected, abs_tol=1e-5):
                 raise Problem(f"the first loss is {loss:.6g}, not {expected:.6g}: another reference?")
             return result
+
+        def _guard(self, loss: float, rows: list[int]) -> None:
+            """Problem for a loss that is not finite; a line, or a Problem, for one far above those before."""
+            names = ", ".join(self.ids[row] for row in rows[:8])
+            where = (
+                f"at step {self.state.global_step + 1}; rows {names}{' and more' if len(rows) > 8 else ''}"
+            )
+            if not math.isfinite(loss):
+                raise Problem(f"the loss is {loss} {where}; look at them or lower the learning rate")
+            if self.spike == "off":
+                return
+            loss *= (
+                self.current_gradient_accumulation_steps
+            )  # of one of the batches of a step, so many are summed
+            if (times := spiked(loss, self.state.log_history)) > SPIKE:
+                found = f"the loss is {loss:.3g}, {times:.0f} times the median of the steps before, {where}"
+                if self.spike == "stop":
+                    raise Problem(f"{found}; look at them, or set sft.spike to say")
+                print(f"sft: {found}", flush=True)
 
         def _prepare_dataset(self, dataset: Any, *args: Any, **settings: Any) -> Any:
             return dataset
@@ -203,6 +223,18 @@ def ours(Base: Any) -> Any:
     return Trainer
 
 
+def spiked(loss: float, log: Sequence[Mapping[str, Any]]) -> float:
+    """How many times the median of the last 50 logged losses `loss` is; 0 while there are fewer than 20."""
+    before = [entry["loss"] for entry in log[-200:] if "loss" in entry][-50:]
+    return loss / max(median(before), 1e-9) if len(before) >= 20 else 0.0
+
+
+def without_gain(log: Sequence[Mapping[str, Any]]) -> int:
+    """How many evaluations there were since the one with the least loss. From the log: a resumed run knows it too."""
+    losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
+    return len(losses) - 1 - losses.index(min(losses)) if losses else 0
+
+
 def _score_trained_positions_only() -> None:
     """Logits of prompt tokens are not computed: TRL saves them under Triton alone, the loss is the same without.
 
@@ -217,9 +249,15 @@ class _Watch(TrainerCallback):
     """Prints progress, marks checkpoints as complete, and ends after a checkpoint on SIGTERM."""
 
     def __init__(
-        self, stage: Stage, fingerprint: dict[str, Any], shown: Mapping[str, str], border: int
+        self,
+        stage: Stage,
+        fingerprint: dict[str, Any],
+        shown: Mapping[str, str],
+        border: int,
+        patience: int | None,
     ) -> None:
-        self.stage, self.fingerprint, self.shown, self.border = stage, fingerprint, shown, border
+        self.stage, self.fingerprint, self.shown = stage, fingerprint, shown
+        self.border, self.patience = border, patience
         self.latest: dict[str, float] = {}
         self.terminated = False
 
@@ -236,6 +274,13 @@ class _Watch(TrainerCallback):
         if combined({"terminated": self.terminated})["terminated"]:  # whichever process was asked
             control.should_save = control.should_training_stop = True
 
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if _stopped(state.log_history, self.patience):
+            print(
+                f"{self.stage.name}: {self.patience} evaluations without gain: it ends at {state.global_step}"
+            )
+            control.should_training_stop = True
+
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         wait_for_all()
         if is_first():
@@ -243,18 +288,24 @@ class _Watch(TrainerCallback):
 
 
 def train(
-    trainer: Any, stage: Stage, fingerprint: dict[str, Any], shown: Mapping[str, str], border: int = 1
+    trainer: Any,
+    stage: Stage,
+    fingerprint: dict[str, Any],
+    shown: Mapping[str, str],
+    *,
+    border: int = 1,
+    patience: int | None = None,
 ) -> list[dict[str, Any]]:
     """Train to the end, from the last complete checkpoint if there is one. Returns the log, a dict per entry.
 
-    `shown` maps names of the log to names on the progress line. SIGTERM saves after a step that is a multiple of
-    `border`, then exits with status 143.
+    `shown` maps names of the log to names on the progress line. So many evaluations as `patience` without a lower loss
+    end it. SIGTERM saves after a step that is a multiple of `border`, then exits with status 143.
     """
-    watch = _Watch(stage, fingerprint, shown, border)
+    watch = _Watch(stage, fingerprint, shown, border, patience)
     trainer.add_callback(watch)
     assert_kind(trainer.accelerator.distributed_type)
     with first_before_others():  # the first may discard it
-        resume = hf_checkpoint(stage.checkpoints, fingerprint)
+        resume = hf_checkpoint(stage.checkpoints, fingerprint, lambda log: _stopped(log, patience))
     if resume is not None:
         print(f"{stage.name}: going on from {resume}", flush=True)
         trainer.args.eval_on_start = False  # its figures are in the checkpoint's log
@@ -274,6 +325,10 @@ def train(
     ):
         trainer.evaluate()
     return log
+
+
+def _stopped(log: Sequence[Mapping[str, Any]], patience: int | None) -> bool:
+    return patience is not None and without_gain(log) >= patience
 
 
 def loading_place() -> str | None:
