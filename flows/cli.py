@@ -78,6 +78,14 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("folder", type=Path)
     verify.set_defaults(command=_verify)
 
+    merge = commands.add_parser(
+        "merge", help="merge adapters into their base with weights", description=_merge.__doc__
+    )
+    merge.add_argument("base", type=Path, help="folder of the model that the adapters were trained on")
+    merge.add_argument("adapters", nargs="+", metavar="FOLDER=WEIGHT", help="such as adapters/sort=0.5")
+    merge.add_argument("--into", type=Path, default=Path("models/merged"), metavar="FOLDER")
+    merge.set_defaults(command=_merge)
+
     params = commands.add_parser("params", help="validate every section of params.yaml")
     params.set_defaults(command=_params)
 
@@ -268,6 +276,23 @@ def _verify(options: argparse.Namespace) -> int:
 
     manifest = verify(options.folder)
     print(f"{options.folder}: all {len(manifest['files'])} files are as its manifest says")
+    return 0
+
+
+def _merge(options: argparse.Namespace) -> int:
+    """Write the base model plus a weighted sum of low-rank adapters, as an ordinary model."""
+    from tasks.lib.policy.named_adapters import merge_adapters
+    from tasks.lib.stage import Problem
+
+    weighted: dict[Path, float] = {}
+    for given in options.adapters:
+        folder, _, weight = given.rpartition("=")
+        try:
+            weighted[Path(folder)] = float(weight)
+        except ValueError:
+            raise Problem(f"{given}: expected FOLDER=WEIGHT, such as adapters/sort=0.5") from None
+    merge_adapters(options.base, weighted, options.into)
+    print(f"{options.into}: {options.base} and {len(weighted)} adapters")
     return 0
 
 

@@ -8,6 +8,7 @@ Run     python -m tasks.sft
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Annotated, Any, Literal
@@ -20,6 +21,7 @@ from tasks.lib.plots import curves
 from tasks.lib.policy.adalora import allocating
 from tasks.lib.policy.adapters import (
     MERGED,
+    PEFT,
     Method,
     adapt,
     fields_of,
@@ -35,6 +37,7 @@ from tasks.lib.policy.known import known_facts
 from tasks.lib.policy.launching import under_launcher
 from tasks.lib.policy.models import load_policy, load_tokenizer, save_model
 from tasks.lib.policy.muon import Muon
+from tasks.lib.policy.named_adapters import keep_adapter
 from tasks.lib.policy.packing import (
     IGNORED,
     collator,
@@ -62,6 +65,10 @@ class Params(BaseModel, extra="forbid"):
     optimizer: Literal["muon", "trainer"] = "trainer"  # trainer: the one that `trainer.optim` names
     method: Method = "full"  # which weights are trained: tasks/lib/policy/adapters.py
     adapter: dict[str, Any] = {}  # the method's fields: of peft's LoraConfig for lora, ...
+    keep_adapter: bool = (
+        False  # also models/sft/adapter: what peft trained, to switch or to merge with others
+    )
+    tasks: list[str] = []  # train on rows of these tasks only; empty: all
     batch_tokens: int | None = Field(None, ge=1)  # of a step, in place of per_device_train_batch_size rows
     attention: str | None = None  # sdpa, eager, flash_attention_2, ...; null: what transformers chooses
     packing: bool = False  # rows share sequences of trainer.max_length tokens without seeing each other
@@ -101,6 +108,10 @@ def run(params: Params, stage: Stage) -> None:
         )
     if params.packing and config.max_length is None:
         raise Problem("params.yaml: sft.packing needs sft.trainer.max_length, the tokens of a packed row")
+    if params.keep_adapter and params.method not in PEFT:
+        raise Problem(
+            f"params.yaml: sft.keep_adapter: {params.method} makes none; choose one of {', '.join(PEFT)}"
+        )
     fields = fields_of("sft.adapter", params.method, params.adapter)
 
     # 2. The model, frozen but for what the method trains.
@@ -120,8 +131,8 @@ def run(params: Params, stage: Stage) -> None:
     model = adapt(params.method, fields, model, tokenizer)
 
     # 3. Rows become ids with labels on the answer and the EOS. A row that is too long is dropped, never cut.
-    rows, too_long = tokenised(tokenizer, TRAIN, config.max_length)
-    held_out, held_out_too_long = tokenised(tokenizer, VALIDATION, config.max_length)
+    rows, too_long = tokenised(tokenizer, TRAIN, config.max_length, params.tasks)
+    held_out, held_out_too_long = tokenised(tokenizer, VALIDATION, config.max_length, params.tasks)
     for row in rows[: params.preview_rows]:
         print("sft:", preview(tokenizer, row["input_ids"], [label != IGNORED for label in row["labels"]]))
     print(f"sft: {len(rows)} rows; {too_long} dropped, longer than {config.max_length} tokens", flush=True)
@@ -156,6 +167,8 @@ def run(params: Params, stage: Stage) -> None:
     model = whole(trainer, lambda: adapt(params.method, fields, load_policy(BASE, on="cpu"), tokenizer))
     if not is_first():
         return
+    if params.keep_adapter:
+        keep_adapter(model, tokenizer, BASE, stage.checkpoints / "adapter")
     trained = merged(params.method, model, BASE)
     steps = curve(log, FIGURES)
     losses = [row["loss"] for row in steps if "loss" in row]
@@ -166,6 +179,8 @@ def run(params: Params, stage: Stage) -> None:
         save_model(trained, tokenizer, OUT)
     else:
         save_adapter(trained, tokenizer, OUT)
+    if params.keep_adapter:
+        (stage.checkpoints / "adapter").replace(OUT / "adapter")
     curves(
         Path("reports/plots/sft"),
         steps,
@@ -199,10 +214,16 @@ def run(params: Params, stage: Stage) -> None:
     shutil.rmtree(stage.checkpoints, ignore_errors=True)
 
 
-def tokenised(tokenizer: Any, path: Path, max_length: int | None) -> tuple[list[dict[str, Any]], int]:
+def tokenised(
+    tokenizer: Any, path: Path, max_length: int | None, tasks: Sequence[str] = ()
+) -> tuple[list[dict[str, Any]], int]:
     """Rows with `input_ids` and `labels`, and how many were left out because they are too long."""
     rows: list[dict[str, Any]] = []
-    given = read_parquet(path, ["id", "messages", "answer"])
+    given = read_parquet(path, ["id", "messages", "answer", "task"])
+    there = sorted({row["task"] for row in given})
+    if unknown := sorted({*tasks} - {*there}):
+        raise Problem(f"{path}: sft.tasks: no rows of {unknown[0]}; there are {', '.join(there)}")
+    given = [row for row in given if not tasks or row["task"] in tasks]
     examples = all_example_ids(tokenizer, given, path)
     for row, (ids, is_answer) in zip(given, examples, strict=True):
         if max_length is None or len(ids) <= max_length:

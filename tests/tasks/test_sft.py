@@ -21,6 +21,7 @@ from tasks.lib.policy import trainers
 from tasks.lib.policy.adapters import METHODS
 from tasks.lib.policy.batches import budget_batches
 from tasks.lib.policy.models import load_policy, load_tokenizer
+from tasks.lib.policy.named_adapters import load_adapters
 from tasks.lib.stage import Problem, Stage
 
 TRAINER = {"max_steps": 14, "learning_rate": 3e-3, "per_device_train_batch_size": 8, "max_length": 64,
@@ -234,6 +235,24 @@ def test_ranks_that_shrink_go_on_as_if_never_stopped(
     assert (inputs / f".anneal/checkpoints/sft/checkpoint-{step // 4 * 4}/ranks.safetensors").is_file()
     train(**settings)
     assert artifacts(inputs) == expected
+
+
+def test_an_adapter_of_some_tasks_is_kept_beside_the_model(inputs: Path) -> None:
+    """Of 40 rows 10 are of a second task; base and kept adapter together are the merged model."""
+    rows = [instruction(number) | {"task": "last" if number % 4 == 0 else "first"} for number in range(40)]
+    write_parquet(sft.TRAIN, rows, INSTRUCTION)
+    write_parquet(sft.VALIDATION, rows[:8], INSTRUCTION)
+    settings = {"method": "lora", "adapter": {"r": 2}, "keep_adapter": True, "trainer": {"max_steps": 3}}
+    report = train(tasks=["last"], **settings)
+    assert (report["rows"], report["validation_rows"]) == (10, 2)
+    kept = {file.name: file.read_bytes() for file in (sft.OUT / "adapter").iterdir()}
+    model = load_adapters(sft.BASE, {"last": sft.OUT / "adapter"}).merge_and_unload()
+    for name, tensor in load_policy(sft.OUT).state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], tensor, rtol=0, atol=1e-6)
+    train(tasks=["last"], **settings)
+    assert {file.name: file.read_bytes() for file in (sft.OUT / "adapter").iterdir()} == kept
+    with pytest.raises(Problem, match=r"sft.tasks: no rows of lst; there are first, last"):
+        train(tasks=["lst"])
 
 
 def test_asking_the_base_model_what_it_knows_changes_nothing_else(inputs: Path) -> None:

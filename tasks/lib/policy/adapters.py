@@ -35,6 +35,7 @@ Method = Literal[
 ]
 METHODS: tuple[str, ...] = get_args(Method)
 MERGED = tuple(method for method in METHODS if method != "prefix")  # those that end as an ordinary model
+PEFT = ("lora", "adalora", "qlora", "ia3")  # those whose adapter can be kept beside the merged model
 OWN_FIELDS = {"bottleneck": {"size": 32}, "prompt": {"tokens": 16}}
 BEGINS = re.compile(r"^\s*\{\{-?\s*bos_token\s*-?\}\}")
 
