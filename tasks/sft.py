@@ -160,7 +160,9 @@ def run(params: Params, stage: Stage) -> None:
     )
     inputs = {str(BASE): weights_hash(BASE), **{str(path): file_hash(path) for path in (TRAIN, VALIDATION)}}
     fingerprint = {"params": params.model_dump(), "seed": stage.seed, "inputs": inputs}
-    log = train(trainer, stage, fingerprint, {"loss": "loss", "eval_loss": "validation"}, patience=params.patience)
+    log = train(
+        trainer, stage, fingerprint, {"loss": "loss", "eval_loss": "validation"}, patience=params.patience
+    )
 
     # 5. What was trained becomes part of the weights: the model is an ordinary one again.
     trained_parameters = trainable(trainer.model)
