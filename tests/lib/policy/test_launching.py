@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from tiny_models import write_instructions, write_model, write_rankings
 
-from tasks import dpo, sft
+from tasks import dpo, ppo, sft
 from tasks.lib.policy import launching
 from tasks.lib.stage import Problem, Stage
 
@@ -29,6 +29,9 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "dpo": {"samples": 2, "max_new_tokens": 4, "trainer": {
         "max_steps": 4, "per_device_train_batch_size": 3, "learning_rate": 3e-3, "max_length": 64,
         "eval_steps": 2, "save_steps": 2}},
+    "ppo": {"method": "rloo", "reward": {"regex": "o"}, "critic": "policy", "iterations": 3, "episodes": 16,
+        "epochs": 2, "batch_size": 4, "max_new_tokens": 4, "missing_eos": "keep", "learning_rate": 3e-2,
+        "evaluate_every": 1, "kl_budget": 100.0, "validation_prompts": 8, "trainer": {"num_generations": 4}},
 }  # fmt: skip
 
 
@@ -93,13 +96,14 @@ def write_inputs(stage: str) -> None:
     write_model(Path("models/base" if stage == "sft" else "models/sft"))
     write_instructions(Path("data/curated/train.parquet"), range(24))
     write_instructions(Path("data/curated/validation.parquet"), range(24, 32))
+    write_instructions(Path("data/curated/policy.parquet"), range(32, 44))
     write_rankings(Path("data/preferences/train.parquet"), range(12))
     write_rankings(Path("data/preferences/heldout.parquet"), range(12, 16))
 
 
 def run(stage: str, **changes: Any) -> None:
     """The stage in this process, as its __main__ line runs it."""
-    module = {"sft": sft, "dpo": dpo}[stage]
+    module = {"sft": sft, "dpo": dpo, "ppo": ppo}[stage]
     section = SECTIONS[stage] | changes
     launching.under_launcher(module.run)(module.Params(**section), Stage(stage, seed=1))
 
@@ -121,13 +125,33 @@ def curve(stage: str) -> list[list[float]]:
 
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
 def test_two_processes_train_as_one_that_accumulates_two_batches(workspace: Path, stage: str) -> None:
+    weights, together = in_two_processes(stage)
+    run(stage, trainer={**SECTIONS[stage]["trainer"], "gradient_accumulation_steps": 2})
+    same(stage, weights, together)
+
+
+def test_two_processes_of_rloo_end_in_the_weights_of_one(workspace: Path) -> None:
+    """The first draws all answers, and each sees all scores of a prompt."""
+    write_model(Path("models/reward"))  # it is not read
+    weights, together = in_two_processes("ppo")
+    run("ppo")
+    same("ppo", weights, together)
+    start = load_file("models/sft/model.safetensors")
+    assert any(float((tensor - start[name]).abs().max()) > 1e-2 for name, tensor in weights.items())
+
+
+def in_two_processes(stage: str) -> tuple[dict[str, torch.Tensor], list[list[float]]]:
+    """The weights and the curve of a stage that two processes trained."""
     write_inputs(stage)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     torch.multiprocessing.start_processes(launched, (stage, port), nprocs=2, start_method="fork")
-    together, weights = curve(stage), load_file(f"models/{stage}/model.safetensors")
-    run(stage, trainer={**SECTIONS[stage]["trainer"], "gradient_accumulation_steps": 2})
+    return load_file(f"models/{stage}/model.safetensors"), curve(stage)
+
+
+def same(stage: str, weights: dict[str, torch.Tensor], together: list[list[float]]) -> None:
+    """What the stage left now is what it left then, up to rounding."""
     for a, b in zip(curve(stage), together, strict=True):
         assert b == pytest.approx(a, rel=1e-4, abs=1e-5, nan_ok=True)
     for name, tensor in load_file(f"models/{stage}/model.safetensors").items():
