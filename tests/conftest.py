@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 # Before torch is imported: tiny models gain nothing from threads, and some tests fork, which a pool of
 # OpenMP threads does not survive. Children inherit it.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Started in the background (`make test &`) everything would ignore what Ctrl-C sends
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # `dvc` and `python` of this environment, activated or not
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.state import AcceleratorState
+from forked import in_processes
 from safetensors.torch import load_file
 from tiny_models import write_instructions, write_model, write_rankings
 
@@ -109,7 +110,7 @@ def run(stage: str, **changes: Any) -> None:
 
 
 def launched(rank: int, stage: str, port: int) -> None:
-    """One of two processes, as torchrun would start it (forked, because importing TRL takes seconds)."""
+    """One of two processes, as torchrun would start it."""
     AcceleratorState._reset_state(reset_partial_state=True)
     asked = {"stage": stage, "processes": 2, "kind": launching._replicated(), "problem": "problem"}
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
@@ -146,7 +147,7 @@ def in_two_processes(stage: str) -> tuple[dict[str, torch.Tensor], list[list[flo
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.start_processes(launched, (stage, port), nprocs=2, start_method="fork")
+    in_processes(2, launched, stage, port)
     return load_file(f"models/{stage}/model.safetensors"), curve(stage)
 
 

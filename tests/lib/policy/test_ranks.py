@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import in_processes
 from tiny_models import instruction, tiny_llama, tiny_tokenizer
 
 from tasks.lib.policy import ranks
@@ -23,15 +24,11 @@ CONFIG: dict[str, Any] = {
 }  # fmt: skip
 
 
-def in_processes(count: int, work: Any, *arguments: Any) -> None:
-    """Run `work(rank, ...)` in `count` processes that know each other. Forked: torch is imported already."""
-    torch.multiprocessing.start_processes(joined, (count, work, arguments), nprocs=count, start_method="fork")
-
-
-def joined(rank: int, count: int, work: Any, arguments: tuple[Any, ...]) -> None:
+def joined(rank: int, work: Any, *arguments: Any) -> None:
+    """`work(*arguments)` in one of two processes that know each other."""
     torch.set_num_threads(1)
-    store = torch.distributed.FileStore("store", count)
-    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=count)
+    store = torch.distributed.FileStore("store", 2)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
     work(*arguments)
     torch.distributed.destroy_process_group()
 
@@ -72,7 +69,7 @@ def test_ppo_in_two_processes_ends_in_the_weights_of_one(
     Path("one").mkdir()
     Path("two").mkdir()
     trained("one", {"streams": streams}, shared_body)
-    in_processes(2, trained, "two", {"streams": streams}, shared_body)
+    in_processes(2, joined, trained, "two", {"streams": streams}, shared_body)
     one, first, second = (
         torch.load(f, weights_only=False) for f in ("one/rank0.pt", "two/rank0.pt", "two/rank1.pt")
     )
@@ -107,7 +104,7 @@ def shares(folder: str) -> None:
 
 
 def test_passes_are_dealt_out_and_everybody_gets_every_result(workspace: Path) -> None:
-    in_processes(2, shares, ".")
+    in_processes(2, joined, shares, ".")
     tail = "{'sum': 3.0, 'most': 1.0} [1.0, 1.0] 0"
     assert Path("0").read_text() == f"[0, 10, 20, 30, 40] [[2, 0], [1, 4]] {tail}"
     assert Path("1").read_text() == f"[0, 10, 20, 30, 40] [[3]] {tail}"
