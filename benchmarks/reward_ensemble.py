@@ -26,8 +26,9 @@ import torch
 from torch import Tensor
 
 from tasks.lib.data.rows import read_parquet
+from tasks.lib.policy.chat import load_tokenizer
 from tasks.lib.policy.checkpoints import Checkpoint
-from tasks.lib.policy.models import load_policy, load_tokenizer
+from tasks.lib.policy.models import load_policy
 from tasks.lib.preferences.agreement import verdicts
 from tasks.lib.preferences.calibration import judged_pairs, temperature
 from tasks.lib.preferences.ensemble import disagreement

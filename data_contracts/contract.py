@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -92,7 +93,32 @@ def module_of(contract: str) -> ModuleType:
     """The module of a contract; an unknown name is a Problem."""
     if contract not in CONTRACTS:
         raise Problem(f"expected a contract of {', '.join(CONTRACTS)}, found {excerpt(contract)}")
-    return import_module(f"data_contracts.{contract}")  # seconds: Great Expectations
+    _load_great_expectations()
+    return import_module(f"data_contracts.{contract}")
+
+
+class _Later(ModuleType):
+    """A module that is imported when something in it is asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # by the import itself
+            raise AttributeError(name)
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(import_module(self.__name__), name)
+
+
+def _load_great_expectations() -> None:
+    """Import it in two thirds of its time: what only its expectations about distributions need comes when asked for.
+
+    Those keep the stand-ins; whoever else imports the two packages gets the packages.
+    """
+    stand_ins = {name: _Later(name) for name in ("scipy.stats", "altair") if name not in sys.modules}
+    sys.modules.update(stand_ins)
+    import_module("great_expectations.expectations")
+    for name, module in stand_ins.items():
+        if sys.modules.get(name) is module:
+            del sys.modules[name]
 
 
 def check_rows(
@@ -189,9 +215,8 @@ def _validated(frame: pd.DataFrame, claims: Mapping[str, Expectation], detail: s
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
     asset = context.data_sources.add_pandas("rows").add_dataframe_asset("rows")
-    suite = context.suites.add(gx.ExpectationSuite(name="contract"))
-    for claim, expectation in claims.items():
-        suite.add_expectation(expectation.copy(update={"meta": {"claim": claim}}))
+    named = [each.copy(update={"meta": {"claim": claim}}) for claim, each in claims.items()]
+    suite = context.suites.add(gx.ExpectationSuite(name="contract", expectations=named))
     batch = asset.add_batch_definition_whole_dataframe("all")
     definition = gx.ValidationDefinition(data=batch, suite=suite, name="contract")
     outcome = definition.run(

@@ -254,8 +254,7 @@ def _render(options: argparse.Namespace) -> int:
     rows = examples(params, options.show)
     base = Path("models/base")
     if base.is_dir():
-        from tasks.lib.policy.chat import example_ids, preview
-        from tasks.lib.policy.models import load_tokenizer
+        from tasks.lib.policy.chat import example_ids, load_tokenizer, preview
 
         tokenizer = load_tokenizer(base)
     for row in rows:

@@ -18,8 +18,9 @@ import torch
 from pydantic import BaseModel, Field
 
 from tasks.lib.plots import curves
+from tasks.lib.policy.chat import load_tokenizer
 from tasks.lib.policy.checkpoints import Checkpoint, file_hash
-from tasks.lib.policy.models import device, load_policy, load_tokenizer, materialise, save_model
+from tasks.lib.policy.models import device, load_policy, materialise, save_model
 from tasks.lib.policy.pretraining import blocks, documents, new_llama, perplexity, pretrain, train_tokenizer
 from tasks.lib.stage import Problem, Stage, main
 

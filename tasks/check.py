@@ -8,6 +8,7 @@ Run     python -m tasks.check instructions        (or evaluation, candidates, ra
 
 from __future__ import annotations
 
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,8 @@ class Params(BaseModel, extra="forbid"):
 
 
 def run(params: Params, stage: Stage) -> None:
+    sys.modules["torch"] = None  # type: ignore[assignment]  # a tokenizer needs none; loading it takes longer than a check
+    os.environ["TRANSFORMERS_VERBOSITY"] = "error"  # it would say that there is no torch
     check(sys.argv[1:])
 
 
@@ -65,8 +68,7 @@ def raw_rows(document: dict[str, Any]) -> list[tuple[str, Row]]:
 
 def instruction_tokens(rows: list[Row], max_length: int | None) -> list[Row]:
     """Instructions as SFT trains on them."""
-    from tasks.lib.policy.chat import all_example_ids
-    from tasks.lib.policy.models import load_tokenizer
+    from tasks.lib.policy.chat import all_example_ids, load_tokenizer
 
     tokenizer = load_tokenizer("models/base")
     examples = all_example_ids(tokenizer, rows, "data/curated")
@@ -84,18 +86,13 @@ def instruction_tokens(rows: list[Row], max_length: int | None) -> list[Row]:
 
 def ranking_tokens(rows: list[Row], max_length: int | None) -> list[Row]:
     """Rankings as the reward model and DPO train on them: a prompt and its answers become tokens once."""
-    from tasks.lib.policy.chat import answer_ids, prompt_ids
-    from tasks.lib.policy.models import load_tokenizer
+    from tasks.lib.policy.chat import all_answer_ids, all_prompt_ids, load_tokenizer
 
     tokenizer = load_tokenizer("models/sft")
-    prompts: dict[str, list[int]] = {}
-    answers: dict[str, list[int]] = {}
-    for row in rows:
-        if (shown := str(row["prompt"])) not in prompts:
-            prompts[shown] = prompt_ids(tokenizer, row["prompt"])
-        for answer in row["answers"]:
-            if answer not in answers:
-                answers[answer] = answer_ids(tokenizer, answer)
+    shown = {str(row["prompt"]): row["prompt"] for row in rows}
+    prompts = dict(zip(shown, all_prompt_ids(tokenizer, list(shown.values())), strict=True))
+    given = list(dict.fromkeys(answer for row in rows for answer in row["answers"]))
+    answers = dict(zip(given, all_answer_ids(tokenizer, given), strict=True))
     return [
         {
             "id": row["id"],

@@ -26,10 +26,10 @@ from tasks.lib.export.distillation import (
 from tasks.lib.export.manifest import hash_of
 from tasks.lib.export.student_training import Training, train_student
 from tasks.lib.plots import curves
-from tasks.lib.policy.chat import answer_text, prompt_ids
+from tasks.lib.policy.chat import answer_text, load_tokenizer, prompt_ids
 from tasks.lib.policy.checkpoints import Checkpoint
 from tasks.lib.policy.generation import generate
-from tasks.lib.policy.models import load_policy, load_tokenizer, save_model
+from tasks.lib.policy.models import load_policy, save_model
 from tasks.lib.stage import Problem, Stage, main
 
 GENERATED = 128  # rows answered or scored side by side

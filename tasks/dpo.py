@@ -23,13 +23,13 @@ from pydantic import BaseModel, Field
 
 from tasks.lib.data.rows import content_id, read_parquet
 from tasks.lib.plots import curves
-from tasks.lib.policy.chat import answer_ids, prompt_ids
+from tasks.lib.policy.chat import answer_ids, load_tokenizer, prompt_ids
 from tasks.lib.policy.checkpoints import file_hash
 from tasks.lib.policy.folders import weights_hash
 from tasks.lib.policy.generation import generate
 from tasks.lib.policy.launching import under_launcher
 from tasks.lib.policy.logprobs import answer_logprobs
-from tasks.lib.policy.models import load_policy, load_tokenizer, save_model
+from tasks.lib.policy.models import load_policy, save_model
 from tasks.lib.policy.ranks import is_first
 from tasks.lib.policy.reference import caching
 from tasks.lib.policy.shared_pairs import collator, sharing

@@ -21,11 +21,11 @@ from tasks.lib.plots import curves
 from tasks.lib.policy import grouped
 from tasks.lib.policy.actor_critic import ActorCritic, Lora
 from tasks.lib.policy.batches import buckets
-from tasks.lib.policy.chat import answer_text, prompt_ids
+from tasks.lib.policy.chat import answer_text, load_tokenizer, prompt_ids
 from tasks.lib.policy.checkpoints import Checkpoint, file_hash
 from tasks.lib.policy.folders import weights_hash
 from tasks.lib.policy.launching import under_launcher
-from tasks.lib.policy.models import load_policy, load_tokenizer, save_model
+from tasks.lib.policy.models import load_policy, save_model
 from tasks.lib.policy.ppo import Answers, Environment, PPOConfig, Prompt, Reward
 from tasks.lib.policy.ppo_training import train
 from tasks.lib.policy.ranks import by_first, is_first, spread

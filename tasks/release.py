@@ -24,10 +24,10 @@ from tasks.lib.export.gguf_vocabulary import adds_prefix_space
 from tasks.lib.export.manifest import hash_of, verify, write_manifest
 from tasks.lib.export.parity import check_engine, check_tokens, drift, read_format
 from tasks.lib.plots import bars
-from tasks.lib.policy.chat import answer_text, prompt_ids
+from tasks.lib.policy.chat import answer_text, load_tokenizer, prompt_ids
 from tasks.lib.policy.folders import replaced_folder
 from tasks.lib.policy.generation import generate
-from tasks.lib.policy.models import load_policy, load_tokenizer
+from tasks.lib.policy.models import load_policy
 from tasks.lib.stage import PARAMS_FILE, Problem, Stage, main, read_yaml
 
 FORMATS, OUT, EVALUATION = Path("export/formats"), Path("export/release"), "data/curated/evaluation.parquet"

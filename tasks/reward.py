@@ -19,9 +19,10 @@ from pydantic import BaseModel, Field
 from tasks.lib.data.rows import read_parquet
 from tasks.lib.evaluation.intervals import mean_interval
 from tasks.lib.plots import curves, reliability
+from tasks.lib.policy.chat import load_tokenizer
 from tasks.lib.policy.checkpoints import Checkpoint, file_hash
 from tasks.lib.policy.folders import weights_hash
-from tasks.lib.policy.models import load_policy, load_tokenizer, save_model
+from tasks.lib.policy.models import load_policy, save_model
 from tasks.lib.preferences import calibration
 from tasks.lib.preferences.baselines import bag_of_words
 from tasks.lib.preferences.heldout import accuracy_by_source, judge

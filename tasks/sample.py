@@ -17,10 +17,10 @@ import torch  # noqa: F401  so that main seeds it and limits its threads
 from pydantic import BaseModel, Field, PositiveFloat
 
 from tasks.lib.data.rows import CANDIDATE, content_id, read_parquet, write_parquet
-from tasks.lib.policy.chat import answer_text, prompt_ids
+from tasks.lib.policy.chat import answer_text, load_tokenizer, prompt_ids
 from tasks.lib.policy.folders import weights_hash
 from tasks.lib.policy.generation import generate
-from tasks.lib.policy.models import load_policy, load_tokenizer
+from tasks.lib.policy.models import load_policy
 from tasks.lib.preferences.annotation_tasks import Kind, task_files
 from tasks.lib.preferences.ensemble import disputes
 from tasks.lib.preferences.rankings import words

@@ -30,12 +30,12 @@ from tasks.lib.policy.adapters import (
     save_adapter,
     trainable,
 )
-from tasks.lib.policy.chat import all_example_ids, preview
+from tasks.lib.policy.chat import all_example_ids, load_tokenizer, preview
 from tasks.lib.policy.checkpoints import file_hash
 from tasks.lib.policy.folders import weights_hash
 from tasks.lib.policy.known import known_facts
 from tasks.lib.policy.launching import under_launcher
-from tasks.lib.policy.models import load_policy, load_tokenizer, save_model
+from tasks.lib.policy.models import load_policy, save_model
 from tasks.lib.policy.muon import Muon
 from tasks.lib.policy.named_adapters import keep_adapter
 from tasks.lib.policy.packing import (

@@ -13,7 +13,8 @@ from tiny_models import WORDS, write_instructions, write_rankings
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tasks import base, dpo, ppo
-from tasks.lib.policy.models import load_policy, load_tokenizer, save_model
+from tasks.lib.policy.chat import load_tokenizer
+from tasks.lib.policy.models import load_policy, save_model
 from tasks.lib.preferences.reward_model import from_policy
 from tasks.lib.stage import Stage
 

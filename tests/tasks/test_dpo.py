@@ -18,9 +18,10 @@ from tiny_models import WORDS, ranking, write_model, write_rankings
 
 from tasks import dpo
 from tasks.lib.data.rows import RANKING, RATING, write_parquet
+from tasks.lib.policy.chat import load_tokenizer
 from tasks.lib.policy.logprobs import answer_logprobs
 from tasks.lib.policy.losses import dpo_loss
-from tasks.lib.policy.models import load_policy, load_tokenizer
+from tasks.lib.policy.models import load_policy
 from tasks.lib.policy.unpaired import mismatched
 from tasks.lib.stage import Problem, Stage
 

@@ -20,7 +20,8 @@ from tasks.lib.data.rows import INSTRUCTION, write_parquet
 from tasks.lib.policy import trainers
 from tasks.lib.policy.adapters import METHODS
 from tasks.lib.policy.batches import budget_batches
-from tasks.lib.policy.models import load_policy, load_tokenizer
+from tasks.lib.policy.chat import load_tokenizer
+from tasks.lib.policy.models import load_policy
 from tasks.lib.policy.named_adapters import load_adapters
 from tasks.lib.stage import Problem, Stage
 

@@ -1,16 +1,20 @@
-"""Conversations as token ids: the one place where prompts and answers become tokens.
+"""The tokenizer, and conversations as token ids: the one place where prompts and answers become tokens.
 
 Prompt and answer are encoded apart and joined as ids. So training, sampling and scoring see the same ids for
 the same text, whatever a tokenizer would merge across the border (sentencepiece adds a blank at the start of
 a text, BPE without pre-tokenizer may join ":" and the answer).
+
+Importing this module imports neither torch nor transformers: what only makes tokens need not wait for them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+from tasks.lib.policy.folders import existing_folder, first_line, refuse_code
 from tasks.lib.stage import Problem
 
 Messages = Sequence[dict[str, str]]
@@ -36,6 +40,26 @@ PLAIN = (
         "other": "{{ message.role | capitalize + ': ' + message.content + '\\n' }}",
     }
 )
+
+
+def load_tokenizer(path: str | Path) -> Any:
+    """The tokenizer of a model folder. Problem when it is missing, broken, or without EOS."""
+    folder = existing_folder(path)
+    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+    if not any((folder / name).is_file() for name in names):
+        raise Problem(f"{folder}: no tokenizer files; put the model's tokenizer.json there")
+    refuse_code(folder)
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        raise Problem(f"{folder}: the tokenizer cannot be read: {first_line(error)}") from None
+    for key in ("is_local", "local_files_only"):  # how it was loaded is no property of it
+        tokenizer.init_kwargs.pop(key, None)
+    if tokenizer.eos_token_id is None:
+        raise Problem(f"{folder}: the tokenizer has no EOS token; answers could not end")
+    return tokenizer
 
 
 def prompt_ids(tokenizer: Any, messages: Messages) -> list[int]:
@@ -73,36 +97,47 @@ def example_ids(tokenizer: Any, messages: Messages, answer: str) -> tuple[list[i
     return prompt + ending, [False] * len(prompt) + [True] * len(ending)
 
 
+def all_prompt_ids(tokenizer: Any, conversations: Sequence[Messages]) -> list[list[int]]:
+    """`prompt_ids` of many conversations in half the time: the tokenizer takes a block of them at once."""
+    added = tokenizer.get_added_vocab()
+    found: list[list[int]] = []
+    for start in range(0, len(conversations), BLOCK):
+        block = [list(messages) for messages in conversations[start : start + BLOCK]]
+        if any(token in message["content"] for turns in block for message in turns for token in added):
+            found += [prompt_ids(tokenizer, messages) for messages in block]  # they go their own way
+            continue
+        settings = {"add_generation_prompt": True, "return_dict": True}
+        try:
+            found += tokenizer.apply_chat_template(block, **settings)["input_ids"]
+        except Exception:  # one of them has a problem: which one?
+            found += [prompt_ids(tokenizer, messages) for messages in block]
+    return found
+
+
+def all_answer_ids(tokenizer: Any, answers: Sequence[str]) -> list[list[int]]:
+    """`answer_ids` of many answers, which the tokenizer takes at once."""
+    lead, eos = _lead(tokenizer, tokenizer.chat_template), [tokenizer.eos_token_id]
+    found: list[list[int]] = []
+    for start in range(0, len(answers), BLOCK):
+        block = [lead + answer.strip() for answer in answers[start : start + BLOCK]]
+        ids = tokenizer(block, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        found += [[*each, *eos] for each in ids]
+    return found
+
+
 def all_example_ids(
     tokenizer: Any, rows: Sequence[dict[str, Any]], where: object
 ) -> list[tuple[list[int], list[bool]]]:
-    """`example_ids` of rows {id, messages, answer} in a third of the time: the tokenizer takes many at once.
-
-    Problem naming `where` and the row's id.
-    """
-    added = tokenizer.get_added_vocab()
-    found: list[tuple[list[int], list[bool]]] = []
-    for start in range(0, len(rows), BLOCK):
-        block = rows[start : start + BLOCK]
-        try:
-            if any(token in m["content"] for row in block for m in row["messages"] for token in added):
-                raise ValueError("a text that holds a special token goes its own way")
-            settings = {"add_generation_prompt": True, "return_dict": True}
-            prompts = tokenizer.apply_chat_template([row["messages"] for row in block], **settings)[
-                "input_ids"
-            ]
-            lead = _lead(tokenizer, tokenizer.chat_template)
-            answers = [lead + _not_empty(row["answer"]) for row in block]
-            endings = tokenizer(answers, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        except Exception:  # one of them has a problem: which one?
-            found += [_example_ids_of(tokenizer, row, where) for row in block]
-            continue
-        for prompt, ending in zip(prompts, endings, strict=True):
-            trained = len(ending) + 1
-            found.append(
-                ([*prompt, *ending, tokenizer.eos_token_id], [False] * len(prompt) + [True] * trained)
-            )
-    return found
+    """`example_ids` of rows {id, messages, answer} in a third of the time. Problem naming `where` and the row's id."""
+    try:
+        prompts = all_prompt_ids(tokenizer, [row["messages"] for row in rows])
+        endings = all_answer_ids(tokenizer, [_not_empty(row["answer"]) for row in rows])
+    except Problem:  # of which row?
+        return [_example_ids_of(tokenizer, row, where) for row in rows]
+    return [
+        ([*prompt, *ending], [False] * len(prompt) + [True] * len(ending))
+        for prompt, ending in zip(prompts, endings, strict=True)
+    ]
 
 
 def _example_ids_of(tokenizer: Any, row: dict[str, Any], where: object) -> tuple[list[int], list[bool]]:

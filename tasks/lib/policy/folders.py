@@ -88,3 +88,8 @@ def refuse_code(folder: Path) -> None:
             raise Problem(
                 f"{file}: auto_map asks to run the model's own code; only classes of transformers load"
             )
+
+
+def first_line(error: Exception) -> str:
+    """What a library says of a file that it cannot read, as one line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

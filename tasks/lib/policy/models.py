@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
-from tasks.lib.policy.chat import default_template, turn_end
+from tasks.lib.policy.chat import default_template, load_tokenizer, turn_end
 from tasks.lib.policy.folders import (
     OTHER_WEIGHTS,
     existing_folder,
+    first_line,
     refuse_code,
     replaced_folder,
     weight_files,
@@ -37,24 +38,6 @@ transformers_logging.set_verbosity_error()  # what matters of its warnings is a 
 def device() -> torch.device:
     """The accelerator if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def load_tokenizer(path: str | Path) -> Any:
-    """The tokenizer of a model folder. Problem when it is missing, broken, or without EOS."""
-    folder = existing_folder(path)
-    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-    if not any((folder / name).is_file() for name in names):
-        raise Problem(f"{folder}: no tokenizer files; put the model's tokenizer.json there")
-    refuse_code(folder)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the tokenizers library raises bare Exceptions
-        raise Problem(f"{folder}: the tokenizer cannot be read: {_first_line(error)}") from None
-    for key in ("is_local", "local_files_only"):  # how it was loaded is no property of it
-        tokenizer.init_kwargs.pop(key, None)
-    if tokenizer.eos_token_id is None:
-        raise Problem(f"{folder}: the tokenizer has no EOS token; answers could not end")
-    return tokenizer
 
 
 def load_policy(path: str | Path, *, dtype: torch.dtype = torch.float32, on: str | None = None) -> Any:
@@ -86,7 +69,7 @@ def load_policy(path: str | Path, *, dtype: torch.dtype = torch.float32, on: str
     except Problem:
         raise
     except Exception as error:  # safetensors, OS, configuration and shape errors have no common class
-        raise Problem(f"{folder}: the model cannot be read: {_first_line(error)}") from None
+        raise Problem(f"{folder}: the model cannot be read: {first_line(error)}") from None
     for what in ("missing_keys", "mismatched_keys"):
         if info[what]:
             first = sorted(map(str, info[what]))[0]
@@ -158,7 +141,7 @@ def _fetched(name: str, revision: str | None) -> tuple[Path, str | None]:
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
     except Exception as error:  # offline, absent, gated: each its own class
-        raise Problem(f"{name}@{revision}: cannot be downloaded: {_first_line(error)}") from None
+        raise Problem(f"{name}@{revision}: cannot be downloaded: {first_line(error)}") from None
     return existing_folder(folder), folder.name
 
 
@@ -182,7 +165,3 @@ def _not_finite(model: Any) -> str | None:
     """The first tensor with NaN or infinity."""
     tensors = model.state_dict().items()
     return next((name for name, tensor in tensors if not bool(torch.isfinite(tensor).all())), None)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

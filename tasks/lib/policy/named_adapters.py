@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from tasks.lib.policy.adapters import save_adapter
+from tasks.lib.policy.chat import load_tokenizer
 from tasks.lib.policy.folders import weights_hash
-from tasks.lib.policy.models import load_policy, load_tokenizer, save_model
+from tasks.lib.policy.models import load_policy, save_model
 from tasks.lib.stage import Problem, write_json
 
 ORIGIN = "base.json"

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tasks.lib.policy.models import load_tokenizer
+from tasks.lib.policy.chat import load_tokenizer
 from tasks.lib.preferences.calibration import Judged, accuracy
 from tasks.lib.preferences.reward_model import Group, group_heads, load_reward, tokenized
 from tasks.lib.stage import Problem

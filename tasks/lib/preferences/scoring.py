@@ -12,8 +12,7 @@ from typing import Any
 import torch
 
 from tasks.lib.data.rows import read_table
-from tasks.lib.policy.chat import answer_ids, prompt_ids
-from tasks.lib.policy.models import load_tokenizer
+from tasks.lib.policy.chat import answer_ids, load_tokenizer, prompt_ids
 from tasks.lib.preferences.ensemble import disagreement
 from tasks.lib.preferences.exports import read_export
 from tasks.lib.preferences.heldout import accuracy_by_source

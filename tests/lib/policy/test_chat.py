@@ -16,11 +16,11 @@ from tasks.lib.policy.chat import (
     answer_text,
     default_template,
     example_ids,
+    load_tokenizer,
     preview,
     prompt_ids,
     turn_end,
 )
-from tasks.lib.policy.models import load_tokenizer
 from tasks.lib.stage import Problem
 
 QUESTION = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is red warm?"}]

@@ -15,8 +15,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from tasks.lib.policy import grouped
 from tasks.lib.policy.actor_critic import ActorCritic, Lora
+from tasks.lib.policy.chat import load_tokenizer
 from tasks.lib.policy.logprobs import answer_logprobs
-from tasks.lib.policy.models import load_policy, load_tokenizer, save_model
+from tasks.lib.policy.models import load_policy, save_model
 from tasks.lib.policy.ppo import Environment, PPOConfig, Prompt, roll_out
 from tasks.lib.policy.ppo_training import next_prompts
 from tasks.lib.stage import Problem, Stage

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from tiny_models import tiny_llama, tiny_tokenizer, write_model
 
 from tasks.lib.policy import models
-from tasks.lib.policy.chat import answer_ids, example_ids
+from tasks.lib.policy.chat import answer_ids, example_ids, load_tokenizer
 from tasks.lib.policy.folders import weights_hash
-from tasks.lib.policy.models import load_policy, load_tokenizer, materialise, save_model
+from tasks.lib.policy.models import load_policy, materialise, save_model
 from tasks.lib.stage import Problem
 
 
