@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -12,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flows.telemetry import child_environment
+from tasks.lib.warm import ADDRESS
 
 GUARD = Path(__file__).with_name("guard.py")
 TAIL = 30  # lines of a failed child that go into its state and message
@@ -25,7 +28,9 @@ class Ended:
     tail: list[str]
 
 
-def start(command: Sequence[str], output: int, inherit: Sequence[int] = ()) -> subprocess.Popen[str]:
+def start(
+    command: Sequence[str], output: int, inherit: Sequence[int] = (), **environment: str
+) -> subprocess.Popen[str]:
     """Start a command under its watchdog. It stops when its `stdin` is closed, or when this process is gone.
 
     `inherit` are descriptors that the watchdog keeps open: the lock of the workspace stays held until
@@ -39,7 +44,7 @@ def start(command: Sequence[str], output: int, inherit: Sequence[int] = ()) -> s
         text=True,  # universal newlines: the \r of a progress bar ends a line too
         encoding="utf-8",
         errors="replace",
-        env=child_environment(),
+        env=child_environment() | environment,
         pass_fds=tuple(inherit),
         start_new_session=True,  # Ctrl-C reaches the run alone, which then stops its children
     )
@@ -61,14 +66,25 @@ class Children:
     inherit: tuple[int, ...] = ()
     stopping: threading.Event = field(default_factory=threading.Event)
     _running: set[subprocess.Popen[str]] = field(default_factory=set)
+    _environment: dict[str, str] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def warm_up(self) -> None:
+        """Start the warm process (warm.py); the children that follow are its forks, as soon as it listens."""
+        with self._lock:
+            if self.stopping.is_set() or self._environment:
+                return
+            address = str(Path(tempfile.mkdtemp(prefix="anneal-")) / "warm")
+            command = [sys.executable, "-P", "-m", "flows.warm", address]
+            self._running.add(start(command, subprocess.DEVNULL, self.inherit))
+            self._environment[ADDRESS] = address
 
     def run(self, command: Sequence[str], on_line: Callable[[str], None]) -> Ended:
         """Run a command, hand every line of its output to `on_line`, return how it ended (130: stopped)."""
         with self._lock:
             if self.stopping.is_set():
                 return Ended(130, ["stopped before it started"])
-            child = start(command, subprocess.PIPE, self.inherit)
+            child = start(command, subprocess.PIPE, self.inherit, **self._environment)
             self._running.add(child)
         tail: deque[str] = deque(maxlen=TAIL)
         try:
@@ -94,3 +110,5 @@ class Children:
                 child.stdin.close()
         for child in running:
             stop(child)
+        if self._environment:
+            shutil.rmtree(Path(self._environment[ADDRESS]).parent)

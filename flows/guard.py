@@ -24,11 +24,11 @@ def main(command: list[str]) -> int:
     """Run the command in its own process group; return its exit status, 128 + n after signal n."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: None)  # not SIG_IGN: children would inherit that
-    _adopt_orphans()
+    adopt_orphans()
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
     threading.Thread(target=_stop_at_end_of_pipe, args=(child,), daemon=True).start()
     status = child.wait()
-    _kill_descendants()
+    kill_descendants()
     return status if status >= 0 else 128 - status
 
 
@@ -43,13 +43,13 @@ def _stop_at_end_of_pipe(child: subprocess.Popen[bytes]) -> None:
             return
 
 
-def _adopt_orphans() -> None:
+def adopt_orphans() -> None:
     """On Linux what loses its parent becomes our child: even a process with its own session is found."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def _kill_descendants() -> None:
+def kill_descendants() -> None:
     while found := _descendants(os.getpid()):
         for pid in found:
             with contextlib.suppress(ProcessLookupError, PermissionError):

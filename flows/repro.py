@@ -57,7 +57,16 @@ def bring_up_to_date(
             on_line(line)
 
     started, clock = time.monotonic(), time.time()
-    command = [sys.executable, "-P", "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "flows.warm_dvc",
+        "--wait-for-lock",
+        "repro",
+        "--single-item",
+        name,
+    ]
     ended = children.run([*command, *(["--force"] if force else [])], hear)
     seconds = time.monotonic() - started
     if children.stopping.is_set():
