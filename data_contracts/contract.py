@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import logging
-import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -93,32 +92,7 @@ def module_of(contract: str) -> ModuleType:
     """The module of a contract; an unknown name is a Problem."""
     if contract not in CONTRACTS:
         raise Problem(f"expected a contract of {', '.join(CONTRACTS)}, found {excerpt(contract)}")
-    _load_great_expectations()
-    return import_module(f"data_contracts.{contract}")
-
-
-class _Later(ModuleType):
-    """A module that is imported when something in it is asked for."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # by the import itself
-            raise AttributeError(name)
-        if sys.modules.get(self.__name__) is self:
-            del sys.modules[self.__name__]
-        return getattr(import_module(self.__name__), name)
-
-
-def _load_great_expectations() -> None:
-    """Import it in two thirds of its time: what only its expectations about distributions need comes when asked for.
-
-    Those keep the stand-ins; whoever else imports the two packages gets the packages.
-    """
-    stand_ins = {name: _Later(name) for name in ("scipy.stats", "altair") if name not in sys.modules}
-    sys.modules.update(stand_ins)
-    import_module("great_expectations.expectations")
-    for name, module in stand_ins.items():
-        if sys.modules.get(name) is module:
-            del sys.modules[name]
+    return import_module(f"data_contracts.{contract}")  # seconds: Great Expectations
 
 
 def check_rows(

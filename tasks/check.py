@@ -8,7 +8,6 @@ Run     python -m tasks.check instructions        (or evaluation, candidates, ra
 
 from __future__ import annotations
 
-import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -28,8 +27,6 @@ class Params(BaseModel, extra="forbid"):
 
 
 def run(params: Params, stage: Stage) -> None:
-    sys.modules["torch"] = None  # type: ignore[assignment]  # a tokenizer needs none; loading it takes longer than a check
-    os.environ["TRANSFORMERS_VERBOSITY"] = "error"  # it would say that there is no torch
     check(sys.argv[1:])
 
 
