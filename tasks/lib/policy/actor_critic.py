@@ -1,7 +1,7 @@
 """The three models of PPO in one place: the policy that learns, its frozen reference, and the critic.
 
-Shapes: B episodes, P prompt columns (left-padded), T answer columns (right-padded). A value belongs to a
-state: state t is the prompt and the first t answer tokens, so T answer tokens have T+1 states.
+Shapes: B episodes, T the longest answer. A value belongs to a state: state t is the prompt and the first t answer
+tokens, so T answer tokens have T+1 states.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ import torch
 from pydantic import BaseModel, PositiveInt
 from torch import Tensor, nn
 
-from tasks.lib.policy.batches import position_ids
-from tasks.lib.policy.logprobs import padded_answers, token_logprobs
+from tasks.lib.policy.logprobs import Rows, rows_of
 
 
 class Lora(BaseModel, extra="forbid"):
@@ -61,26 +60,23 @@ class ActorCritic(nn.Module):
         self, prompts: Sequence[list[int]], answers: Sequence[list[int]], temperature: float
     ) -> tuple[Tensor, Tensor]:
         """Log-probs (B, T) of the answer tokens at a temperature, and values (B, T+1) of the states."""
-        ids, is_token, is_answer = padded_answers(prompts, answers, self.policy.device)
-        width = is_answer.shape[1]
-        output = self.policy(
-            **_inputs(ids, is_token), logits_to_keep=width + 1, output_hidden_states=self.critic is None
-        )
-        logprobs = token_logprobs(output.logits[:, -width - 1 : -1], ids[:, -width:], temperature)
-        if self.critic is None:
-            hidden = output.hidden_states[-1]
-        else:
-            hidden = self.critic(**_inputs(ids, is_token)).last_hidden_state
-        return logprobs, self.value_head(hidden[:, -width - 1 :].float()).squeeze(-1)
+        rows = rows_of(prompts, answers, self.policy.device)
+        logprobs, hidden = rows.logprobs(self.policy, temperature)
+        if self.critic is not None:
+            hidden = self.critic(input_ids=rows.ids, use_cache=False).last_hidden_state
+        return logprobs, self._of_states(rows, hidden)
 
     @torch.no_grad()
     def values(self, prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> Tensor:
         """The values (B, T+1) alone."""
         if self.critic is None:
             return self(prompts, answers, 1.0)[1]
-        ids, is_token, is_answer = padded_answers(prompts, answers, self.policy.device)
-        hidden = self.critic(**_inputs(ids, is_token)).last_hidden_state
-        return self.value_head(hidden[:, -is_answer.shape[1] - 1 :].float()).squeeze(-1)
+        rows = rows_of(prompts, answers, self.policy.device)
+        return self._of_states(rows, self.critic(input_ids=rows.ids, use_cache=False).last_hidden_state)
+
+    def _of_states(self, rows: Rows, hidden: Tensor) -> Tensor:
+        """Values (B, T+1) of hidden states (B, W, d)."""
+        return self.value_head(rows.at_states(hidden).float()).squeeze(-1)
 
     @contextmanager
     def reference(self) -> Iterator[Any]:
@@ -103,16 +99,6 @@ class ActorCritic(nn.Module):
     def merged(self) -> Any:
         """The policy as a plain model, adapters merged into its weights. The last thing to ask for."""
         return self.policy if self.adapter is None else self.adapter.merge_and_unload()
-
-
-def _inputs(ids: Tensor, is_token: Tensor) -> dict[str, Any]:
-    """Position ids count tokens, so that padding on the left moves nothing (N+ detail 6)."""
-    return {
-        "input_ids": ids,
-        "attention_mask": is_token.long(),
-        "position_ids": position_ids(is_token),
-        "use_cache": False,
-    }
 
 
 def _with_adapters(policy: Any, lora: Lora, seed: int) -> Any:

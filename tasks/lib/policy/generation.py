@@ -19,9 +19,16 @@ from tasks.lib.stage import Problem
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+Drawn = list[tuple[int, float]]  # the tokens of an answer, with their log-probabilities
+
+
+def generate(model: PreTrainedModel, prompts: Sequence[Sequence[int]], **settings: Any) -> list[list[int]]:
+    """The answers of `sampled` alone."""
+    return sampled(model, prompts, **settings)[0]
+
 
 @torch.no_grad()
-def generate(
+def sampled(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     *,
@@ -33,8 +40,9 @@ def generate(
     batch_size: int,
     seed: int,
     draws: int = 1,
-) -> list[list[int]]:
-    """`draws` answers per prompt, one after the other: ids up to and with the first EOS, or `max_new_tokens` of them.
+) -> tuple[list[list[int]], list[list[float]]]:
+    """`draws` answers per prompt, one after the other: ids up to and with the first EOS, or `max_new_tokens` of them;
+    and the log-probability of every token at this temperature (0 at temperature 0), of all tokens even with `top_p`.
 
     `temperature` 0 is greedy and does not depend on the seed or on who shares a batch of `batch_size` answers. The
     model's own generation_config (top-k 50, repetition penalties...) plays no part: PPO needs samples of the bare
@@ -43,7 +51,7 @@ def generate(
     """
     _check_room(model, prompts, max_new_tokens)
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-    answers: list[list[list[int]]] = [[] for _ in prompts]
+    answers: list[list[Drawn]] = [[] for _ in prompts]
     per_batch = max(1, batch_size // draws)
     devices = [model.device] if model.device.type == "cuda" else []
     with _in_eval(model), torch.random.fork_rng(devices):
@@ -54,7 +62,10 @@ def generate(
             drawn = _decoded(model, ids, is_token, draws, eos_id, max_new_tokens, temperature, top_p)
             for place, i in enumerate(rows):
                 answers[i] = drawn[place * draws : (place + 1) * draws]
-    return [answer for of_prompt in answers for answer in of_prompt]
+    flat = [answer for of_prompt in answers for answer in of_prompt]
+    return [[token for token, _ in answer] for answer in flat], [
+        [chance for _, chance in answer] for answer in flat
+    ]
 
 
 def _decoded(
@@ -66,7 +77,7 @@ def _decoded(
     max_new_tokens: int,
     temperature: float,
     top_p: float,
-) -> list[list[int]]:
+) -> list[Drawn]:
     """`draws` answers to each of the left-padded prompts (B, T): those of a prompt stand together."""
     places = position_ids(is_token)
     output = model(ids, attention_mask=is_token.long(), position_ids=places, use_cache=True, logits_to_keep=1)
@@ -75,12 +86,12 @@ def _decoded(
     if draws > 1:
         cache.batch_repeat_interleave(draws)
 
-    answers: list[list[int]] = [[] for _ in range(len(mask))]
+    answers: list[Drawn] = [[] for _ in range(len(mask))]
     alive = torch.arange(len(mask), device=ids.device)
     for left in range(max_new_tokens - 1, -1, -1):
-        token = _chosen(logits, temperature, top_p)
-        for row, new in zip(alive.tolist(), token.tolist(), strict=True):
-            answers[row].append(new)
+        token, logprob = _chosen(logits, temperature, top_p)
+        for row, new, chance in zip(alive.tolist(), token.tolist(), logprob.tolist(), strict=True):
+            answers[row].append((new, chance))
         goes_on = (token != eos_id).nonzero()[:, 0]
         if not left or not len(goes_on):
             break
@@ -99,13 +110,14 @@ def _decoded(
     return answers
 
 
-def _chosen(logits: Tensor, temperature: float, top_p: float) -> Tensor:
-    """The next token (B) by logits (B, V): the likeliest at temperature 0, else one of the nucleus `top_p`."""
+def _chosen(logits: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
+    """The next token (B) by logits (B, V): the likeliest at temperature 0, else one of the nucleus `top_p`; and its
+    log-probability (B)."""
     if not torch.isfinite(logits).all():
         raise Problem("generation: probabilities are not finite: the weights are spoilt")
     if not temperature:
-        return logits.argmax(-1)
-    probabilities = torch.softmax(logits.float() / temperature, -1)
+        return logits.argmax(-1), logits.new_zeros(len(logits))
+    probability = probabilities = torch.softmax(logits.float() / temperature, -1)
     if top_p < 1:
         likeliest, tokens = probabilities.sort(-1, descending=True)
         before = likeliest.cumsum(-1) - likeliest
@@ -113,7 +125,8 @@ def _chosen(logits: Tensor, temperature: float, top_p: float) -> Tensor:
     cumulative = probabilities.cumsum(-1)
     drawn = torch.rand(len(logits), 1, device=logits.device) * cumulative[:, -1:]
     # right: a token without probability is never drawn; torch.multinomial took three times as long
-    return torch.searchsorted(cumulative, drawn, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
+    token = torch.searchsorted(cumulative, drawn, right=True).clamp(max=logits.shape[1] - 1)
+    return token[:, 0], probability.gather(1, token).log()[:, 0]
 
 
 @contextmanager

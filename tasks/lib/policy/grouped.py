@@ -185,9 +185,8 @@ def _from(Base: Any) -> Any:
 
         def _generate_single_turn(self, prompt_ids: Answers, *_: Any, **__: Any) -> Any:
             seed = self.env.seed_of("roll out", self.iteration)
-            answers = _own(
-                roll_out(self.models, joined(prompt_ids), self.env, self.ppo, seed), len(prompt_ids)
-            )
+            drawn = roll_out(self.models, joined(prompt_ids), self.env, self.ppo, seed)[0]
+            answers = _own(drawn, len(prompt_ids))
             return (answers, None) if hasattr(self, "rollout_func") else answers  # GRPO: and their log-probs
 
         def scores(self, prompts: list[str], completion_ids: Answers, **_: Any) -> list[float]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from tasks.lib.policy.batches import left_pad, position_ids, right_pad
+from tasks.lib.policy.batches import buckets, left_pad, position_ids, right_pad
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,6 +51,57 @@ def answer_logits(model: PreTrainedModel, ids: Tensor, is_token: Tensor, answer_
     return output.logits[:, -answer_width - 1 : -1]
 
 
+@dataclass(frozen=True)
+class Rows:
+    """B prompts, each with its answer right after it, padded on the right.
+
+    State t of a row is its prompt and the first t tokens of its answer: an answer of L tokens has L + 1 of them, and
+    the first L predict a token. Causal attention sees no padding that comes later, so these rows need no mask; and
+    rows that are equally long in all waste nothing, while prompts made to end in one column are padded on both sides.
+    """
+
+    ids: Tensor  # (B, W), padded with token 0
+    columns: Tensor  # (B, T+1) of the states, T the longest answer; any column where a row has no such state
+    is_action: Tensor  # (B, T) True at answer tokens
+
+    def logprobs(self, model: Any, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Log-probs (B, T) of the answers' tokens, 0 elsewhere, and the last hidden states (B, W, d) behind them.
+
+        The output layer reads the predicting states alone: the vocabulary is the widest matrix. What the model does
+        to its logits after that layer (a scale, a soft cap) is done to these.
+        """
+        row, step = self.is_action.nonzero(as_tuple=True)
+        hidden: list[Tensor] = []
+
+        def predicting(_: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            hidden.append(inputs[0])
+            return (inputs[0][row, self.columns[row, step]], *inputs[1:])
+
+        hook = model.get_output_embeddings().register_forward_pre_hook(predicting)
+        try:
+            logits = model(input_ids=self.ids, use_cache=False).logits  # (answer tokens, V)
+        finally:
+            hook.remove()
+        found = token_logprobs(logits, self.ids[row, self.columns[row, step] + 1], temperature)
+        padded = found.new_zeros(self.is_action.shape).index_put((row, step), found)
+        return padded, hidden[0]
+
+    def at_states(self, hidden: Tensor) -> Tensor:
+        """The states' rows (B, T+1, d) of hidden states (B, W, d)."""
+        return hidden[torch.arange(len(hidden), device=hidden.device).unsqueeze(1), self.columns]
+
+
+def rows_of(
+    prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], device: torch.device | str = "cpu"
+) -> Rows:
+    """The rows of prompts (not empty) and answers."""
+    ids, _ = right_pad([[*p, *a] for p, a in zip(prompts, answers, strict=True)], 0)
+    starts, lengths = (torch.tensor([len(row) for row in rows]).unsqueeze(1) for rows in (prompts, answers))
+    step = torch.arange(int(lengths.max()) + 1)
+    columns = (starts - 1 + step).clamp(max=ids.shape[1] - 1)
+    return Rows(ids.to(device), columns.to(device), (step[:-1] < lengths).to(device))
+
+
 @torch.no_grad()
 def answer_logprobs(
     model: PreTrainedModel,
@@ -65,17 +117,12 @@ def answer_logprobs(
     """
     training = model.training
     model.eval()
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), len(answers[i]), i))
-    result: list[Tensor] = [torch.empty(0)] * len(order)
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        some = [answers[i] for i in rows]
-        ids, is_token, is_answer = padded_answers([prompts[i] for i in rows], some, model.device)
-        width = is_answer.shape[1]
-        if width:
-            logits = answer_logits(model, ids, is_token, width)
-            found = token_logprobs(logits, ids[:, -width:], temperature).cpu()
-            for i, row in zip(rows, found, strict=True):
-                result[i] = row[: len(answers[i])].clone()
+    result: list[Tensor] = [torch.empty(0)] * len(prompts)
+    lengths = [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    for some in buckets(lengths, batch_size):
+        rows = rows_of([prompts[i] for i in some], [answers[i] for i in some], model.device)
+        found = rows.logprobs(model, temperature)[0].cpu()
+        for i, row in zip(some, found, strict=True):
+            result[i] = row[: len(answers[i])].clone()
     model.train(training)
     return result

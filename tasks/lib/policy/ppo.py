@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tasks.lib.policy.actor_critic import ActorCritic
-from tasks.lib.policy.generation import generate
+from tasks.lib.policy.generation import sampled
 from tasks.lib.policy.logprobs import answer_logprobs
 from tasks.lib.policy.losses import (
     approx_kl,
@@ -135,8 +135,8 @@ class Episodes:
 
 def roll_out(
     models: ActorCritic, prompts: Answers, env: Environment, config: PPOConfig, seed: int
-) -> Answers:
-    """1. One sampled answer per prompt, cut after its first EOS.
+) -> tuple[Answers, list[list[float]]]:
+    """1. One sampled answer per prompt, cut after its first EOS, and the log-probs of its tokens.
 
     Of several processes the first draws them all, or each its passes: the answers are those of one process.
     """
@@ -147,27 +147,30 @@ def roll_out(
         "temperature": config.temperature,
         "batch_size": config.batch_size,
     }
+
+    def drawn(rows: list[int], seed: int) -> list[tuple[list[int], list[float]]]:
+        return list(
+            zip(*sampled(models.policy, [prompts[i] for i in rows], seed=seed, **settings), strict=True)
+        )
+
     if config.streams == "one":
-        return by_first(lambda: generate(models.policy, prompts, seed=seed, **settings))
-    passes = _by_length(range(len(prompts)), prompts, config.batch_size)
-    seeds = {rows[0]: seed + number for number, rows in enumerate(passes)}
-    return spread(
-        passes,
-        lambda rows: generate(models.policy, [prompts[i] for i in rows], seed=seeds[rows[0]], **settings),
-    )
+        found = by_first(lambda: drawn(list(range(len(prompts))), seed))
+    else:
+        passes = _passes(range(len(prompts)), [len(prompt) for prompt in prompts], config.batch_size)
+        seeds = {rows[0]: seed + number for number, rows in enumerate(passes)}
+        found = spread(passes, lambda rows: drawn(rows, seeds[rows[0]]))
+    return [answer for answer, _ in found], [logprobs for _, logprobs in found]
 
 
 def sequence_logprobs(model: Any, prompts: Answers, answers: Answers, config: PPOConfig) -> list[Tensor]:
     """Log-probs of every answer's tokens, a tensor (len(answer),) per row, at the temperature of the samples."""
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), len(answers[i]), i))
-    size = config.batch_size
     return spread(
-        [order[i : i + size] for i in range(0, len(order), size)],
+        _passes(range(len(prompts)), _lengths(prompts, answers), config.batch_size),
         lambda rows: answer_logprobs(
             model,
             [prompts[i] for i in rows],
             [answers[i] for i in rows],
-            batch_size=size,
+            batch_size=config.batch_size,
             temperature=config.temperature,
         ),
     )
@@ -180,18 +183,26 @@ def score(
     env: Environment,
     config: PPOConfig,
     iteration: int,
+    drawn_at: list[list[float]] | None = None,
 ) -> Episodes:
-    """2. The reward of each whole answer; log-probs of policy and reference; values of the critic."""
+    """2. The reward of each whole answer; log-probs of policy and reference; values of the critic.
+
+    The policy's log-probs are those of the roll-out where these are safe: in float32 (`update` checks them against
+    its own first pass). In 16 bits, or where None are given, they are computed anew.
+    """
     prompts = [prompt.tokens for prompt in chosen]
     scores, ended = rewarded(chosen, answers, env, config, iteration)
 
-    logprobs = _padded(sequence_logprobs(models.policy, prompts, answers, config))
+    if drawn_at is None or models.policy.dtype != torch.float32:
+        logprobs = _padded(sequence_logprobs(models.policy, prompts, answers, config))
+    else:
+        logprobs = _padded([torch.tensor(row) for row in drawn_at])
     with models.reference() as reference_model:
         reference = _padded(sequence_logprobs(reference_model, prompts, answers, config))
     is_action, is_state = masks([len(answer) for answer in answers], config.score_at)
     values = _padded(
         spread(
-            _by_length(range(len(prompts)), prompts, config.batch_size),
+            _passes(range(len(prompts)), _lengths(prompts, answers), config.batch_size),
             lambda rows: models.values([prompts[i] for i in rows], [answers[i] for i in rows]).cpu().clone(),
         )
     )
@@ -318,7 +329,8 @@ def _accumulate(
     actions, states = episodes.is_action[rows].sum(), episodes.is_state[rows].sum()
     shown = ("loss", "policy_loss", "value_loss", "approx_kl", "clip_share", "largest_log_ratio")
     total = dict.fromkeys(shown, 0.0)
-    for some in mine(_by_length(rows, episodes.prompts, config.batch_size)):
+    lengths = _lengths(episodes.prompts, episodes.answers)
+    for some in mine(_passes(rows, lengths, config.batch_size)):
         prompts, answers = [episodes.prompts[i] for i in some], [episodes.answers[i] for i in some]
         logprobs, values = models(prompts, answers, config.temperature)
         width, where = logprobs.shape[1], logprobs.device
@@ -357,9 +369,13 @@ def _check_answers(scores: Tensor, ended: Tensor, config: PPOConfig, iteration: 
         print(f"{same}; only the KL penalty is learned from (warning)", flush=True)
 
 
-def _by_length(rows: Sequence[int], prompts: Answers, batch_size: int) -> list[list[int]]:
-    """The rows in batches of like prompt length: less padding."""
-    order = sorted(rows, key=lambda i: (len(prompts[i]), i))
+def _lengths(prompts: Answers, answers: Answers) -> list[int]:
+    return [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
+
+
+def _passes(rows: Sequence[int], lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """The rows in batches of like length: less padding."""
+    order = sorted(rows, key=lambda i: (lengths[i], i))
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 

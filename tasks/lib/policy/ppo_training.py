@@ -56,10 +56,10 @@ def train(
             break
         _set_learning_rates(optimizer, config, iteration)
         chosen = next_prompts(env, config.episodes, iteration)
-        answers = roll_out(
+        answers, drawn_at = roll_out(
             models, [p.tokens for p in chosen], env, config, env.seed_of("roll out", iteration)
         )
-        episodes = score(models, chosen, answers, env, config, iteration)
+        episodes = score(models, chosen, answers, env, config, iteration, drawn_at)
         rewards = token_rewards(episodes, config, run["beta"])
         advantages, returns = estimate_advantages(rewards, episodes, config)
         figures = update(models, optimizer, episodes, advantages, returns, env.seed_of, config)
@@ -109,7 +109,7 @@ def evaluate(models: ActorCritic, env: Environment, config: PPOConfig) -> dict[s
     always the same: so is, in part, the noise of sampling before and after.
     """
     prompts = [prompt.tokens for prompt in env.validation]
-    answers = roll_out(models, prompts, env, config, env.seed_of("validation"))
+    answers, _ = roll_out(models, prompts, env, config, env.seed_of("validation"))
     own = sequence_logprobs(models.policy, prompts, answers, config)
     with models.reference() as reference_model:
         reference = sequence_logprobs(reference_model, prompts, answers, config)

@@ -10,7 +10,7 @@ from tiny_models import tiny_llama, tiny_tokenizer
 from transformers import GenerationConfig
 
 from tasks.lib.policy.batches import left_pad
-from tasks.lib.policy.generation import generate
+from tasks.lib.policy.generation import generate, sampled
 from tasks.lib.policy.logprobs import answer_logprobs
 from tasks.lib.stage import Problem
 
@@ -141,3 +141,16 @@ def test_weights_that_give_nan_are_a_problem_not_a_traceback(model) -> None:
         model.lm_head.weight.fill_(float("nan"))
     with pytest.raises(Problem, match="probabilities are not finite"):
         answers(model)
+
+
+def test_the_log_probs_of_a_roll_out_are_those_of_its_answers(model) -> None:
+    """Read token by token from the KV cache, they are what one pass over the whole answers finds."""
+    prompts = [[4, 5, 6, 7], [4], [9, 8]]
+    answers, drawn_at = sampled(
+        model, prompts, eos_id=1, pad_id=0, max_new_tokens=6, temperature=0.7, batch_size=2, seed=3, draws=2
+    )
+    found = answer_logprobs(
+        model, [p for p in prompts for _ in range(2)], answers, batch_size=6, temperature=0.7
+    )
+    for drawn, row in zip(drawn_at, found, strict=True):
+        assert drawn == pytest.approx(row.tolist(), abs=1e-5)

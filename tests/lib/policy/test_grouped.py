@@ -95,7 +95,7 @@ def test_an_advantage_is_the_score_less_the_mean_of_the_others(
 
     prompts = [p for p in next_prompts(trainer.env, 4, 1) for _ in range(4)]
     seed = trainer.env.seed_of("roll out", 1)
-    answers = roll_out(trainer.models, [p.tokens for p in prompts], trainer.env, trainer.ppo, seed)
+    answers, _ = roll_out(trainer.models, [p.tokens for p in prompts], trainer.env, trainer.ppo, seed)
     ended = [answer[-1] == trainer.env.eos_id for answer in answers]
     scores = [score - 2 * (not end) for score, end in zip(good(answers), ended, strict=True)]
     groups = torch.tensor(scores).view(4, 4)

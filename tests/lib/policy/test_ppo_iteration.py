@@ -210,8 +210,8 @@ def test_merged_adapters_are_the_adapted_policy(tmp_path: Path) -> None:
 
 def scored(actor_critic: ActorCritic, settings: PPOConfig, env: Environment) -> Episodes:
     chosen = ppo_training.next_prompts(env, settings.episodes, 1)
-    answers = ppo.roll_out(actor_critic, [p.tokens for p in chosen], env, settings, seed=0)
-    return ppo.score(actor_critic, chosen, answers, env, settings, 1)
+    answers, drawn_at = ppo.roll_out(actor_critic, [p.tokens for p in chosen], env, settings, seed=0)
+    return ppo.score(actor_critic, chosen, answers, env, settings, 1, drawn_at)
 
 
 def gradient(batch_size: int, **changes: Any) -> torch.Tensor:
@@ -233,8 +233,8 @@ def test_a_policy_that_is_not_the_scored_one_stops_the_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """As if policy and update were divided by different temperatures."""
-    original = ppo.answer_logprobs
-    monkeypatch.setattr(ppo, "answer_logprobs", lambda *a, **k: original(*a, **k | {"temperature": 0.9}))
+    original = ppo.sampled
+    monkeypatch.setattr(ppo, "sampled", lambda *a, **k: original(*a, **k | {"temperature": 0.9}))
     with pytest.raises(Problem, match=r"iteration 1: before the first step .* expected 0"):
         run(tmp_path, environment(), config(), models())
 
