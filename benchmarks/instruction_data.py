@@ -27,6 +27,7 @@ from tasks.lib.data.rows import content_id
 from tasks.lib.data.shards import index_of, render_shards, write_selected
 from tasks.lib.data.sources import read_rows, read_source
 from tasks.lib.data.templates import Rendered, read_templates, render
+from tasks.lib.data.time_limit import watched
 
 WORDS = [a + b for a in ("mor", "tel", "vin", "sar", "pol", "gan", "rit", "bel") for b in
          ("ta", "no", "mi", "ka", "re", "lo", "da", "su", "fe", "wi", "zo", "ha", "pe", "gu", "xi", "by")]  # fmt: skip
@@ -105,10 +106,11 @@ def rendering(rows: int = 20_000) -> None:
             names = sorted(template.fields)  # noqa: B023
             columns = [table[name].to_pylist() for name in names]
             made = []
-            for values in zip(*columns, strict=True):
-                one = render(template, dict(zip(names, values, strict=True)), "here", "seed")  # noqa: B023
-                assert isinstance(one, Rendered)
-                made.append(one)
+            with watched():
+                for values in zip(*columns, strict=True):
+                    one = render(template, dict(zip(names, values, strict=True)), "here", "seed")  # noqa: B023
+                    assert isinstance(one, Rendered)
+                    made.append(one)
             return pa.table({"prompt": [one.prompt for one in made], "answer": [one.answer for one in made]})
 
         kept = table.column_names

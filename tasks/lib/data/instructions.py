@@ -16,6 +16,7 @@ from tasks.lib.data.mixing import ranked, split_of
 from tasks.lib.data.rows import Row, content_id
 from tasks.lib.data.sources import RawRow, Source, inside
 from tasks.lib.data.templates import Rendered, Template, check_fields, read_templates, render
+from tasks.lib.data.time_limit import watched
 from tasks.lib.stage import Problem
 
 # A prompt that stands in two splits stays in the first of them.
@@ -77,6 +78,13 @@ def render_block(
     plan: Plan, source: Source, templates: Sequence[Template], block: Sequence[RawRow]
 ) -> tuple[list[Row], list[Left]]:
     """The instructions of a block of a source's rows in order, and what came to nothing."""
+    with watched():
+        return _render_block(plan, source, templates, block)
+
+
+def _render_block(
+    plan: Plan, source: Source, templates: Sequence[Template], block: Sequence[RawRow]
+) -> tuple[list[Row], list[Left]]:
     rows: list[Row] = []
     left: list[Left] = []
     splits = [split_of_row(plan, source, raw) for raw in block]

@@ -6,25 +6,22 @@ text out of a short one is bounded before it is made, and a render stops after t
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import cached_property
+from itertools import islice
 from random import Random
-from types import FrameType
 from typing import Any
 
 from jinja2 import StrictUndefined, nodes, pass_context
 from jinja2.compiler import CodeGenerator, Frame
-from jinja2.exceptions import SecurityError
 from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tasks.lib.data.substitution import pieces
+from tasks.lib.data.time_limit import TooMuch
 
 MAX_TEXT = 200_000  # characters of any text that a template makes on the way
-SECONDS = 2.0  # of processor time per render
 PLAIN_FILTERS = (
     *(
         "abs",
@@ -79,10 +76,6 @@ BRIEF = frozenset((str, int, float, bool, type(None)))  # what str() needs no se
 LOOP = frozenset(("index", "index0", "first", "last", "length"))  # what templates ask of `loop`
 
 
-class TooMuch(SecurityError):
-    """A template that would make too long a text or run too long."""
-
-
 def _bounded(size: int) -> None:
     if size > MAX_TEXT:
         raise TooMuch(f"makes a text or list of {size:,} parts; at most {MAX_TEXT:,} are allowed")
@@ -109,13 +102,14 @@ def _text(value: Any) -> str:
 
 
 def _joined(parts: Iterable[Any]) -> str:
-    texts, size = [], 0
-    for part in parts:
-        text = part if part.__class__ is str else _text(part)
-        size += len(text)
-        if size > MAX_TEXT:
-            _bounded(size)
-        texts.append(text)
+    """The texts of the parts, a few at a time: with the first ones beyond the bound it stops."""
+    texts: list[str] = []
+    size, waiting = 0, iter(parts)
+    while few := list(islice(waiting, 64)):
+        few = [part if part.__class__ is str else _text(part) for part in few]
+        size += sum(map(len, few))
+        _bounded(size)
+        texts += few
     return "".join(texts)
 
 
@@ -167,6 +161,18 @@ class _Generator(CodeGenerator):
             self.write(", ")
         self.write("))")
 
+    def _output_child_pre(self, node: nodes.Expr, frame: Frame, finalize: Any) -> None:  # `{{ a }}`
+        if frame.eval_ctx.volatile or frame.eval_ctx.autoescape:
+            super()._output_child_pre(node, frame, finalize)
+        else:  # a text is shown as it is; two calls that do nothing would take longer than the rest
+            self.write("(shown if (shown := ")
+
+    def _output_child_post(self, node: nodes.Expr, frame: Frame, finalize: Any) -> None:
+        if frame.eval_ctx.volatile or frame.eval_ctx.autoescape:
+            super()._output_child_post(node, frame, finalize)
+        else:
+            self.write(").__class__ is str else environment.finalize(shown))")
+
 
 class Sandbox(ImmutableSandboxedEnvironment):
     """The environment of prompt templates: StrictUndefined, few filters and methods, bounded operators."""
@@ -186,9 +192,19 @@ class Sandbox(ImmutableSandboxedEnvironment):
         }
         self.globals = {"zip": zip, "range": _range, "dict": dict, "namespace": self.globals["namespace"]}
 
+    def context(self, fields: dict[str, Any], dice: Dice) -> Context:
+        """What the texts of one row see; made once for all of them.
+
+        As `template.new_context` does, without its chained dictionaries: half the time of a short render.
+        """
+        return Context(self, {**self.globals, **fields, "dice of the row": dice}, None, {})
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if obj.__class__ is LoopContext and attribute in LOOP:
+            return getattr(obj, attribute)  # the rules below take longer than the rest of a short loop
+        return super().getattr(obj, attribute)
+
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        if obj.__class__ is LoopContext and attr in LOOP:
-            return True  # the rules below take longer than the rest of a short loop
         if callable(value) and isinstance(obj, (str, list, dict, tuple)):
             return attr in METHODS
         return super().is_safe_attribute(obj, attr, value)
@@ -222,31 +238,6 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
 
-class time_limit:
-    """Raise TooMuch after SECONDS of processor time (in the main thread; elsewhere there is no limit).
-
-    A class, since a generator's context manager costs as much as a short render.
-    """
-
-    def __enter__(self) -> None:
-        self._held = threading.get_ident() == _MAIN
-        if self._held:
-            if signal.getsignal(signal.SIGVTALRM) is not _stop:
-                signal.signal(signal.SIGVTALRM, _stop)
-            signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
-
-    def __exit__(self, *_: object) -> None:
-        if self._held:
-            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise TooMuch(f"runs for more than {SECONDS:g} s")
-
-
-_MAIN = threading.main_thread().ident
-
-
 class Dice:
     """The draws of one row for the filter `choice`: made from `seed` when first needed, which is seldom."""
 
@@ -259,18 +250,19 @@ class Dice:
 
 
 class Renderer:
-    """A compiled text: (fields, dice) -> text, bounded in output; wrap calls of it in `time_limit`.
+    """A compiled text: `Sandbox.context` -> text, bounded in output; wrap calls of it in `time_limit`.
 
     `pieces` are its texts and fields where it only substitutes, None where it does more.
     """
 
     def __init__(self, sandbox: Sandbox, tree: nodes.Template) -> None:
         self.pieces = pieces(tree)
-        self._sandbox, self._template = sandbox, sandbox.from_string(tree)
-        self._globals = dict(sandbox.globals)
+        self._template = sandbox.from_string(tree)
 
-    def __call__(self, fields: dict[str, Any], dice: Dice) -> str:
-        # what template.new_context does, without its chained dictionaries: half the time of a short render
-        names = {**self._globals, **fields, "dice of the row": dice}
-        context = Context(self._sandbox, names, self._template.name, self._template.blocks)
-        return _joined(self._template.root_render_func(context))
+    def __call__(self, context: Context) -> str:
+        context.blocks = {name: [block] for name, block in self._template.blocks.items()}
+        text = _joined(self._template.root_render_func(context))
+        if context.vars:  # what one text sets is not there in the next one
+            context.vars.clear()
+            context.exported_vars.clear()
+        return text

@@ -22,7 +22,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tasks.lib.data import instructions, mixing, rows, sandbox, shapes, sources, substitution, templates
+from tasks.lib.data import (
+    instructions,
+    mixing,
+    rows,
+    sandbox,
+    shapes,
+    sources,
+    substitution,
+    templates,
+    time_limit,
+)
 from tasks.lib.data.instructions import SPLITS, Plan, render_block, source_templates
 from tasks.lib.data.rows import INSTRUCTION, content_id
 from tasks.lib.data.sources import RawRow, Source
@@ -33,7 +43,7 @@ LEAST, OFTEN, MOST = 1024, 4096, 16384  # rows of a block: a cut in every OFTEN 
 GROUP = 2**16  # rows of a Parquet row group
 COLUMNS = ("id", "prompt", "raw", "split", "task", "template", "characters", "shard", "place")  # of the index
 AHEAD = 4  # blocks in memory that wait for another process
-CODE = (instructions, mixing, rows, sandbox, shapes, sources, substitution, templates)
+CODE = (instructions, mixing, rows, sandbox, shapes, sources, substitution, templates, time_limit)
 
 LEFT = pa.schema([("place", pa.int64()), ("rule", pa.string()), ("template", pa.string())])
 SHARD = INSTRUCTION.append(pa.field("prompt", pa.uint64(), nullable=False))  # hash of the messages

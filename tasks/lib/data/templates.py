@@ -19,8 +19,9 @@ from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.nodes import MappingNode
 
 from tasks.lib.data.privacy import excerpt
-from tasks.lib.data.sandbox import MAX_TEXT, Dice, Renderer, Sandbox, time_limit
+from tasks.lib.data.sandbox import MAX_TEXT, Dice, Renderer, Sandbox
 from tasks.lib.data.substitution import Substitution, split, substitution
+from tasks.lib.data.time_limit import time_limit
 from tasks.lib.stage import Problem, read_yaml, validated
 
 BAR = "|||"
@@ -75,13 +76,17 @@ class Template:
     exemplars: int = 0
 
     @cached_property
+    def texts(self) -> list[Renderer]:
+        """Prompt, answer, label, system and turns, those that there are."""
+        given = [self.prompt, self.answer, self.label, self.system, *(text for _, text in self.turns)]
+        return [text for text in given if text]
+
+    @cached_property
     def substitution(self) -> Substitution | None:
         """Prompt, answer, label, system and turns at once, where all of them only substitute fields."""
-        texts = [self.answer, self.label, self.system, *(text for _, text in self.turns)]
-        texts = [self.prompt, *texts] if self.prompt else texts
-        if isinstance(self.choices, Renderer) or any(text and text.pieces is None for text in texts):
+        listed = [text.pieces for text in self.texts if text.pieces is not None]
+        if isinstance(self.choices, Renderer) or len(listed) < len(self.texts):
             return None
-        listed = [text.pieces for text in texts if text and text.pieces is not None]
         if self.prompt is None:
             listed = split(listed[0], _MARK)
         constants = {} if self.choices is None else {"answer_choices": self.choices}
@@ -254,16 +259,15 @@ def _texts(
     template: Template, fields: dict[str, Any], where: str, seed: str
 ) -> tuple[list[str] | None, Sequence[str]]:
     """The choices, and prompt, answer, label, system and turns as the sandbox renders them."""
-    dice, choices = Dice(seed), template.choices
+    choices = template.choices
     try:
         with time_limit():
+            context = _sandbox().context(fields, Dice(seed))
             if isinstance(choices, Renderer):
-                choices = [part.strip() for part in choices(fields, dice).split(_MARK)]
+                choices = [part.strip() for part in choices(context).split(_MARK)]
             if choices is not None:
-                fields = {**fields, "answer_choices": choices}
-            given = [template.prompt, template.answer, template.label, template.system]
-            given += [text for _, text in template.turns]
-            texts = [text(fields, dice) for text in given if text]
+                context.parent["answer_choices"] = choices
+            texts = [text(context) for text in template.texts]
     except _TEMPLATE_ERRORS as error:
         raise Problem(f"{where}: {template.where}: {excerpt(str(error), 160)[1:-1]}") from None
     if template.prompt is None:
@@ -278,6 +282,8 @@ def _checked(
     if template.prompt is None and len(texts) > 2:
         raise Problem(f"{where}: {template.where}: expected one ||| per render, found {len(texts) - 1}")
     prompt, answer = texts[0].strip(), texts[1].strip()
+    if len(texts) == 2 and prompt and answer and (choices is None or answer in choices):  # most of them
+        return Rendered(prompt, answer, answer, choices, None)
     label, place, system = answer, 2, None
     turns: tuple[tuple[str, str], ...] = ()
     if template.label:

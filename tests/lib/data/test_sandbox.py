@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 import time
 
 import pytest
 from jinja2.exceptions import SecurityError, TemplateError
 
-from tasks.lib.data import sandbox as sandboxes
-from tasks.lib.data.sandbox import MAX_TEXT, Dice, Renderer, Sandbox, time_limit
+from tasks.lib.data import time_limit as limits
+from tasks.lib.data.sandbox import MAX_TEXT, Dice, Renderer, Sandbox
+from tasks.lib.data.time_limit import time_limit, watched
 
 BOMBS = [
     "{{ 'a' * 300000000 }}",
@@ -36,7 +38,7 @@ BOMBS = [
 def rendered(source: str, **fields: object) -> str:
     sandbox = Sandbox()
     with time_limit():
-        return Renderer(sandbox, sandbox.parse(source))(fields, Dice("seed"))
+        return Renderer(sandbox, sandbox.parse(source))(sandbox.context(fields, Dice("seed")))
 
 
 @pytest.mark.parametrize("source", BOMBS)
@@ -48,7 +50,7 @@ def test_a_long_text_is_refused_before_it_is_made(source: str) -> None:
 
 
 def test_an_endless_loop_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandboxes, "SECONDS", 0.2)
+    monkeypatch.setattr(limits, "SECONDS", 0.2)
     with pytest.raises(SecurityError, match=r"runs for more than 0\.2 s"):
         rendered("{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}")
 
@@ -86,6 +88,42 @@ def test_what_templates_need_still_works() -> None:
 def test_choice_depends_on_the_row_only() -> None:
     sandbox = Sandbox()
     render = Renderer(sandbox, sandbox.parse("{{ x | choice }}{{ x | choice }}{{ x | choice }}"))
-    made = [render({"x": list("abcdefgh")}, Dice(f"row {i}")) for i in range(20)]
-    assert made == [render({"x": list("abcdefgh")}, Dice(f"row {i}")) for i in range(20)]
+    contexts = [sandbox.context({"x": list("abcdefgh")}, Dice(f"row {i % 20}")) for i in range(40)]
+    made, again = (
+        [render(context) for context in contexts[:20]],
+        [render(context) for context in contexts[20:]],
+    )
+    assert made == again
     assert len(set(made)) > 10
+
+
+def test_what_one_text_sets_is_not_there_in_the_next() -> None:
+    sandbox = Sandbox()
+    context = sandbox.context({}, Dice("seed"))
+    sets, shows = (
+        Renderer(sandbox, sandbox.parse(source)) for source in ("{% set x = 1 %}{{ x }}", "{{ x }}")
+    )
+    assert sets(context) == "1"
+    with pytest.raises(TemplateError, match="'x' is undefined"):
+        shows(context)
+
+
+def test_blocks_and_autoescape_are_those_of_jinja() -> None:
+    assert rendered(
+        "{% block a %}<{{ x }}>{% endblock %}{% autoescape true %}{{ x }}{% endautoescape %}", x="<"
+    ) == ("<<>&lt;")
+
+
+def test_a_timer_for_many_renders_stops_the_endless_one_and_is_taken_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "SECONDS", 0.2)
+    before = signal.getsignal(signal.SIGVTALRM)
+    endless = "{% for i in range(9000) %}{% for j in range(9000) %}{% endfor %}{% endfor %}"
+    with pytest.raises(SecurityError, match=r"more than 0\.2 s"), watched():
+        start = time.process_time()
+        while time.process_time() < start + 0.5:  # longer than the limit, but many renders
+            rendered("{{ x }}", x="short")
+        rendered(endless)
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
+    assert signal.getsignal(signal.SIGVTALRM) is before

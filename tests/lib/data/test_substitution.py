@@ -36,7 +36,7 @@ def test_substituted_text_is_jinjas_text(source: str) -> None:
     sandbox = Sandbox()
     renderer = Renderer(sandbox, sandbox.parse(source))
     assert renderer.pieces is not None
-    assert substitution([renderer.pieces], {}, 1000)(VALUES) == (renderer(VALUES, Dice("")),)
+    assert substitution([renderer.pieces], {}, 1000)(VALUES) == (renderer(sandbox.context(VALUES, Dice(""))),)
 
 
 @pytest.mark.parametrize("source", SLOW)
