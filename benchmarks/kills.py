@@ -37,6 +37,7 @@ from tasks.lib.stage import main as run_stage
 READ = ["data/raw", "models/base", "models/sft", "models/reward"]
 ROWS = ["curated/train", "curated/validation", "curated/policy", "candidates/candidates"]
 ROWS += ["preferences/train", "preferences/heldout"]
+RATINGS = ["preferences/ratings_train", "preferences/ratings_heldout"]  # with preferences.attributes only
 
 
 def started(stage: str, log: Path) -> int:
@@ -123,8 +124,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in READ:
             shutil.copytree(options.workspace / name, Path(folder) / name, symlinks=False)
-        for name in ROWS:
+        for name in ROWS + RATINGS:
             file = Path("data") / f"{name}.parquet"
+            if name in RATINGS and not (options.workspace / file).exists():
+                continue
             (Path(folder) / file).parent.mkdir(parents=True, exist_ok=True)
             pq.write_table(
                 pq.read_table(options.workspace / file).slice(0, options.rows), Path(folder) / file

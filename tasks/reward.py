@@ -1,7 +1,8 @@
 """reward: a reward model learns the rankings, starting from the SFT model.
 
 Reads   models/sft, data/preferences/{train,heldout}.parquet, data/candidates/candidates.parquet,
-        data/preferences/benchmarks/*.parquet where there are any, reports/check/rankings.json
+        data/preferences/benchmarks/*.parquet where there are any, reports/check/rankings.json;
+        with training.attributes data/preferences/ratings_{train,heldout}.parquet
 Writes  models/reward, reports/reward.json, reports/plots/reward.{csv,png},
         reports/plots/reward_{reliability,scores}.{csv,png}
 Run     python -m tasks.reward
@@ -36,6 +37,7 @@ from tasks.lib.preferences.reward_model import (
     grouped,
     normalise,
     raw_outputs,
+    room_of,
     tokenized,
 )
 from tasks.lib.preferences.reward_training import Training, train
@@ -43,6 +45,7 @@ from tasks.lib.stage import Problem, Stage, main
 
 CANDIDATES = Path("data/candidates/candidates.parquet")
 TRAIN, HELDOUT = Path("data/preferences/train.parquet"), Path("data/preferences/heldout.parquet")
+RATINGS = {split: Path(f"data/preferences/ratings_{split}.parquet") for split in ("train", "heldout")}
 BENCHMARKS = Path("data/preferences/benchmarks")
 BESIDE = {
     "noise_ceiling": "what one annotator reaches against the majority of the others",
@@ -63,21 +66,14 @@ class Params(BaseModel, extra="forbid"):
 
 
 def run(params: Params, stage: Stage) -> None:
-    train_rows, heldout = read_parquet(TRAIN), read_parquet(HELDOUT)
+    train_rows, heldout_rows = read_parquet(TRAIN), read_parquet(HELDOUT)
     tokenizer = load_tokenizer("models/sft")
     model = from_policy(
         load_policy("models/sft"), stage.seed_of("head"), params.heads, params.training.attributes
     )
     adapt(model, params.method, params.lora)
     groups = _fitting(model, tokenizer, grouped(train_rows), TRAIN)
-    fingerprint = {
-        **params.training.model_dump(exclude={"checkpoint_every"}),
-        **params.model_dump(include={"heads", "method", "lora"}),
-        "seed": stage.seed,
-        "models/sft": weights_hash("models/sft"),
-        str(TRAIN): file_hash(TRAIN),
-    }
-    checkpoint = Checkpoint(stage.checkpoints, fingerprint)
+    checkpoint = Checkpoint(stage.checkpoints, _fingerprint(params, stage.seed))
     history = train(
         model,
         groups,
@@ -95,14 +91,13 @@ def run(params: Params, stage: Stage) -> None:
     reference = _fitting(model, tokenizer, reference, CANDIDATES)
     normalise(model, torch.cat(group_heads(model, reference, batch_size=params.batch_size)))
 
-    heldout_groups = _fitting(model, tokenizer, grouped(heldout), HELDOUT)
-    by_head = group_heads(model, heldout_groups, batch_size=params.batch_size)
-    scores = [of_group.mean(-1).tolist() for of_group in by_head]
+    heldout = _fitting(model, tokenizer, grouped(heldout_rows), HELDOUT)
+    by_head = group_heads(model, heldout, batch_size=params.batch_size)
     figures, bins = judge(
+        heldout_rows,
         heldout,
-        heldout_groups,
         by_head,
-        bag_of_words(groups, heldout_groups),
+        bag_of_words(groups, heldout),
         (params.training.ties, params.training.tie_parameter),
         lambda values, prompts, word, bounds: mean_interval(
             values, seed=stage.seed_of(word), groups=prompts, bounds=bounds
@@ -114,41 +109,49 @@ def run(params: Params, stage: Stage) -> None:
             f"{figures['heldout_pairs']} cases, no better than a coin; the model is not written. Do the "
             "annotators agree (reports/preferences.json)? Then try reward.training.learning_rate and epochs"
         )
-    mean, std = model.config.reward_mean, model.config.reward_std
-    normal = [[(raw - mean) / std for raw in of_group] for of_group in scores]
     model.config.reward_temperature = figures["temperature"]
     save_model(model, tokenizer, "models/reward")
+
+    mean, std = model.config.reward_mean, model.config.reward_std
+    scores = [[(raw - mean) / std for raw in of_group.mean(-1).tolist()] for of_group in by_head]
     stage.report(
         {
             **figures,
             **calibration.score_figures(
-                [reward for of_group in normal for reward in of_group],
-                [answer for group in heldout_groups for answer in group.answers],
+                [reward for of_group in scores for reward in of_group],
+                [answer for group in heldout for answer in group.answers],
             ),
             "steps": len(history),
             "train_prompts": len(groups),
             "train_rankings": len(train_rows),
             "train_loss_first": history[0]["loss"],
             "train_loss_last": history[-1]["loss"],
-            "reward_mean": model.config.reward_mean,
-            "reward_std": model.config.reward_std,
+            "reward_mean": mean,
+            "reward_std": std,
             **_attribute_figures(model, tokenizer, params),
             **_benchmarks(model, tokenizer, params.batch_size),
         }
     )
     _tell(figures)
-    panels = {"Loss": ["loss"], "Pair accuracy in training": ["accuracy"]}
-    curves(Path("reports/plots/reward"), history, "step", panels)
-    reliability(Path("reports/plots/reward_reliability"), bins)
-    bins_of_scores = calibration.histogram(normal, [_is_best(group) for group in heldout_groups])
-    panels = {"Share of held-out answers by reward": ["best", "others"]}
-    curves(Path("reports/plots/reward_scores"), bins_of_scores, "reward", panels)
+    _draw(history, bins, calibration.histogram(scores, [_is_best(group) for group in heldout]))
     checkpoint.clear()
+
+
+def _fingerprint(params: Params, seed: int) -> dict[str, Any]:
+    """What decides the weights: a checkpoint of anything else is of another run."""
+    data = [TRAIN, *([RATINGS["train"]] if params.training.attributes else [])]
+    return {
+        **params.training.model_dump(exclude={"checkpoint_every"}),
+        **params.model_dump(include={"heads", "method", "lora"}),
+        "seed": seed,
+        "models/sft": weights_hash("models/sft"),
+        **{str(file): file_hash(file) for file in data},
+    }
 
 
 def _fitting(model: Any, tokenizer: Any, groups: list[Group], path: Path) -> list[Group]:
     """The groups that fit the model, tokenized; how many do not is said. Problem when none does."""
-    room = getattr(model.config, "max_position_embeddings", None)
+    room = room_of(model)
     fitting = tokenized(tokenizer, groups, room)
     if len(fitting) < len(groups):
         print(f"reward: {path}: {len(groups) - len(fitting)} prompts left out, longer than {room} tokens")
@@ -161,12 +164,12 @@ def _rated(model: Any, tokenizer: Any, split: str, names: list[str]) -> list[Rat
     """The rated answers of a split; Problem when an attribute has none."""
     if not names:
         return []
-    path = Path(f"data/preferences/ratings_{split}.parquet")
+    path = RATINGS[split]
     if not path.is_file():
         raise Problem(
             f"reward.training.attributes: {path} does not exist; name them in preferences.attributes"
         )
-    room = getattr(model.config, "max_position_embeddings", None)
+    room = room_of(model)
     found = rated_answers(read_parquet(path), names, tokenizer, room)
     for place, name in enumerate(names):
         if all(math.isnan(answer.values[place]) for answer in found):
@@ -204,6 +207,16 @@ def _benchmarks(model: Any, tokenizer: Any, batch_size: int) -> dict[str, float]
 def _is_best(group: Group) -> list[bool]:
     """Whether somebody ranked the answer first, per answer."""
     return [any(ranks[place] == 0 for ranks in group.ranks) for place in range(len(group.answers))]
+
+
+def _draw(
+    history: list[dict[str, float]], bins: list[dict[str, float]], scores: list[dict[str, float]]
+) -> None:
+    panels = {"Loss": ["loss"], "Pair accuracy in training": ["accuracy"]}
+    curves(Path("reports/plots/reward"), history, "step", panels)
+    reliability(Path("reports/plots/reward_reliability"), bins)
+    panels = {"Share of held-out answers by reward": ["best", "others"]}
+    curves(Path("reports/plots/reward_scores"), scores, "reward", panels)
 
 
 def _tell(figures: dict[str, Any]) -> None:

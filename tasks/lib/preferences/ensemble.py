@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tasks.lib.policy.chat import load_tokenizer
 from tasks.lib.preferences.calibration import Judged, accuracy
-from tasks.lib.preferences.reward_model import Group, group_heads, load_reward, tokenized
+from tasks.lib.preferences.reward_model import Group, group_heads, load_reward, room_of, tokenized
 from tasks.lib.stage import Problem
 
 
@@ -84,7 +84,7 @@ def disputes(folder: Path, rows: list[dict[str, Any]], *, batch_size: int) -> li
     if getattr(model.config, "reward_heads", 1) == 1:
         raise Problem(f"{folder}: a reward model of one head; train one with reward.heads above 1")
     groups = [Group(str(place), row["prompt"], row["answers"]) for place, row in enumerate(rows)]
-    groups = tokenized(tokenizer, groups, getattr(model.config, "max_position_embeddings", None))
+    groups = tokenized(tokenizer, groups, room_of(model))
     by_head = group_heads(model, groups, batch_size=batch_size)
     scale = getattr(model.config, "reward_temperature", 1.0)
     return [(int(g.prompt_id), disagreement(of, scale)) for g, of in zip(groups, by_head, strict=True)]

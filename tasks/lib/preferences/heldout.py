@@ -12,7 +12,7 @@ from tasks.lib.preferences.agreement import verdicts
 from tasks.lib.preferences.ensemble import disagreement, ensemble_figures
 from tasks.lib.preferences.ranking_loss import Ties
 from tasks.lib.preferences.rankings import prompt_id
-from tasks.lib.preferences.reward_model import Group, group_scores, grouped, tokenized
+from tasks.lib.preferences.reward_model import Group, group_scores, grouped, room_of, tokenized
 from tasks.lib.stage import Problem
 
 Row = dict[str, Any]
@@ -79,11 +79,10 @@ def accuracy_by_source(
 
     Sources of which no ordered pair fits the model are left out.
     """
-    room = getattr(model.config, "max_position_embeddings", None)
     found = {}
     for source in sorted({row["source"] for row in rows}):
         mine = [row for row in rows if row["source"] == source]
-        groups = tokenized(tokenizer, grouped(mine), room)
+        groups = tokenized(tokenizer, grouped(mine), room_of(model))
         rewards = _by_answer(groups, group_scores(model, groups, batch_size=batch_size))
         if judged := calibration.judged_pairs(verdicts(_keyed(mine, groups)), rewards):
             found[source] = calibration.accuracy(judged) or 0.0, len(judged)

@@ -64,6 +64,11 @@ def head(model: Any) -> Any:
     return layer
 
 
+def room_of(model: Any) -> int | None:
+    """The most tokens that the model can read at once; None where its configuration does not say."""
+    return getattr(model.config, "max_position_embeddings", None)
+
+
 def heads_of(model: Any, outputs: Tensor) -> Tensor:
     """The raw rewards by head (..., heads) among all outputs of the model."""
     return outputs[..., : getattr(model.config, "reward_heads", 1)]
@@ -142,7 +147,7 @@ def normalise(model: Any, reference: Tensor) -> None:
     if not math.isfinite(std) or std < 1e-6:
         raise Problem(
             f"the reward model gives every answer {float(raw.mean()):.4g}: it learned nothing; "
-            "check the rankings, raise reward.learning_rate or reward.epochs"
+            "check the rankings, raise reward.training.learning_rate or reward.training.epochs"
         )
     model.config.reward_mean, model.config.reward_std = float(raw.mean()), std
 

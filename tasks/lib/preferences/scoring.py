@@ -18,7 +18,7 @@ from tasks.lib.preferences.exports import read_export
 from tasks.lib.preferences.heldout import accuracy_by_source
 from tasks.lib.preferences.rankings import cleaned, prompt_of
 from tasks.lib.preferences.ratings import ANSWERS
-from tasks.lib.preferences.reward_model import attributes_of, heads_of, load_reward, raw_outputs
+from tasks.lib.preferences.reward_model import attributes_of, heads_of, load_reward, raw_outputs, room_of
 from tasks.lib.stage import Problem
 
 Row = dict[str, Any]
@@ -46,7 +46,7 @@ def scored(folder: Path, rows: Iterable[tuple[str, Row]], batch_size: int = 64) 
     ensemble adds `disagreement`: the heads' standard deviation, of the reward, or of a pair's probability. A model
     of attributes adds what it says of each, under its name."""
     model, tokenizer = load_reward(folder), load_tokenizer(folder)
-    room = getattr(model.config, "max_position_embeddings", None)
+    room = room_of(model)
     attributes = getattr(model.config, "reward_attributes", [])
     waiting = iter(rows)
     while chunk := list(islice(waiting, AT_A_TIME)):
@@ -102,6 +102,5 @@ def accuracy(folder: Path, file: Path, batch_size: int = 64) -> dict[str, tuple[
     model, tokenizer = load_reward(folder), load_tokenizer(folder)
     rows, _, _ = cleaned(read_export(file), "unknown")
     if not (found := accuracy_by_source(model, tokenizer, rows, batch_size)):
-        room = getattr(model.config, "max_position_embeddings", None)
-        raise Problem(f"{file}: no ordered pair of answers fits the model's {room} tokens")
+        raise Problem(f"{file}: no ordered pair of answers fits the model's {room_of(model)} tokens")
     return found

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tasks import annotate, preferences, reward
-from tasks.lib.data.rows import read_parquet
+from tasks.lib.data.rows import RATING, read_parquet, write_parquet
 from tasks.lib.preferences.attributes import has_ratings, ratings
 from tasks.lib.preferences.reward_attributes import (
     attribute_figures,
@@ -121,6 +121,10 @@ def test_a_reward_model_learns_attributes_beside_the_rankings(workspace):
     row = {"prompt": "The song was fine", "answers": ["good", "bad"]}
     (said,) = scored(Path("models/reward"), [("row", row)])
     assert said["correctness"][0] > said["correctness"][1] and "disagreement" not in said
+    asked = reward.Params(training=how)
+    before = reward._fingerprint(asked, 1)
+    write_parquet(Path("data/preferences/ratings_train.parquet"), train[1:], RATING)
+    assert reward._fingerprint(asked, 1) != before  # a checkpoint of other ratings is of another run
     with pytest.raises(Problem, match=r"ratings_train.parquet has no answer of 96 tokens rated by honesty"):
         reward.run(reward.Params(training={**how, "attributes": ["honesty"]}), Stage("reward"))
 
