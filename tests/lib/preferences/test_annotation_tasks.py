@@ -69,6 +69,9 @@ def test_a_plain_ranker_and_argilla_bring_back_whole_rankings(tmp_path):
     found = rankings(tmp_path / "argilla.json", records)
     assert len(found) == 20 and alphabetical(found)
     assert len({tuple(record["fields"].values())[1:] for record in records}) > 5  # shuffled by record
+    for candidate, record in zip(CANDIDATES, records, strict=True):  # and the shown order is recorded
+        places = [int(shown.rpartition("-")[2]) for shown in record["metadata"]["shown"]]
+        assert [candidate["answers"][place] for place in places] == [*record["fields"].values()][1:]
 
 
 def test_every_labelling_configuration_is_xml_that_reads_what_its_tasks_hold():
