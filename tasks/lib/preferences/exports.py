@@ -29,8 +29,8 @@ Rows = Iterator[tuple[int, Row]]
 Found = Iterator[Judgement | Dropped | Rating]
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".gz")
 ANSWERS, SCORES = ("answers", "responses", "generations"), ("scores", "ratings")
-OF_PAGE = {"candidate", "seconds", "at", "skipped"}  # what annotation_page.py adds
-KNOWN = {"id", "prompt", "messages", *ANSWERS, "ranks", "annotator", "strength", "source", "license", *OF_PAGE}
+ADDED = {"candidate", "seconds", "at", "skipped"}  # by annotation_page.py
+KNOWN = {"id", "prompt", "messages", *ANSWERS, "ranks", "annotator", "strength", "source", "license", *ADDED}
 
 
 def read_export(
