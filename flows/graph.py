@@ -111,6 +111,11 @@ def _matching(targets: Sequence[str], stages: dict[str, Any]) -> Iterator[str]:
     for target in targets:
         found = [name for name in stages if name == target or name.split("@")[0] == target]
         if not found:
+            entry = (read_yaml(Path("dvc.yaml")).get("stages") or {}).get(target, {})
+            if "foreach" in entry:
+                raise Problem(
+                    f"params.yaml: {str(entry['foreach']).strip('${}')} is empty; {target} is a stage per entry"
+                )
             near = difflib.get_close_matches(target, stages, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]}?" if near else f"the stages are {', '.join(stages)}"
             raise Problem(f"dvc.yaml: there is no stage {target}; {hint}")

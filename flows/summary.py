@@ -15,6 +15,7 @@ HEADLINES: dict[str, tuple[str, str | None, str]] = {
     "check": ("rows that hold", None, "rows"),
     "curate": ("rows", "rows_in", "rows_out"),
     "sft": ("validation loss", "validation_loss_before", "validation_loss"),
+    "classify": ("held-out accuracy, majority -> model", "majority_accuracy", "accuracy"),
     "sample": ("prompts with answers to rank", "prompts", "prompts_kept"),
     "annotate": ("rankings", None, "annotations"),
     "preferences": ("agreement of annotators", None, "agreement"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import pytest
 from pydantic import BaseModel
@@ -25,6 +25,8 @@ def params_of(stage: str) -> type[BaseModel]:
 def nested(model: type[BaseModel], key: str) -> type[BaseModel] | None:
     """The model of a field that is a group of keys (or null)."""
     annotation = model.model_fields[key].annotation
+    if get_origin(annotation) is dict:  # its keys are the user's
+        return None
     options = [annotation, *getattr(annotation, "__args__", ())]
     return next((one for one in options if isinstance(one, type) and issubclass(one, BaseModel)), None)
 

@@ -55,3 +55,28 @@ def write_instructions(path: Path, numbers: range) -> None:
 
 def write_rankings(path: Path, numbers: range) -> None:
     write_parquet(path, [ranking(number) for number in numbers], RANKING)
+
+
+def write_encoder(path: Path, kind: str, seed: int = 0) -> None:
+    """A masked language model and its WordPiece tokenizer: kind is bert or roberta."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedTokenizerFast
+
+    letters = [chr(number) for number in range(33, 127)]
+    names = ["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]", *WORDS, *letters, *(f"##{c}" for c in letters)]
+    vocabulary = {name: number for number, name in enumerate(names)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 0), ("[SEP]", 2)]
+    )
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]",
+               "mask_token": "[MASK]"}  # fmt: skip
+    shape = {"vocab_size": len(names), "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+             "intermediate_size": 32, "max_position_embeddings": 64, "pad_token_id": 1,
+             "initializer_range": 0.3}  # fmt: skip
+    torch.manual_seed(seed)
+    model = AutoModelForMaskedLM.from_config(AutoConfig.for_model(kind, **shape))
+    model.save_pretrained(path)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(path)

@@ -28,6 +28,16 @@ def test_a_target_brings_what_it_depends_on_and_a_foreach_all_its_items(project:
         read_graph(["lefty"])
 
 
+def test_a_foreach_without_entries_is_no_stage_and_as_a_target_names_its_key(project: Path) -> None:
+    with Path("dvc.yaml").open("a") as file:
+        file.write("  heads:\n    foreach: ${left.tasks}\n    do: {cmd: 'true', outs: ['${key}.txt']}\n")
+    params = Path("params.yaml")
+    params.write_text(params.read_text().replace("left: {x: 1}", "left: {x: 1, tasks: {}}"))
+    assert list(read_graph().nodes) == ["start", "left", "right", "ends@a", "ends@b", "behind"]
+    with pytest.raises(Problem, match=r"params\.yaml: left\.tasks is empty; heads is a stage per entry"):
+        read_graph(["heads"])
+
+
 def test_a_changed_parameter_is_named(project: Path) -> None:
     subprocess.run(["dvc", "repro", "-q"], check=True)
     assert not any(read_graph().changes.values())

@@ -42,8 +42,8 @@ PLAIN = (
 )
 
 
-def load_tokenizer(path: str | Path) -> Any:
-    """The tokenizer of a model folder. Problem when it is missing, broken, or without EOS."""
+def load_tokenizer(path: str | Path, *, ends: bool = True) -> Any:
+    """The tokenizer of a model folder. Problem when it is missing, broken, or (`ends`) without EOS."""
     folder = existing_folder(path)
     names = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
     if not any((folder / name).is_file() for name in names):
@@ -57,7 +57,7 @@ def load_tokenizer(path: str | Path) -> Any:
         raise Problem(f"{folder}: the tokenizer cannot be read: {first_line(error)}") from None
     for key in ("is_local", "local_files_only"):  # how it was loaded is no property of it
         tokenizer.init_kwargs.pop(key, None)
-    if tokenizer.eos_token_id is None:
+    if ends and tokenizer.eos_token_id is None:
         raise Problem(f"{folder}: the tokenizer has no EOS token; answers could not end")
     return tokenizer
 

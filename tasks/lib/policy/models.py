@@ -77,14 +77,14 @@ def load_policy(path: str | Path, *, dtype: torch.dtype = torch.float32, on: str
                 f"{folder}: {len(info[what])} {what.replace('_keys', '')} tensors, first {first}; "
                 "they would be random: restore the folder"
             )
-    if not _is_received() and (name := _not_finite(model)) is not None:
+    if not _is_received() and (name := not_finite(model)) is not None:
         raise Problem(f"{folder}: the tensor {name} holds NaN or infinity; restore the folder")
     return model.eval().to(on or device())
 
 
 def save_model(model: Any, tokenizer: Any, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
     """Write a model folder whole or not at all; the same weights give the same bytes."""
-    if (name := _not_finite(model)) is not None:
+    if (name := not_finite(model)) is not None:
         raise Problem(
             f"{path}: not written: the tensor {name} holds NaN or infinity; lower the learning rate"
         )
@@ -161,7 +161,7 @@ def _is_received() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP") == "true" and os.environ.get("LOCAL_RANK", "0") != "0"
 
 
-def _not_finite(model: Any) -> str | None:
+def not_finite(model: Any) -> str | None:
     """The first tensor with NaN or infinity."""
     tensors = model.state_dict().items()
     return next((name for name, tensor in tensors if not bool(torch.isfinite(tensor).all())), None)

@@ -48,7 +48,7 @@ OWNED = {
 
 def configured(Config: type, stage: Stage, given: Mapping[str, Any], **defaults: Any) -> Any:
     """A TRL config of `given` over `defaults` over what suits the machine. Problem for a bad key or value."""
-    where = f"{stage.name}.trainer"
+    where = f"{stage.name.split('/')[0]}.trainer"
     for key in known_keys(where, given, Config):
         if key in OWNED:
             raise Problem(f"params.yaml: {where}.{key} cannot be set here: {OWNED[key]}")
@@ -133,15 +133,15 @@ class BudgetSampler(Sampler[list[int]]):
 
 
 def ours(Base: Any) -> Any:
-    """The trainer class `Base` of TRL for rows that carry `row` (their number) and are tokenised already.
+    """The trainer class `Base` of TRL or transformers for tokenised rows that carry `row`, their number.
 
     A loss that is not finite is a Problem before the optimiser's step, and so is a first loss other than
     `first_loss`. `lengths` and `ids` are those of the training rows; a batch has `batch_tokens` tokens in place of
     so many rows where that is given. Rows of one of `groups` come side by side. `spike`: a loss of SPIKE times the
     median of the steps before is said with its rows, or stops the run.
     """
-
-    _score_trained_positions_only()
+    if any(each.__module__.startswith("trl.") for each in Base.__mro__):
+        _score_trained_positions_only()
 
     class Trainer(Base):
         data_collator: Any
