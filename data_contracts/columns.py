@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 
 import pandas as pd
 from great_expectations.expectations import Expectation
 
-from tasks.lib.data.rows import content_id
 from tasks.lib.data.sources import LICENSES
 
 
@@ -35,7 +35,9 @@ def shortest(messages: list[dict[str, str]]) -> int:
 
 def prompt(messages: list[dict[str, str]]) -> str:
     """A hash that is equal for equal prompts, whatever the case and spacing."""
-    return content_id([[m["role"], " ".join(m["content"].casefold().split())] for m in messages])
+    # \x1f is a blank to split(), so no text holds it: no two conversations are joined to one text
+    turns = [f"{m['role']}\x1f{' '.join(m['content'].casefold().split())}" for m in messages]
+    return sha256("\x1f".join(turns).encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def prompts(conversations: Iterable[list[dict[str, str]]]) -> set[str]:
