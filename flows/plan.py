@@ -79,11 +79,14 @@ def _trained(
     """Of a stage that trains one model on `tokens` tokens at a time; `others` are bytes of models beside it."""
     weights, state = planning.trained_bytes(shape, method, dict(adapter), on_gpu)
     weights, state = planning.spread_bytes(shape, weights, state, launch.processes, launch.zero)
-    kept = planning.activation_bytes(shape, tokens, 2 if on_gpu else 4, checkpointing=checkpointing)
+    size = 2 if on_gpu else 4
+    kept = planning.activation_bytes(shape, tokens, size, checkpointing=checkpointing)
     return Need(
         weights=weights + others,
         training=state + others_training,
-        activations=kept * passes + planning.logits_bytes(shape, logit_tokens),
+        activations=kept * passes
+        + planning.backward_bytes(shape, tokens, size)
+        + planning.logits_bytes(shape, logit_tokens),
         cache=cache,
         operations=operations,
         disk=planning.checkpoint_bytes(shape, planning.trained_parameters(shape, method, dict(adapter))),

@@ -141,6 +141,14 @@ def activation_bytes(shape: Shape, tokens: int, size: int, *, checkpointing: boo
     return float(tokens) * kept * size
 
 
+def backward_bytes(shape: Shape, tokens: int, size: int) -> float:
+    """Bytes of gradients while the backward pass is in its first layer, when nothing that was kept is free yet.
+
+    Of the feed-forward network's product, gate and up at once, the widest tensors there are.
+    """
+    return 3.0 * tokens * shape.feed_forward * size
+
+
 def logits_bytes(shape: Shape, tokens: int) -> float:
     """Logits, their log-softmax and the gradient, in float32."""
     return 3.0 * 4 * tokens * shape.vocabulary
