@@ -166,8 +166,9 @@ def shards(rows: int) -> None:
         plan = Plan(folder, [], [], SHARES, 1)
         source = read_source(folder / "source.yaml", folder, "toy", commercial=True)
         made = list(render_shards(plan, source, read_rows(source), folder / "shards", None))
-        index = index_of(made)
-        write_selected(folder / "rows.parquet", made, index.take(index.id.argsort()))
+        chosen = index_of(made)
+        chosen = chosen.take(chosen.id.argsort())  # no second index while rows are written
+        write_selected(folder / "rows.parquet", made, chosen)
         written = pa.parquet.ParquetFile(folder / "rows.parquet").metadata.num_rows
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         print(json.dumps([peak, time.process_time(), written]))
@@ -214,7 +215,7 @@ def contracts(rows: int = 100_000) -> None:
 
 def curation(rows: int = 100_000, planted: int = 500) -> None:
     """Precision and recall of the rules against copies, near copies and leaks planted among so many rows."""
-    from tasks.curate import Contamination, NearDuplicates, Params, alike, contaminated, exact_duplicates
+    from tasks.lib.data.rules import alike, contaminated, exact_duplicates
 
     dice = random.Random(4)
     given = list(instructions(rows))
@@ -247,16 +248,12 @@ def curation(rows: int = 100_000, planted: int = 500) -> None:
         truth["contamination"].add(leak["id"])
         training.append({**leak, "split": "train"})
     every = evaluation + training
-    params = Params.model_construct(
-        near_duplicates=NearDuplicates(similarity=0.8, words=3),
-        contamination=Contamination(coverage=0.5, words=8),
-    )
     hit: set[str] = set()
     print(f"curation of {len(every):,} rows, {planted} planted of each kind")
     for rule, judge in {
         "exact duplicate": exact_duplicates,
-        "near duplicate": lambda rows: alike(params, rows),
-        "contamination": lambda rows: contaminated(params, rows, hit),
+        "near duplicate": lambda rows: alike(rows, similarity=0.8, words=3),
+        "contamination": lambda rows: contaminated(rows, words=8, coverage=0.5, hit=hit),
     }.items():
         start = time.process_time()
         dropped = {every[i]["id"] for i in judge(every)}
