@@ -46,7 +46,7 @@ class Task(BaseModel, extra="forbid"):
 
 
 class Params(BaseModel, extra="forbid"):
-    tasks: dict[str, Task] = {}
+    tasks: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], Task] = {}  # names of folders and files
     model: Path
     method: Method = "full"
     lora: dict[str, Any] = {}

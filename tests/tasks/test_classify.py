@@ -20,7 +20,7 @@ from tasks import classify
 from tasks.lib.policy import trainers
 from tasks.lib.policy.batches import right_pad
 from tasks.lib.policy.models import load_policy
-from tasks.lib.stage import Problem, Stage, read_yaml
+from tasks.lib.stage import Problem, Stage, read_yaml, validated
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINER = {
@@ -192,6 +192,10 @@ def test_mistakes_are_one_line_that_says_where(inputs: Path) -> None:
         Problem, match=r"params\.yaml: classify\.trainer\.lerning_rate is not a key of TrainingArg"
     ):
         learn(trainer={"lerning_rate": 1})
+    with pytest.raises(
+        Problem, match=r"params\.yaml: classify\.tasks\.\.\./heat\..*: string should match pattern"
+    ):
+        validated("classify", classify.Params, {"model": "models/base", "tasks": {"../heat": {"rows": "x"}}})
     with pytest.raises(Problem, match=r"models/nothing does not exist"):
         learn(model="models/nothing")
     result = subprocess.run(
