@@ -1,7 +1,7 @@
 """One iteration of PPO: CPU seconds of ours and of TRL 1.12's PPOTrainer, on equal models, prompts, answers and epochs.
 
 Both sample (16 tokens), then train on the same given answers. Advantages and the losses of all epochs of the first
-iteration are compared before any second is reported. One thread, the better of two warm iterations.
+iteration are compared before any second is reported. One thread, the least of the warm iterations of all rounds.
 
 Run     python -m benchmarks.ppo_step VENV/bin/python        (its packages: see benchmarks/trl_ppo.py)
 """
@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.trl_ppo import four_models, sizes
 from tasks.lib.policy import ppo
-from tasks.lib.policy.actor_critic import ActorCritic
+from tasks.lib.policy.actor_critic import ActorCritic, Lora
 from tasks.lib.preferences.reward_model import score
 
 DEMO = {
@@ -32,6 +32,12 @@ DEMO = {
 }  # fmt: skip
 SETTINGS = {"kl_coef": 0.05, "gamma": 1.0, "lam": 0.95, "cliprange": 0.2, "cliprange_value": 0.2, "vf_coef": 0.1,
             "num_ppo_epochs": 4, "temperature": 0.7, "learning_rate": 3e-5, "adam_epsilon": 1e-5}  # fmt: skip
+
+SHARED: dict[str, tuple[str, Lora | None]] = {
+    "ours, four models": ("reward", None),
+    "ours, critic: a head on the policy": ("policy", None),
+    "ours, as the demo: and adapters": ("policy", Lora()),
+}
 
 
 def demo_case(episodes: int = 128, width: int = 16, iterations: int = 3) -> dict[str, Any]:
@@ -68,13 +74,16 @@ def config_of(case: dict[str, Any], epochs: int) -> ppo.PPOConfig:
 class Ours:
     """Our models on a case, and one iteration of them."""
 
-    def __init__(self, case: dict[str, Any], epochs: int, critic: str = "reward") -> None:
+    def __init__(
+        self, case: dict[str, Any], epochs: int, critic: str = "reward", lora: Lora | None = None
+    ) -> None:
         found = four_models(case["shape"])
         for model in found.values():
             model.config.reward_mean, model.config.reward_std = 0.0, 1.0
         self.case, self.config, self.reward = case, config_of(case, epochs), found["reward"]
-        self.models = ActorCritic(found["policy"], found["critic"] if critic == "reward" else None)
-        self.models.reference_model = found["reference"].requires_grad_(False)
+        self.models = ActorCritic(found["policy"], found["critic"] if critic == "reward" else None, lora)
+        if not lora:
+            self.models.reference_model = found["reference"].requires_grad_(False)
         learned = self.models.policy_parameters() | self.models.critic_parameters()
         learned.pop("value_head.bias")  # TRL's critic has none
         self.optimizer = torch.optim.AdamW(
@@ -152,14 +161,15 @@ def weights_after(case: dict[str, Any], trl: dict[str, Any]) -> tuple[dict[str, 
     return sizes(ours.models.policy), trl["policy"]
 
 
-def seconds(case: dict[str, Any], critic: str) -> list[float]:
-    """CPU seconds of each warm iteration."""
-    ours, taken = Ours(case, case["settings"]["num_ppo_epochs"], critic), []
+def seconds(case: dict[str, Any], what: str) -> float:
+    """CPU seconds of the better warm iteration, with what is `SHARED`."""
+    critic, lora = SHARED[what]
+    ours, taken = Ours(case, case["settings"]["num_ppo_epochs"], critic, lora), []
     for number in range(case["iterations"]):
         start = time.process_time()
         ours.iteration(number=number + 1)
         taken.append(time.process_time() - start - ours.injection)
-    return taken[1:]
+    return min(taken[1:])
 
 
 def trl_of(python: str, case: dict[str, Any]) -> dict[str, Any]:
@@ -185,16 +195,17 @@ def main(python: str, rounds: int = 3) -> None:
     for what, difference in compare(case, trl).items():
         print(f"{what:12}  differs by at most {difference:.1e}")
         assert difference < 1e-4, what
-    taken: dict[str, list[float]] = {"TRL": [], "reward": [], "policy": []}
-    for _ in range(rounds):  # in turns: who else works on the machine works beside all of them
-        taken["TRL"] += trl_of(python, case)["cpu_seconds"][1:]
-        for critic in ("reward", "policy"):
-            taken[critic] += seconds(case, critic)
-    theirs, episodes = min(taken["TRL"]), len(case["prompts"])
-    print(f"TRL {trl['trl']} PPOTrainer      {theirs:6.2f} CPU s per iteration of {episodes} episodes")
-    for critic, what in (("reward", "critic apart"), ("policy", "critic: a head")):
-        own = min(taken[critic])
-        print(f"ours, {what:16} {own:6.2f} CPU s   {own / theirs:.2f} of TRL's")
+    theirs = f"TRL {trl['trl']} PPOTrainer"
+    taken: dict[str, list[float]] = {what: [] for what in (theirs, *SHARED)}
+    for number in range(rounds):  # in turns: who else works on the machine works beside all of them
+        taken[theirs].append(min(trl_of(python, case)["cpu_seconds"][1:]))
+        for what in SHARED:
+            taken[what].append(seconds(case, what))
+        found = ", ".join(f"{of_one[-1]:.2f}" for of_one in taken.values())
+        print(f"round {number + 1} of {rounds}: {found}", flush=True)
+    print(f"CPU s per iteration of {len(case['prompts'])} episodes, the least of all rounds")
+    for what, of_one in taken.items():
+        print(f"{what:34} {min(of_one):6.2f}   {min(of_one) / min(taken[theirs]):.2f} of TRL's")
 
 
 if __name__ == "__main__":

@@ -69,10 +69,9 @@ class ActorCritic(nn.Module):
     @torch.no_grad()
     def values(self, prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> Tensor:
         """The values (B, T+1) alone."""
-        if self.critic is None:
-            return self(prompts, answers, 1.0)[1]
         rows = rows_of(prompts, answers, self.policy.device)
-        return self._of_states(rows, self.critic(input_ids=rows.ids, use_cache=False).last_hidden_state)
+        body = self.policy.base_model if self.critic is None else self.critic
+        return self._of_states(rows, body(input_ids=rows.ids, use_cache=False).last_hidden_state)
 
     def _of_states(self, rows: Rows, hidden: Tensor) -> Tensor:
         """Values (B, T+1) of hidden states (B, W, d)."""
