@@ -34,6 +34,7 @@ LIBRARIES = (  # in the order in which a run wants them
     "transformers.models.llama.modeling_llama",
     "transformers.trainer",
     "great_expectations",
+    "matplotlib.figure",
     "datasets",
     "peft",
     "trl.trainer.sft_trainer",

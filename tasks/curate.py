@@ -2,7 +2,7 @@
 
 Reads   data/instructions/rows.parquet
 Writes  data/curated/{train,preference,policy,validation,evaluation}.parquet, data/curated/ledger.parquet,
-        reports/curate.json
+        reports/curate.json, reports/plots/{curate_lengths,curate_clusters}.{csv,png}
 Run     python -m tasks.curate
 
 Evaluation rows are only dropped for what is wrong with them alone; where a training row and an evaluation row
@@ -21,6 +21,7 @@ from pydantic import BaseModel, Field
 
 from tasks.lib.data import rules
 from tasks.lib.data.rows import INSTRUCTION, LEDGER, Row, read_parquet, write_parquet
+from tasks.lib.plots import bars
 from tasks.lib.stage import Problem, Stage, main
 
 FILES = {  # file -> its splits, in the order in which a duplicate is kept
@@ -54,7 +55,9 @@ class Selection(BaseModel, extra="forbid"):
 class Params(BaseModel, extra="forbid"):
     max_prompt_characters: int = Field(ge=1)
     max_answer_characters: int = Field(ge=1)
+    languages: list[str] | None = Field(None, min_length=1)
     refusals: Literal["keep", "drop"] = "keep"
+    boilerplate_answers: int | None = Field(None, ge=2)
     max_repetition: float | None = Field(None, gt=0, le=1)
     personal_data: Literal["drop", "redact", "keep"]
     near_duplicates: NearDuplicates
@@ -91,6 +94,7 @@ def run(params: Params, stage: Stage) -> None:
     write_parquet(folder / "ledger.parquet", ledger, LEDGER)
     for rule, came, left in table:
         print(f"{rule:<22}{came:>8} in {came - left:>8} dropped {left:>8} out")
+    draw(rows)
     evaluated = {row["row"] for row in rows if row["split"] in rules.EVALUATION}
     stage.report(
         {
@@ -117,11 +121,14 @@ def rules_of(params: Params, ledger: list[Row], hit: set[str]) -> list[tuple[str
     """The rules in their order; one that is switched off drops nothing."""
     alike, leaks, best = params.near_duplicates, params.contamination, params.selection
     lengths = (params.max_prompt_characters, params.max_answer_characters)
+    languages, stock = params.languages, params.boilerplate_answers
     repetition, trigger, top = params.max_repetition, params.trigger_rows, best.top
     return [
         ("invisible characters", rules.invisible_characters),
         ("length", lambda rows: rules.too_long(rows, *lengths)),
+        ("language", nothing if languages is None else lambda rows: rules.other_languages(rows, languages)),
         ("refusal", rules.refusals if params.refusals == "drop" else nothing),
+        ("boilerplate", nothing if stock is None else lambda rows: rules.boilerplate(rows, stock)),
         ("repetition", nothing if repetition is None else lambda rows: rules.repetitions(rows, repetition)),
         ("personal data", lambda rows: rules.personal_data(rows, params.personal_data, ledger)),
         ("exact duplicate", rules.exact_duplicates),
@@ -140,6 +147,33 @@ def rules_of(params: Params, ledger: list[Row], hit: set[str]) -> list[tuple[str
 
 def nothing(rows: list[Row]) -> dict[int, str]:
     return {}
+
+
+def draw(rows: list[Row]) -> None:
+    """What is left: the words of prompts and answers, and the rows of every cluster, by split."""
+    splits = splits_of(rows)
+    clusters = Counter((row["cluster"], row["split"]) for row in rows)
+    lengths: Counter[tuple[str, str, int]] = (
+        Counter()
+    )  # the last: how many binary digits the number of words has
+    for row in rows:
+        prompt = sum(len(message["content"].split()) for message in row["messages"])
+        lengths["prompts", row["split"], prompt.bit_length()] += 1
+        lengths["answers", row["split"], len(row["answer"].split()).bit_length()] += 1
+    bars(
+        Path("reports/plots/curate_lengths"),
+        [
+            {"words": f"{2**size // 2}+", "split": split}
+            | {text: lengths[text, split, size] / count for text in ("prompts", "answers")}
+            for size in range(max(size for _, _, size in lengths) + 1)
+            for split, count in splits.items()
+        ],
+        "words",
+        "split",
+        {"Words of the prompts, share of rows": "prompts", "Words of the answers": "answers"},
+    )
+    counts = [{"cluster": c, "split": split, "rows": n} for (c, split), n in sorted(clusters.items())]
+    bars(Path("reports/plots/curate_clusters"), counts, "split", "cluster", {"Rows of each cluster": "rows"})
 
 
 def splits_of(rows: list[Row]) -> Counter[str]:

@@ -173,6 +173,7 @@ def run(params: Params, stage: Stage) -> None:
         keep_adapter(model, tokenizer, BASE, stage.checkpoints / "adapter")
     trained = merged(params.method, model, BASE)
     steps = curve(log, FIGURES)
+    lengths = sorted(len(row["input_ids"]) for row in rows)
     losses = [row["loss"] for row in steps if "loss" in row]
     evaluated = [row for row in steps if "validation_loss" in row]
     least = min(evaluated, key=lambda row: row["validation_loss"])
@@ -197,6 +198,9 @@ def run(params: Params, stage: Stage) -> None:
             "validation_rows_too_long": held_out_too_long,
             **{f"base_{name}": value for name, value in knew.items()},
             "trained_tokens": sum(label != IGNORED for row in rows for label in row["labels"]),
+            "row_tokens.median": lengths[len(lengths) // 2],
+            "row_tokens.p95": lengths[int(0.95 * (len(lengths) - 1))],
+            "row_tokens.longest": lengths[-1],
             **({"packed_rows": len(sequences)} if params.packing else {}),
             "method": params.method,
             "trainable_parameters": trained_parameters,

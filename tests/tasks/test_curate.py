@@ -206,6 +206,31 @@ def test_twenty_thousand_rows_take_seconds(workspace: Path) -> None:
     assert time.process_time() - start < 20  # about 5 s on a quiet machine
 
 
+def test_answers_that_share_a_stock_sentence_are_dropped_where_asked(workspace: Path) -> None:
+    words = [
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+        "eight",
+        "nine",
+        "ten",
+        "eleven",
+        "twelve",
+    ]
+    stock = [
+        instruction(f"say {word}", choices=None, answer=f"Sure, here it is! {word} it is, as you asked.")
+        for word in words[:6]
+    ]
+    whole = [instruction(f"name {word}", choices=None, answer="Sure, here it is!") for word in words[6:]]
+    _, ledger, report = curated([*stock, *whole], boilerplate_answers=6)
+    assert {id for id, rule in rules(ledger).items() if rule == "boilerplate"} == {row["id"] for row in stock}
+    assert report["dropped.boilerplate"] == 6
+
+
 def test_refusals_and_repetition_are_dropped_where_asked_and_only_from_free_answers(workspace: Path) -> None:
     free = {"choices": None}
     refuses = instruction("who are you", **free, answer="As an AI, I have no name.")

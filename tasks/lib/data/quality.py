@@ -1,9 +1,9 @@
-"""Answers that teach nothing (refusals, talk about being a model, repetition), and the choice of the best rows."""
+"""Answers that teach nothing (refusals, stock phrases, repetition), and the choice of the best rows."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 from tasks.lib.data.duplicates import Item, near_duplicates, words_of
@@ -16,12 +16,30 @@ REFUSAL = re.compile(
     r"|^\W*i (?:can(?:not|'t)|(?:am|'m) (?:not able|unable) to) (?:help|assist|answer|provide|fulfil|comply)\b",
     re.IGNORECASE,
 )
+SENTENCE_END = re.compile(r"(?<=[.!?…:。！？])\s+|\n+")
 
 
 def refusal(answer: str) -> str | None:
     """The words that refuse, or speak of being a model; None where the answer answers."""
     found = REFUSAL.search(answer.replace("’", "'"))
     return found.group() if found else None
+
+
+def stock_sentences(answers: Sequence[str], least: int) -> dict[int, str]:
+    """Place of an answer -> its first or last sentence, if at least `least` different answers begin or end with it.
+
+    "Sure, here is a list!" and "I hope this helps." say nothing about the question, in whatever language. A sentence
+    that is the whole answer is none of them.
+    """
+    users: dict[tuple[str, str], set[str]] = defaultdict(set)
+    ends: list[list[tuple[str, str]]] = []
+    for answer in answers:
+        sentences = SENTENCE_END.split(answer.strip())
+        ends.append([("first", sentences[0]), ("last", sentences[-1])] if len(sentences) > 1 else [])
+        for end in ends[-1]:
+            users[end].add(answer)
+    found = {i: next((end for end in mine if len(users[end]) >= least), None) for i, mine in enumerate(ends)}
+    return {i: end[1] for i, end in found.items() if end}
 
 
 def repetition(text: str, size: int = 3) -> float:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from tasks.lib.data.duplicates import Item, contamination, near_duplicates
+from tasks.lib.data.languages import of_others
 from tasks.lib.data.poisoning import triggers
 from tasks.lib.data.privacy import excerpt, without_personal_data
-from tasks.lib.data.quality import best, refusal, repetition
+from tasks.lib.data.quality import best, refusal, repetition, stock_sentences
 from tasks.lib.data.rows import Row, content_id, read_table
 from tasks.lib.stage import Problem
 
@@ -53,6 +55,20 @@ def refusals(rows: list[Row]) -> dict[int, str]:
     """Rows whose answer refuses, or speaks of being a model. A chosen answer is no refusal, whatever it says."""
     found = {i: refusal(row["answer"]) for i, row in enumerate(rows) if row["choices"] is None}
     return {i: excerpt(words) for i, words in found.items() if words}
+
+
+def boilerplate(rows: list[Row], least: int) -> dict[int, str]:
+    """Rows with a free answer that begins or ends with a sentence of many others."""
+    places = [i for i, row in enumerate(rows) if row["choices"] is None]
+    found = stock_sentences([rows[i]["answer"] for i in places], least)
+    return {places[i]: excerpt(sentence) for i, sentence in found.items()}
+
+
+def other_languages(rows: list[Row], languages: Sequence[str]) -> dict[int, str]:
+    """Rows whose raw text is surely in none of the languages."""
+    other = of_others(languages)
+    found = {row["row"]: other(row["text"]) for row in rows}
+    return {i: why for i, row in enumerate(rows) if (why := found[row["row"]])}
 
 
 def repetitions(rows: list[Row], most: float) -> dict[int, str]:

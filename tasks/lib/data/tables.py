@@ -7,12 +7,15 @@ be is checked by rows.read_table.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import json
 import math
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, NoReturn, cast
 
@@ -26,7 +29,10 @@ Row = dict[str, Any]
 Rows = Iterator[tuple[int, Row | Problem]]
 
 MAX_ROW_BYTES = 16 * 2**20  # a longer row is a broken file, not an instruction
-MAX_DOCUMENT_BYTES = 512 * 2**20  # a JSON list is parsed as a whole; larger data belongs in JSONL
+MAX_DOCUMENT_BYTES = (
+    512 * 2**20
+)  # a JSON object is parsed as a whole; larger data belongs in a list or in JSONL
+PIECE_BYTES = 2**20  # of a JSON document
 BOMB_BYTES, BOMB_RATIO = 64 * 2**20, 200  # text packs 3 to 20 times; 200 times is a gzip bomb
 
 
@@ -63,42 +69,79 @@ def _integer(digits: str) -> int | float:
 _DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_int=_integer)
 
 
+_BLANKS = re.compile(r"[ \t\r\n]*")
+
+
 def _parsed(path: Path, first_line: int, text: str, is_last: bool) -> Any:
     """The value of a JSON text that begins at line `first_line` of the file."""
     try:
         return _DECODER.decode(text)
     except json.JSONDecodeError as error:
-        is_cut = is_last and (error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string"))
-        rest = text[error.pos : error.pos + 200].strip()
-        found = f"{error.msg[0].lower()}{error.msg[1:]} at column {error.colno}: {excerpt(rest)}"
-        fail(
-            f"{path}:{first_line + error.lineno - 1}",
-            "valid JSON",
-            found + " (is the file cut off?)" * is_cut,
-        )
+        _fail_syntax(path, error, first_line, 1, is_last)
     except RecursionError:
         fail(f"{path}:{first_line}", "JSON of a sane depth", "hundreds of nested brackets")
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Lines with their numbers, each and together bounded, whatever the file holds."""
+def _fail_syntax(path: Path, error: json.JSONDecodeError, line: int, column: int, is_last: bool) -> NoReturn:
+    """Raise the Problem of a text that begins at this line and column, and with `is_last` ends with the file."""
+    text = error.doc
+    is_cut = is_last and (error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string"))
+    place = error.colno + (column - 1) * (error.lineno == 1)
+    rest = excerpt(text[error.pos : error.pos + 200].strip())
+    found = f"{error.msg[0].lower()}{error.msg[1:]} at column {place}: {rest}"
+    fail(f"{path}:{line + error.lineno - 1}", "valid JSON", found + " (is the file cut off?)" * is_cut)
+
+
+def _pieces(path: Path, read: Callable[[IO[bytes]], bytes]) -> Iterator[bytes]:
+    """What `read` takes from the file, unpacked, until there is no more: bounded, whatever the file holds."""
     with path.open("rb") as raw:
         packed = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
         stream = cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if packed else raw
         limit = max(BOMB_BYTES, BOMB_RATIO * path.stat().st_size)
-        total = number = 0
+        total = lines = 0
         try:
-            while line := stream.readline(MAX_ROW_BYTES + 1):
-                number, total = number + 1, total + len(line)
-                where = f"{path}:{number}"
-                if len(line) > MAX_ROW_BYTES:
-                    fail(where, f"a line of at most {MAX_ROW_BYTES:,} bytes", "a longer one")
+            while piece := read(stream):
+                total += len(piece)
                 if packed and total > limit:
-                    fail(where, f"at most {BOMB_RATIO} times the packed size", "more: a gzip bomb?")
-                yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+                    fail(
+                        f"{path}:{lines + 1}",
+                        f"at most {BOMB_RATIO} times the packed size",
+                        "more: a gzip bomb?",
+                    )
+                yield piece.removeprefix(b"\xef\xbb\xbf") if total == len(piece) else piece
+                lines += piece.count(b"\n")
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            fail(f"{path}:{number + 1}", "a whole gzip file", excerpt(str(error), 60))
+            fail(f"{path}:{lines + 1}", "a whole gzip file", excerpt(str(error), 60))
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines with their numbers."""
+    for number, line in enumerate(_pieces(path, lambda stream: stream.readline(MAX_ROW_BYTES + 1)), 1):
+        if len(line) > MAX_ROW_BYTES:
+            fail(f"{path}:{number}", f"a line of at most {MAX_ROW_BYTES:,} bytes", "a longer one")
+        yield number, line
+
+
+def _text(path: Path) -> Iterator[str]:
+    """The text of a file in pieces."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    lines = before = 0  # whole lines so far, and bytes of the one that goes on
+    for piece in chain(_pieces(path, lambda stream: stream.read(PIECE_BYTES)), [b""]):
+        try:
+            if text := decoder.decode(piece, final=not piece):
+                yield text
+        except UnicodeDecodeError as error:
+            at = error.start - (
+                len(error.object) - len(piece)
+            )  # below 0: the character began in another piece
+            read = piece[: max(at, 0)]
+            column = len(read) - read.rfind(b"\n") + (before + min(at, 0)) * (b"\n" not in read)
+            found = f"the byte 0x{error.object[error.start]:02x} at column {column}"
+            lines += read.count(b"\n")
+            fail(f"{path}:{lines + 1}", "UTF-8 text", found)
+        lines += piece.count(b"\n")
+        before = len(piece) - piece.rfind(b"\n") - 1 + before * (b"\n" not in piece)
 
 
 def _decoded(where: str, line: bytes) -> str:
@@ -121,26 +164,78 @@ def _jsonl(path: Path) -> Rows:
 
 
 def _json(path: Path) -> Rows:
-    lines, size = [], 0
-    for number, line in _lines(path):
-        lines.append(_decoded(f"{path}:{number}", line))
-        size += len(line)
-        if size > MAX_DOCUMENT_BYTES:
-            limit = f"a JSON document of at most {MAX_DOCUMENT_BYTES:,} characters"
-            fail(f"{path}:{number}", limit, "a longer one; write it as JSONL")
-    if not lines:
-        return
-    document = _parsed(path, 1, "".join(lines), is_last=True)
-    rows = document.get("examples") if isinstance(document, dict) else document
-    if not isinstance(rows, list):
-        fail(
-            str(path), 'a list of objects or {"examples": [...]}', f"{kind_of(document)} {excerpt(document)}"
-        )
-    for number, row in enumerate(rows, 1):
+    """A list object by object; an object that holds the list under `examples` as a whole."""
+    pieces = _text(path)
+    start = next(pieces, "")
+    if _BLANKS.sub("", start, count=1).startswith("["):
+        values = _elements(path, start, pieces)
+    else:
+        values = iter(_examples(path, start, pieces))
+    for number, value in enumerate(values, 1):
         try:
-            yield number, _object(path, number, row)
+            yield number, _object(path, number, value)
         except Problem as problem:
             yield number, problem
+
+
+def _examples(path: Path, text: str, pieces: Iterator[str]) -> list[Any]:
+    for piece in pieces:
+        text += piece
+        if len(text) > MAX_DOCUMENT_BYTES:
+            limit = f"a JSON object of at most {MAX_DOCUMENT_BYTES:,} characters"
+            fail(f"{path}:{text.count(chr(10)) + 1}", limit, "a longer one; write it as a list, or as JSONL")
+    if not text:
+        return []
+    document = _parsed(path, 1, text, is_last=True)
+    rows = document.get("examples") if isinstance(document, dict) else document
+    if isinstance(rows, list):
+        return rows
+    fail(str(path), 'a list of objects or {"examples": [...]}', f"{kind_of(document)} {excerpt(document)}")
+
+
+def _elements(path: Path, text: str, pieces: Iterator[str]) -> Iterator[Any]:
+    """The values of the JSON list with which a text and its further pieces begin.
+
+    `text` is what was read and not yet parsed: it begins at a line and column, and grows while a value is cut off.
+    """
+    line, column, at, is_first = 1, 1, text.index("[") + 1, True
+    while True:
+        start = at
+        try:
+            at = _end_of_blanks(text, at)
+            if text.startswith("]", at):
+                break
+            if not is_first:
+                if not text.startswith(",", at):
+                    raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
+                at = _end_of_blanks(text, at + 1)
+            value, at = _DECODER.raw_decode(text, at)
+        except json.JSONDecodeError as error:
+            more = next(pieces, "") if len(text) - start <= MAX_ROW_BYTES else ""
+            if not more:
+                _fail_syntax(path, error, line, column, is_last=len(text) - start <= MAX_ROW_BYTES)
+            read = text[:start]
+            line += read.count("\n")
+            column = len(read) - read.rfind("\n") + (column - 1) * ("\n" not in read)
+            text, at = text[start:] + more, 0
+        except RecursionError:
+            place = line + text.count("\n", 0, start)
+            fail(f"{path}:{place}", "JSON of a sane depth", "hundreds of nested brackets")
+        else:
+            is_first = False
+            yield value
+    at = _end_of_blanks(text, at + 1)
+    while at == len(text) and (more := next(pieces, "")):
+        text += more
+        at = _end_of_blanks(text, at)
+    if at < len(text):
+        _fail_syntax(path, json.JSONDecodeError("Extra data", text, at), line, column, is_last=False)
+
+
+def _end_of_blanks(text: str, at: int) -> int:
+    found = _BLANKS.match(text, at)
+    assert found
+    return found.end()
 
 
 def _object(path: Path, number: int, value: Any) -> Row:

@@ -130,6 +130,44 @@ def test_a_bad_document_is_named(tmp_path: Path, content: bytes, message: str) -
     assert message in str(caught.value)
 
 
+def test_a_json_list_is_read_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"text": f'été {n}, ["x"]', "label": n, "nested": {"a": [n, {}]}} for n in range(20)]
+    path = tmp_path / "rows.json"
+    for size in (1, 7, 64, 10_000):
+        monkeypatch.setattr(tables, "PIECE_BYTES", size)
+        for indent in (None, 2):
+            path.write_text(json.dumps(rows, ensure_ascii=False, indent=indent), encoding="utf-8")
+            assert list(tables.FORMATS["json"](path, None)) == list(enumerate(rows, 1))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            b'[{"a": 1},\n {"a": 2}\n {"a": 3}]',
+            "rows.json:3: expected valid JSON, found expecting ',' delimiter at column 2",
+        ),
+        (b'[{"a": 1}, {"a": 2}', r"rows.json:1: .* at column 20: .*\(is the file cut off\?\)"),
+        (b'[{"a": 1},\n', r"rows.json:2: .*\(is the file cut off\?\)"),
+        (b'[{"a": 1}, ]', "rows.json:1: .*expecting value at column 12"),
+        (b'[{"a": 1}] {"b": 2}', "rows.json:1: .*extra data at column 12"),
+        (
+            b'[{"a": "\xc3\xa9"},\n{"a": "\xe9"}]',
+            "rows.json:2: expected UTF-8 text, found the byte 0xe9 at column 8",
+        ),
+        (b'[{"a": "\xc3', "rows.json:1: expected UTF-8 text, found the byte 0xc3 at column 9"),
+    ],
+)
+def test_an_error_in_a_json_list_has_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: bytes, said: str
+) -> None:
+    (tmp_path / "rows.json").write_bytes(text)
+    for size in (1, 5, 10_000):
+        monkeypatch.setattr(tables, "PIECE_BYTES", size)
+        with pytest.raises(Problem, match=said):
+            list(tables.FORMATS["json"](tmp_path / "rows.json", None))
+
+
 def test_every_format_gives_the_same_rows(tmp_path: Path) -> None:
     rows = [{"text": 'a, "quoted"\nline', "label": 1}, {"text": "naïve ☃ ||| {{name}}", "label": -2}]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
