@@ -2,7 +2,7 @@
 
 Reads   data/instructions/rows.parquet
 Writes  data/curated/{train,preference,policy,validation,evaluation}.parquet, data/curated/ledger.parquet,
-        reports/curate.json, reports/plots/{curate_lengths,curate_clusters}.{csv,png}
+        reports/curate.json, reports/plots/curate.{csv,png}
 Run     python -m tasks.curate
 
 Evaluation rows are only dropped for what is wrong with them alone; where a training row and an evaluation row
@@ -150,9 +150,8 @@ def nothing(rows: list[Row]) -> dict[int, str]:
 
 
 def draw(rows: list[Row]) -> None:
-    """What is left: the words of prompts and answers, and the rows of every cluster, by split."""
+    """How many words the prompts and answers have that are left, by split."""
     splits = splits_of(rows)
-    clusters = Counter((row["cluster"], row["split"]) for row in rows)
     lengths: Counter[tuple[str, str, int]] = (
         Counter()
     )  # the last: how many binary digits the number of words has
@@ -161,7 +160,7 @@ def draw(rows: list[Row]) -> None:
         lengths["prompts", row["split"], prompt.bit_length()] += 1
         lengths["answers", row["split"], len(row["answer"].split()).bit_length()] += 1
     bars(
-        Path("reports/plots/curate_lengths"),
+        Path("reports/plots/curate"),
         [
             {"words": f"{2**size // 2}+", "split": split}
             | {text: lengths[text, split, size] / count for text in ("prompts", "answers")}
@@ -172,8 +171,6 @@ def draw(rows: list[Row]) -> None:
         "split",
         {"Words of the prompts, share of rows": "prompts", "Words of the answers": "answers"},
     )
-    counts = [{"cluster": c, "split": split, "rows": n} for (c, split), n in sorted(clusters.items())]
-    bars(Path("reports/plots/curate_clusters"), counts, "split", "cluster", {"Rows of each cluster": "rows"})
 
 
 def splits_of(rows: list[Row]) -> Counter[str]:
