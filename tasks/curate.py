@@ -152,9 +152,7 @@ def nothing(rows: list[Row]) -> dict[int, str]:
 def draw(rows: list[Row]) -> None:
     """How many words the prompts and answers have that are left, by split."""
     splits = splits_of(rows)
-    lengths: Counter[tuple[str, str, int]] = (
-        Counter()
-    )  # the last: how many binary digits the number of words has
+    lengths: Counter[tuple[str, str, int]] = Counter()  # by the binary digits of the number of words
     for row in rows:
         prompt = sum(len(message["content"].split()) for message in row["messages"])
         lengths["prompts", row["split"], prompt.bit_length()] += 1
