@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -16,6 +14,7 @@ from pathlib import Path
 from flows.telemetry import child_environment
 from tasks.lib.warm import ADDRESS
 
+WARM = Path(".anneal") / "warm"  # relative: the path of a socket has at most 107 bytes
 GUARD = Path(__file__).with_name("guard.py")
 TAIL = 30  # lines of a failed child that go into its state and message
 
@@ -74,10 +73,13 @@ class Children:
         with self._lock:
             if self.stopping.is_set() or self._environment:
                 return
-            address = str(Path(tempfile.mkdtemp(prefix="anneal-")) / "warm")
-            command = [sys.executable, "-P", "-m", "flows.warm", address]
+            WARM.parent.mkdir(exist_ok=True)
+            WARM.unlink(
+                missing_ok=True
+            )  # of a run that was killed; the workspace's lock keeps out a second one
+            command = [sys.executable, "-P", "-m", "flows.warm", str(WARM)]
             self._running.add(start(command, subprocess.DEVNULL, self.inherit))
-            self._environment[ADDRESS] = address
+            self._environment[ADDRESS] = str(WARM)
 
     def run(self, command: Sequence[str], on_line: Callable[[str], None]) -> Ended:
         """Run a command, hand every line of its output to `on_line`, return how it ended (130: stopped)."""
@@ -110,5 +112,3 @@ class Children:
                 child.stdin.close()
         for child in running:
             stop(child)
-        if self._environment:
-            shutil.rmtree(Path(self._environment[ADDRESS]).parent)

@@ -1,9 +1,9 @@
 """The warm process of a run: it imports what the stages import, once, and every stage is a fork of it.
 
-On two cores the imports of a run on the tiny model took half as long as its training. A fork gets the module,
-arguments, folder, environment and standard streams of the command that asked for it (tasks/lib/warm.py); that
-command stays in its place below DVC and the watchdog, and when it is gone, so is the fork with all that it
-started. Nothing of this project is imported here: a stage always runs the code that lies in its folder.
+On a tiny model importing takes longer than the work of many a stage. A fork gets the module, arguments, folder,
+environment and standard streams of the command that asked for it (tasks/lib/warm.py); that command stays in its
+place below DVC and the watchdog, and when it is gone, so is the fork with all that it started. Nothing of this
+project is imported here: a stage always runs the code that lies in its folder.
 
 A fork cannot use a GPU that its parent has touched, and some libraries touch it when they are imported: where
 there is one there is no warm process, and every stage imports for itself.
