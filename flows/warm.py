@@ -57,7 +57,17 @@ def main(address: str) -> None:
     os.environ.update(job["environment"])
     sys.path.insert(0, job["folder"])
     sys.argv = [job["module"], *job["arguments"]]
+    if job["module"] == "dvc":
+        update_locks_without_comments()
     runpy.run_module(job["module"], run_name="__main__", alter_sys=True)
+
+
+def update_locks_without_comments() -> None:
+    """DVC parses dvc.lock so that comments would be kept when a stage's entry changes. A generated file has none,
+    and the plain parser that DVC reads it with elsewhere spares a second a stage."""
+    from dvc.utils.serialize import _yaml
+
+    _yaml.parse_yaml_for_update = _yaml.parse_yaml
 
 
 def next_job(address: str) -> dict[str, Any]:

@@ -117,3 +117,24 @@ def test_a_stage_is_a_fork_and_its_own_children_are_not(address: str, tmp_path: 
         cwd=tmp_path, env=os.environ | {ADDRESS: address}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout == "a b c True False\n"
+
+
+def test_a_lock_is_updated_to_the_same_bytes_but_for_comments(tmp_path: Path) -> None:
+    update = """
+import sys
+from dvc.utils.serialize import modify_yaml
+from flows.warm import update_locks_without_comments
+if sys.argv[1] == "plain":
+    update_locks_without_comments()
+with modify_yaml("dvc.lock") as lock:
+    lock["stages"]["sft"]["cmd"] = "another"
+"""
+    lock, comment = (ROOT / "dvc.lock").read_bytes(), b"# said by hand\n"
+    written = {}
+    for how in ("plain", "keeping"):
+        (tmp_path / "dvc.lock").write_bytes(lock + comment)
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, "-c", update, how], cwd=tmp_path, check=True, env=environment)
+        written[how] = (tmp_path / "dvc.lock").read_bytes()
+    assert written["keeping"] == written["plain"] + comment
+    assert b"cmd: another" in written["plain"]
