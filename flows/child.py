@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from tasks.lib.warm import ADDRESS
 WARM = Path(".anneal") / "warm"  # relative: the path of a socket has at most 107 bytes
 GUARD = Path(__file__).with_name("guard.py")
 TAIL = 30  # lines of a failed child that go into its state and message
+
+_warm: list[subprocess.Popen[str]] = []  # the warm process of this run
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,21 @@ def stop(child: subprocess.Popen[str], seconds: float = 20.0) -> None:
         child.wait(seconds)
 
 
+@contextlib.contextmanager
+def warm(lock: int) -> Iterator[None]:
+    """Keep a warm process (warm.py) of which the children are forks as soon as it listens. May be nested."""
+    if _warm:
+        yield
+        return
+    WARM.unlink(missing_ok=True)  # of a run that was killed; the workspace's lock keeps out a second one
+    _warm.append(start([sys.executable, "-P", "-m", "flows.warm", str(WARM)], subprocess.DEVNULL, (lock,)))
+    try:
+        yield
+    finally:
+        stop(_warm.pop())
+        WARM.unlink(missing_ok=True)
+
+
 @dataclass
 class Children:
     """The children of one run. After `stop` the running ones end and no other starts."""
@@ -65,28 +82,14 @@ class Children:
     inherit: tuple[int, ...] = ()
     stopping: threading.Event = field(default_factory=threading.Event)
     _running: set[subprocess.Popen[str]] = field(default_factory=set)
-    _environment: dict[str, str] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def warm_up(self) -> None:
-        """Start the warm process (warm.py); the children that follow are its forks, as soon as it listens."""
-        with self._lock:
-            if self.stopping.is_set() or self._environment:
-                return
-            WARM.parent.mkdir(exist_ok=True)
-            WARM.unlink(
-                missing_ok=True
-            )  # of a run that was killed; the workspace's lock keeps out a second one
-            command = [sys.executable, "-P", "-m", "flows.warm", str(WARM)]
-            self._running.add(start(command, subprocess.DEVNULL, self.inherit))
-            self._environment[ADDRESS] = str(WARM)
 
     def run(self, command: Sequence[str], on_line: Callable[[str], None]) -> Ended:
         """Run a command, hand every line of its output to `on_line`, return how it ended (130: stopped)."""
         with self._lock:
             if self.stopping.is_set():
                 return Ended(130, ["stopped before it started"])
-            child = start(command, subprocess.PIPE, self.inherit, **self._environment)
+            child = start(command, subprocess.PIPE, self.inherit, **{ADDRESS: str(WARM)} if _warm else {})
             self._running.add(child)
         tail: deque[str] = deque(maxlen=TAIL)
         try:

@@ -126,14 +126,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> int:
     """Bring every stage of dvc.yaml up to date, as `dvc repro` does, side by side and with lineage."""
-    from flows import outcome, params, server, summary, workspace
+    from flows import child, graph, outcome, params, server, summary, warm, workspace
     from tasks.lib.stage import Problem
 
     if options.parallel < 1 or options.retries < 0:
         raise Problem("--parallel needs at least 1, --retries at least 0")
     workspace.check()
     signal.signal(signal.SIGTERM, _interrupted)  # ends like Ctrl-C: children stopped, the record written
-    with workspace.held():
+    with workspace.held() as lock:
         for line in params.lay_over(options.preset, options.set, options.keep):
             print(f"params.yaml  {line}")
         _refuse_oversize(options)
@@ -148,7 +148,12 @@ def _run(options: argparse.Namespace) -> int:
             if not (url := server.given()):
                 process, url = server.start()
                 stack.enter_context(server.stopped(process))
-            _refuse_mistakes(arguments["targets"])  # while the server starts
+            # While the server starts: mistakes are found, libraries imported
+            params.check()
+            if warm.is_wanted(graph.read_graph(arguments["targets"]), options.force):
+                stack.enter_context(child.warm(lock))
+            from flows import post_training  # noqa: F401
+
             if server.is_temporary():
                 server.ready(process, url)
             _run_flow(arguments, url)
@@ -182,14 +187,6 @@ def _refuse_oversize(options: argparse.Namespace) -> None:
 
 def _interrupted(*_: object) -> None:
     raise KeyboardInterrupt
-
-
-def _refuse_mistakes(targets: list[str]) -> None:
-    from flows import graph, params
-
-    params.check()
-    graph.read_graph(targets)
-    from flows import post_training  # noqa: F401  (takes seconds: import it while the server starts)
 
 
 def _run_flow(arguments: dict[str, Any], url: str) -> None:

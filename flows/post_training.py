@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from graphlib import TopologicalSorter
 from pathlib import Path
 from queue import SimpleQueue
@@ -30,7 +30,7 @@ from prefect.client.schemas.objects import StateDetails  # noqa: E402
 from prefect.context import FlowRunContext  # noqa: E402
 from prefect.states import Cancelled, Completed, Failed, State  # noqa: E402
 
-from flows import lineage, outcome, params, server, warm, workspace  # noqa: E402
+from flows import child, lineage, outcome, params, server, warm, workspace  # noqa: E402
 from flows.child import Children  # noqa: E402
 from flows.graph import Graph, read_graph, read_lock  # noqa: E402
 from flows.outcome import DONE, Outcome  # noqa: E402
@@ -58,24 +58,14 @@ def post_training(
         params.check()
         run = Run(read_graph(targets or ()), Children((lock,)), force)
         one_stage = stage.with_options(retries=retries, retry_delay_seconds=retry_delay_seconds)
-        if have_much_to_import(run) and warm.is_possible():
-            run.children.warm_up()
-        with recorded(run), stopped_at_the_end(run), stopped_when_cancelled(run.children):
+        ready = child.warm(lock) if warm.is_wanted(run.graph, force) else nullcontext()
+        with ready, recorded(run), stopped_at_the_end(run), stopped_when_cancelled(run.children):
             for name in in_order(run.graph.edges(), parallel, run.ended):
                 upstream = [edge(above, run) for above in run.graph.nodes[name].upstream]
                 future = one_stage.submit(name, run, wait_for=upstream)  # type: ignore[call-overload]
                 future.add_done_callback(lambda _, name=name: run.ended.put(name))
                 run.futures[name] = future
         return final_state(run)
-
-
-def have_much_to_import(run: Run) -> bool:
-    """Whether several stages in Python may run: those that changed, and what depends on them."""
-    changed: set[str] = set()
-    for name, node in run.graph.nodes.items():  # in an order that respects dependencies
-        if run.force or run.graph.changes[name] or changed.intersection(node.upstream):
-            changed.add(name)
-    return sum("python -m tasks." in run.graph.nodes[name].command for name in changed) > 2
 
 
 def edge(upstream: str, run: Run) -> Any:

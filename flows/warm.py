@@ -22,9 +22,12 @@ import socket
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flows import guard
+
+if TYPE_CHECKING:
+    from flows.graph import Graph
 
 LIBRARIES = (  # in the order in which a run wants them
     "dvc.cli.parser",
@@ -43,10 +46,16 @@ LIBRARIES = (  # in the order in which a run wants them
 LONGEST_JOB = 1 << 20  # bytes
 
 
-def is_possible() -> bool:
-    """Whether forks can do the work: on Linux, without a GPU."""
+def is_wanted(graph: Graph, force: bool) -> bool:
+    """Whether forks can do the work, on Linux without a GPU, and several stages in Python may run: those that
+    changed, and what depends on them."""
     gpus = [*Path("/dev").glob("nvidia[0-9]*"), *Path("/dev").glob("kfd")]
-    return sys.platform == "linux" and not gpus
+    changed: set[str] = set()
+    for name, node in graph.nodes.items():  # in an order that respects dependencies
+        if force or graph.changes[name] or changed.intersection(node.upstream):
+            changed.add(name)
+    some = sum("python -m tasks." in graph.nodes[name].command for name in changed) > 2
+    return some and sys.platform == "linux" and not gpus
 
 
 def main(address: str) -> None:
