@@ -24,6 +24,8 @@ import torch
 from benchmarks.trl_ppo import four_models, sizes
 from tasks.lib.policy import ppo
 from tasks.lib.policy.actor_critic import ActorCritic, Lora
+from tasks.lib.policy.batches import buckets, halved
+from tasks.lib.policy.ranks import spread
 from tasks.lib.preferences.reward_model import score
 
 DEMO = {
@@ -96,7 +98,17 @@ class Ours:
         )
 
     def rewards(self, prompts: Sequence[ppo.Prompt], answers: ppo.Answers) -> list[float]:
-        return score(self.reward, [p.tokens for p in prompts], answers, batch_size=self.config.batch_size)
+        lengths = [len(prompt.tokens) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        batches = buckets(lengths, self.config.batch_size)
+        return spread(
+            [part for batch in batches for part in halved(batch, lengths)],
+            lambda rows: score(
+                self.reward,
+                [prompts[i].tokens for i in rows],
+                [answers[i] for i in rows],
+                batch_size=self.config.batch_size,
+            ),
+        )
 
     def iteration(self, whitened: torch.Tensor | None = None, number: int = 1) -> dict[str, Any]:
         """One iteration on the given answers. Advantages are whitened as TRL does unless given."""

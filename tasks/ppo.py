@@ -20,7 +20,7 @@ from tasks.lib.evaluation.verifiers import verified
 from tasks.lib.plots import curves
 from tasks.lib.policy import grouped
 from tasks.lib.policy.actor_critic import ActorCritic, Lora
-from tasks.lib.policy.batches import buckets
+from tasks.lib.policy.batches import buckets, halved
 from tasks.lib.policy.chat import answer_text, load_tokenizer, prompt_ids
 from tasks.lib.policy.checkpoints import Checkpoint, file_hash
 from tasks.lib.policy.folders import weights_hash
@@ -162,7 +162,7 @@ def reward_of(params: Params, tokenizer: Any) -> tuple[Reward, Any]:
     def reward(prompts: Sequence[Prompt], answers: Answers) -> list[float]:
         lengths = [len(prompt.tokens) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
         return spread(
-            buckets(lengths, params.batch_size),
+            [part for rows in buckets(lengths, params.batch_size) for part in halved(rows, lengths)],
             lambda rows: score(
                 model,
                 [prompts[i].tokens for i in rows],

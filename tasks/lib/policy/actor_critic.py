@@ -16,7 +16,8 @@ import torch
 from pydantic import BaseModel, PositiveInt
 from torch import Tensor, nn
 
-from tasks.lib.policy.logprobs import Rows, rows_of
+from tasks.lib.policy.logprobs import Rows, last_mlp_at_states, rows_of
+from tasks.lib.policy.ranks import is_sharded
 
 
 class Lora(BaseModel, extra="forbid"):
@@ -61,9 +62,10 @@ class ActorCritic(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Log-probs (B, T) of the answer tokens at a temperature, and values (B, T+1) of the states."""
         rows = rows_of(prompts, answers, self.policy.device)
-        logprobs, hidden = rows.logprobs(self.policy, temperature)
+        with last_mlp_at_states(self.policy.base_model, rows):
+            logprobs, hidden = rows.logprobs(self.policy, temperature)
         if self.critic is not None:
-            hidden = self.critic(input_ids=rows.ids, use_cache=False).last_hidden_state
+            hidden = self._states_of(self.critic, rows)
         return logprobs, self._of_states(rows, hidden)
 
     @torch.no_grad()
@@ -71,7 +73,12 @@ class ActorCritic(nn.Module):
         """The values (B, T+1) alone."""
         rows = rows_of(prompts, answers, self.policy.device)
         body = self.policy.base_model if self.critic is None else self.critic
-        return self._of_states(rows, body(input_ids=rows.ids, use_cache=False).last_hidden_state)
+        return self._of_states(rows, self._states_of(body, rows))
+
+    def _states_of(self, body: Any, rows: Rows) -> Tensor:
+        """Hidden states (B, W, d), right at the states of `rows` alone."""
+        with last_mlp_at_states(body, rows):
+            return body(input_ids=rows.ids, use_cache=False).last_hidden_state
 
     def _of_states(self, rows: Rows, hidden: Tensor) -> Tensor:
         """Values (B, T+1) of hidden states (B, W, d)."""
@@ -103,9 +110,13 @@ class ActorCritic(nn.Module):
 def _with_adapters(policy: Any, lora: Lora, seed: int) -> Any:
     from peft import LoraConfig, get_peft_model
 
+    from tasks.lib.policy.merged_lora import MergedLinear  # imports peft, which takes a second
+
     config = LoraConfig(
         task_type="CAUSAL_LM", r=lora.r, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules="all-linear"
     )
+    if not is_sharded():
+        config._register_custom_module({nn.Linear: MergedLinear})
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks for what transformers 5 renamed
         torch.manual_seed(seed)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+PASS_COSTS = 128
+
 
 def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
     """Ids (B, T) and `is_token` (B, T), True where a token stands, padded on the left (for generation)."""
@@ -34,6 +36,19 @@ def buckets(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     """Row numbers in batches of about equal length, the longest first: memory runs out at once or never."""
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+def halved(rows: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
+    """Rows in order of length, halved and halved again for as long as that saves more padding than a pass costs.
+
+    A forward and backward pass costs, beside its tokens, about as much as `PASS_COSTS` tokens: measured on a model of a
+    million parameters on one core, where padding of a third of all columns was found in the batches of PPO.
+    """
+    rows = sorted(rows, key=lambda i: (lengths[i], i))
+    half = len(rows) // 2
+    if not half or half * (lengths[rows[-1]] - lengths[rows[half - 1]]) <= PASS_COSTS:
+        return [rows]
+    return halved(rows[:half], lengths) + halved(rows[half:], lengths)
 
 
 def minibatches(lengths: Sequence[int], batch_size: int, seed: int, *, mix: int = 50) -> list[list[int]]:

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tasks.lib.policy.actor_critic import ActorCritic
+from tasks.lib.policy.batches import halved
 from tasks.lib.policy.generation import sampled
 from tasks.lib.policy.logprobs import answer_logprobs
 from tasks.lib.policy.losses import (
@@ -156,7 +157,7 @@ def roll_out(
     if config.streams == "one":
         found = by_first(lambda: drawn(list(range(len(prompts))), seed))
     else:
-        passes = _passes(range(len(prompts)), [len(prompt) for prompt in prompts], config.batch_size)
+        passes = _batches(range(len(prompts)), [len(prompt) for prompt in prompts], config.batch_size)
         seeds = {rows[0]: seed + number for number, rows in enumerate(passes)}
         found = spread(passes, lambda rows: drawn(rows, seeds[rows[0]]))
     return [answer for answer, _ in found], [logprobs for _, logprobs in found]
@@ -373,10 +374,15 @@ def _lengths(prompts: Answers, answers: Answers) -> list[int]:
     return [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
 
 
-def _passes(rows: Sequence[int], lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+def _batches(rows: Sequence[int], lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     """The rows in batches of like length: less padding."""
     order = sorted(rows, key=lambda i: (lengths[i], i))
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+def _passes(rows: Sequence[int], lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """The same, cut for a forward pass over whole sequences."""
+    return [some for batch in _batches(rows, lengths, batch_size) for some in halved(batch, lengths)]
 
 
 def _padded(rows: list[Tensor]) -> Tensor:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import torch
 from tiny_models import tiny_llama, tiny_tokenizer
 
-from tasks.lib.policy.batches import buckets, budget_batches, left_pad, minibatches, position_ids, right_pad
+from tasks.lib.policy.batches import (
+    buckets,
+    budget_batches,
+    halved,
+    left_pad,
+    minibatches,
+    position_ids,
+    right_pad,
+)  # fmt: skip
 
 
 def test_masks_come_from_lengths_even_if_the_pad_token_is_in_the_text() -> None:
@@ -55,3 +63,11 @@ def test_a_token_budget_makes_batches_of_equal_cost_and_as_many_with_every_seed(
 
 def test_buckets_start_with_the_longest() -> None:
     assert buckets([1, 5, 3], 2) == [[1, 2], [0]]
+
+
+def test_a_batch_is_halved_where_that_saves_more_padding_than_a_pass_costs() -> None:
+    """Halving 4 rows of 10 and 4 of 60 saves 4 * 50 columns, more than 128; halving again would save none."""
+    lengths = [10, 60] * 4
+    assert halved(range(8), lengths) == [[0, 2, 4, 6], [1, 3, 5, 7]]
+    assert halved(range(4), lengths) == [[0, 2, 1, 3]]  # 2 * 50 columns
+    assert halved([5], lengths) == [[5]]

@@ -7,7 +7,7 @@ import torch
 from tiny_models import tiny_llama, tiny_tokenizer
 
 from tasks.lib.policy.batches import left_pad, position_ids
-from tasks.lib.policy.logprobs import answer_logprobs, token_logprobs
+from tasks.lib.policy.logprobs import answer_logprobs, last_mlp_at_states, rows_of, token_logprobs
 
 PROMPTS = [[5, 6, 7, 8, 9], [4], [9, 8, 7]]
 ANSWERS = [[7], [3, 4, 5, 6], [8, 1]]
@@ -58,3 +58,27 @@ def test_the_mode_of_the_model_is_put_back(model) -> None:
     answer_logprobs(model, PROMPTS, ANSWERS, batch_size=4)
     assert model.training
     model.eval()
+
+
+def test_the_last_mlp_is_needed_at_the_states_of_the_answer_alone(model) -> None:
+    """Log-probabilities, states and every gradient stay. Of 3 * 6 places the MLP sees 10 states and a padding."""
+    rows = rows_of(PROMPTS, ANSWERS)
+    seen: list[int] = []
+    hook = model.model.layers[-1].mlp.register_forward_hook(
+        lambda _, inputs, __: seen.append(inputs[0][..., 0].numel())
+    )
+
+    def results() -> list[torch.Tensor]:
+        logprobs, hidden = rows.logprobs(model)
+        states = rows.at_states(hidden)
+        is_state = torch.arange(states.shape[1]) <= rows.is_action.sum(1, keepdim=True)
+        loss = logprobs.sum() + states[is_state].sum()
+        return [logprobs, states[is_state], *torch.autograd.grad(loss, list(model.parameters()))]
+
+    whole = results()
+    with last_mlp_at_states(model.model, rows):
+        narrow = results()
+    hook.remove()
+    for one, other in zip(whole, narrow, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    assert seen == [18, 11]

@@ -1,0 +1,60 @@
+"""LoRA whose product is merged into the weights for one pass at a time: y = x (W + s B A)' + b, W and b frozen.
+
+peft adds s B (A x) to the output instead, and writes three more tensors as wide as the output. Here W + s B A is formed
+in the forward pass and anew in the backward pass, so that no second copy of the weights is kept, and the gradients of
+A and B come from narrow products: never from the gradient of W, which is as large as W (arXiv 2106.09685, section 4.1).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft.tuners.lora import Linear
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
+
+
+class MergedLinear(Linear):
+    """peft's layer around an `nn.Linear` with one plain adapter (no dropout, no variant), in float32.
+
+    peft's own forward runs where merging costs more than it saves, which is where rows are few, as in generation; and
+    where the numbers are of 16 bits, in which W swallows a small product.
+    """
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        layer = self.get_base_layer()
+        few = x.numel() // x.shape[-1] * sum(layer.weight.shape) < layer.weight.numel()
+        whole = x.dtype == layer.weight.dtype == torch.float32 and not torch.is_autocast_enabled(
+            x.device.type
+        )
+        if few or not whole or self.disable_adapters or self.merged or len(self.active_adapters) != 1:
+            return super().forward(x, *args, **kwargs)
+        name = self.active_adapters[0]
+        down, up = self.lora_A[name].weight, self.lora_B[name].weight
+        return _Merged.apply(x, layer.weight, layer.bias, down, up, self.scaling[name])
+
+
+class _Merged(torch.autograd.Function):
+    """x (..., i), weight (o, i), bias (o) or None, down A (r, i), up B (o, r), scale s -> (..., o)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, down, up)
+        ctx.scale = scale
+        return linear(x, torch.addmm(weight, up, down, alpha=scale), bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, down, up = ctx.saved_tensors
+        g, rows = gradients[0].flatten(0, -2), x.flatten(0, -2)
+        of_x = None
+        if ctx.needs_input_grad[0]:  # not in the first layer
+            of_x = (g @ torch.addmm(weight, up, down, alpha=ctx.scale)).view_as(x)
+        of_down = ctx.scale * (g @ up).T @ rows
+        of_up = ctx.scale * ((rows @ down.T).T @ g).T
+        return of_x, None, None, of_down, of_up, None
