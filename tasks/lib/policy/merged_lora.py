@@ -24,8 +24,8 @@ class MergedLinear(Linear):
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        layer = self.get_base_layer()
-        few = x.numel() // x.shape[-1] * sum(layer.weight.shape) < layer.weight.numel()
+        layer: Any = self.get_base_layer()
+        few = x[..., 0].numel() * sum(layer.weight.shape) < layer.weight.numel()
         whole = x.dtype == layer.weight.dtype == torch.float32 and not torch.is_autocast_enabled(
             x.device.type
         )
