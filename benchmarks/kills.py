@@ -5,7 +5,7 @@
 
 WORKSPACE has been through the line once (`make demo`, or `anneal run --preset presets/smoke.yaml`); nothing is
 written in it: its models and so many rows of its data are copied, and the preset (presets/smoke.yaml) is laid over
-the params.yaml of the current folder.
+the params.yaml of the current folder, with what makes its ppo learn (`LEARNS`).
 A killed run is started again at once, and killed again; one that ends before its kill is compared and starts from
 nothing. Every file of models/<stage> counts.
 """
@@ -38,6 +38,8 @@ READ = ["data/raw", "models/base", "models/sft", "models/reward"]
 ROWS = ["curated/train", "curated/validation", "curated/policy", "candidates/candidates"]
 ROWS += ["preferences/train", "preferences/heldout"]
 RATINGS = ["preferences/ratings_train", "preferences/ratings_heldout"]  # with preferences.attributes only
+
+LEARNS = ["ppo.iterations=6", "ppo.evaluate_every=1", "ppo.judge=null", "ppo.learning_rate=3e-3"]
 
 
 def started(stage: str, log: Path) -> int:
@@ -81,6 +83,11 @@ def digest(folder: Path) -> str:
     return total.hexdigest()
 
 
+def weights(folder: Path) -> str:
+    """One hash of the weights alone."""
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
 def kill(stage: str, kills: int, seed: int) -> None:
     """Run once in peace, then until so many kills; RuntimeError when bytes differ."""
     chance, log, out = random.Random(f"{seed}/{stage}"), Path(f"{stage}.log"), Path("models") / stage
@@ -90,6 +97,8 @@ def kill(stage: str, kills: int, seed: int) -> None:
     ended(started(stage, log), float("inf"))
     whole = time.monotonic() - begun
     expected = digest(out)
+    if stage == "ppo" and weights(out) == weights(Path("models/sft")):
+        raise RuntimeError("ppo learned nothing and handed on models/sft, which proves little; see LEARNS")
     print(f"{stage}: {whole:.1f} s in peace, weights {expected[:12]}", flush=True)
     done = compared = 0
     while done < kills or not out.exists():
@@ -119,7 +128,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    document = laid(read_yaml(PARAMS_FILE), options.preset, options.set)
+    document = laid(read_yaml(PARAMS_FILE), options.preset, [*LEARNS, *options.set])
     document["threads"] = 1
     with tempfile.TemporaryDirectory() as folder:
         for name in READ:

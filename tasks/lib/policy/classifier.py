@@ -69,9 +69,8 @@ def load_classifier(
         name for name, _ in model.named_parameters() if not name.startswith(f"{model.base_model_prefix}.")
     }
     for missing in sorted({*info["missing_keys"], *replaced} - outside):
-        if "pooler" not in missing.split(
-            "."
-        ):  # BERT's reads its first token for a head, and no masked LM trains it
+        is_pooler = "pooler" in missing.split(".")  # BERT's, for a head: no masked LM trains it
+        if not is_pooler:
             raise Problem(
                 f"{folder}: the tensor {missing} is missing; it would be random: restore the folder"
             )
