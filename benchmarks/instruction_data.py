@@ -166,9 +166,10 @@ def shards(rows: int) -> None:
         plan = Plan(folder, [], [], SHARES, 1)
         source = read_source(folder / "source.yaml", folder, "toy", commercial=True)
         made = list(render_shards(plan, source, read_rows(source), folder / "shards", None))
-        chosen = index_of(made)
-        chosen = chosen.take(chosen.id.argsort())  # no second index while rows are written
-        write_selected(folder / "rows.parquet", made, chosen)
+        index = index_of(made)
+        places = index.place[index.id.argsort()]
+        del index
+        write_selected(folder / "rows.parquet", made, places)
         written = pa.parquet.ParquetFile(folder / "rows.parquet").metadata.num_rows
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         print(json.dumps([peak, time.process_time(), written]))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import TypeVar
 
 import pandas as pd
 from great_expectations.expectations import Expectation
 
 from tasks.lib.data.sources import LICENSES
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -25,26 +28,27 @@ CONVERSATION = r"^(system )?(user assistant )*user$"  # roles alternate and the 
 
 def roles(messages: list[dict[str, str]]) -> str:
     """'system user assistant user'"""
-    return " ".join(message["role"] for message in messages)
+    return " ".join([message["role"] for message in messages])
 
 
 def shortest(messages: list[dict[str, str]]) -> int:
     """Characters of the shortest message, without blanks around it; 0 if there is none."""
-    return min((len(message["content"].strip()) for message in messages), default=0)
+    return min([len(message["content"].strip()) for message in messages], default=0)
 
 
-def prompt(messages: list[dict[str, str]]) -> str:
-    """A hash that is equal for equal prompts, whatever the case and spacing."""
+def prompt(messages: list[dict[str, str]]) -> int:
+    """A 64-bit hash that is equal for equal prompts, whatever the case and spacing."""
     # \x1f is a blank to split(), so no text holds it: no two conversations are joined to one text
     turns = [f"{m['role']}\x1f{' '.join(m['content'].casefold().split())}" for m in messages]
-    return sha256("\x1f".join(turns).encode(errors="surrogatepass")).hexdigest()[:16]
+    digest = sha256("\x1f".join(turns).encode(errors="surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big", signed=True)
 
 
-def prompts(conversations: Iterable[list[dict[str, str]]]) -> set[str]:
+def prompts(conversations: Iterable[list[dict[str, str]]]) -> set[int]:
     return {prompt(messages) for messages in conversations}
 
 
-def seen(values: Iterable[str], elsewhere: set[str]) -> list[str]:
+def seen(values: Iterable[T], elsewhere: Set[T]) -> list[str]:
     """'seen' or 'new' per value: Great Expectations takes half a minute over a set of 30,000 values."""
     return ["seen" if value in elsewhere else "new" for value in values]
 

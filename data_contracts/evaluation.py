@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import great_expectations.expectations as gxe
+import pandas as pd
 
 from data_contracts import columns, instruction_tokens
 from data_contracts.columns import Judgement
@@ -46,12 +47,13 @@ def judgements(tables: dict[str, list[Row]]) -> list[Judgement]:
     found = instruction_tokens.judgements(tables) if tables.get("instruction_tokens") else []
     if not training:
         return [Judgement(frame, claims), *found]
-    for field, elsewhere in {
-        "id": {row["id"] for row in training},
-        "row": {row["row"] for row in training},
-        "prompt": columns.prompts(row["messages"] for row in training),
+    prompts = columns.prompts(row["messages"] for row in training)
+    for field, states in {
+        "id": _seen(rows, training, "id"),
+        "row": _seen(rows, training, "row"),
+        "prompt": columns.seen(frame["prompt"], prompts),
     }.items():
-        frame[f"{field}_in_training"] = columns.seen(frame[field], elsewhere)
+        frame[f"{field}_in_training"] = states
         claims[f"no {field} is seen in training"] = _is(f"{field}_in_training", "new")
     found.insert(0, Judgement(frame, claims))
     for split, field, state, claim in (
@@ -59,12 +61,15 @@ def judgements(tables: dict[str, list[Row]]) -> list[Judgement]:
         ("clusters", "cluster", "new", "no held-out cluster is seen in training"),
         ("rows", "template", "seen", "new rows are asked through templates that training sees"),
     ):
-        part = frame.loc[frame["split"] == split, ["id", field]]
-        if len(part):
+        if part := [row for row in rows if row["split"] == split]:
             column = f"{field}_in_training"
-            part = part.assign(**{column: columns.seen(part[field], {row[field] for row in training})})
-            found.append(Judgement(part, {claim: _is(column, state)}))
+            narrow = {"id": [row["id"] for row in part], column: _seen(part, training, field)}
+            found.append(Judgement(pd.DataFrame(narrow), {claim: _is(column, state)}))
     return found
+
+
+def _seen(rows: list[Row], training: list[Row], field: str) -> list[str]:
+    return columns.seen([row[field] for row in rows], {row[field] for row in training})
 
 
 def _is(column: str, state: str) -> gxe.Expectation:

@@ -44,10 +44,7 @@ ROWS_TO_JUDGE_A_CLASS = 20
 def judgements(tables: dict[str, list[Row]]) -> list[Judgement]:
     rows = tables["instructions"]
     frame = frame_of(rows)
-    splits: dict[str, set[str]] = defaultdict(set)
-    for key, split in zip(frame["prompt"], frame["split"], strict=True):
-        splits[key].add(split)
-    frame["splits_of_the_prompt"] = [len(splits[key]) for key in frame["prompt"]]
+    frame["splits_of_the_prompt"] = frame.groupby("prompt")["split"].transform("nunique")
     found = [
         Judgement(
             frame,
@@ -59,7 +56,7 @@ def judgements(tables: dict[str, list[Row]]) -> list[Judgement]:
             },
         )
     ]
-    tasks = tasks_of([row for row in rows if row["split"] == "train"])
+    tasks = tasks_of(rows, frame["label_place"].tolist())
     if len(tasks):
         found.append(
             Judgement(
@@ -80,10 +77,6 @@ def frame_of(rows: list[Row]) -> pd.DataFrame:
         {
             "id": [row["id"] for row in rows],
             "split": [row["split"] for row in rows],
-            "cluster": [row["cluster"] for row in rows],
-            "task": [row["task"] for row in rows],
-            "template": [row["template"] for row in rows],
-            "row": [row["row"] for row in rows],
             "license": ["known" if columns.is_known_license(row["license"]) else "unknown" for row in rows],
             "roles": [columns.roles(row["messages"]) for row in rows],
             "prompt": [columns.prompt(row["messages"]) for row in rows],
@@ -130,15 +123,15 @@ def claims_about_rows(splits: list[str]) -> dict[str, gxe.Expectation]:
     }
 
 
-def tasks_of(rows: list[Row]) -> pd.DataFrame:
-    """One line per task with choices and enough rows: the share of its most frequent choice.
+def tasks_of(rows: list[Row], places: list[int]) -> pd.DataFrame:
+    """One line per task with choices and enough training rows: the share of its most frequent choice.
 
     Counted by the label's place among the choices, since a task's templates may word the choices differently.
     """
     labels: dict[str, Counter[int]] = defaultdict(Counter)
-    for row in rows:
-        if row["choices"] is not None:
-            labels[row["task"]][_place(row)] += 1
+    for row, place in zip(rows, places, strict=True):
+        if row["split"] == "train" and row["choices"] is not None:
+            labels[row["task"]][place] += 1
     judged = {task: counts for task, counts in labels.items() if counts.total() >= ROWS_TO_JUDGE_A_CLASS}
     return pd.DataFrame(
         {

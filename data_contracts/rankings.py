@@ -39,7 +39,7 @@ def judgements(tables: dict[str, list[Row]]) -> list[Judgement]:
     named = [(name, row) for name in JUDGED for row in tables.get(name, ())]
     rows = [row for _, row in named]
     prompts = [columns.prompt(row["prompt"]) for row in rows]
-    splits: dict[str, set[str]] = defaultdict(set)
+    splits: dict[int, set[str]] = defaultdict(set)
     for (name, _), prompt in zip(named, prompts, strict=True):
         splits[prompt].add(name)
     frame = pd.DataFrame(

@@ -7,7 +7,9 @@ does not show. A file to check is a source.yaml.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import great_expectations.expectations as gxe
 import pandas as pd
@@ -46,7 +48,11 @@ LARGEST_CLASS = 0.95
 
 def read(path: Path) -> list[tuple[str, Row]]:
     """The rows of a source.yaml, whose file is looked for in `render.raw` of params.yaml."""
-    render = read_yaml(PARAMS_FILE)["render"]
+    return rows_of(path, read_yaml(PARAMS_FILE)["render"])
+
+
+def rows_of(path: Path, render: Mapping[str, Any]) -> list[tuple[str, Row]]:
+    """The rows of a source.yaml, each with its place; `render` is that section of params.yaml."""
     source = read_source(path, Path(render["raw"]), path.parent.as_posix(), bool(render["commercial"]))
     return [
         (

@@ -60,7 +60,8 @@ def raw_rows(document: dict[str, Any]) -> list[tuple[str, Row]]:
     """The rows of all sources as they were read, each with its place."""
     from data_contracts import raw
 
-    return [row for path in find_sources(Path(document["render"]["sources"])) for row in raw.read(path)]
+    render = document["render"]
+    return [row for path in find_sources(Path(render["sources"])) for row in raw.rows_of(path, render)]
 
 
 def instruction_tokens(rows: list[Row], max_length: int | None) -> list[Row]:

@@ -92,27 +92,27 @@ def run(params: Params, stage: Stage) -> None:
     chosen = mixed(params, chosen)
     if not np.any(chosen.split == SPLITS.index("train")):
         raise Problem("render: no row is left for training; check shares, templates and heldout_clusters")
-    chosen = chosen.take(np.lexsort((chosen.id, chosen.task, chosen.split)))
+    dropped = Counter(entry["rule"] for entry in ledger)
+    figures = {
+        **about_sources(sources, templates, shards),
+        **about_rows(sources, chosen),
+        **{f"dropped.{rule}": count for rule, count in sorted(dropped.items())},
+        "dropped.mixing": rendered - len(chosen.id),
+        **({"quarantined": len(quarantine)} if quarantine else {}),
+        "prompt_characters.median": int(np.sort(chosen.characters)[len(chosen.id) // 2]),
+        "prompt_characters.longest": int(chosen.characters.max()),
+    }
+    show(shards, chosen, params.show)
 
-    # 4. Write.
-    write_selected(OUT / "rows.parquet", shards, chosen)
+    # 4. Write. By now nothing is in memory of a row but its place.
+    places = chosen.place[np.lexsort((chosen.id, chosen.task, chosen.split))]
+    del chosen
+    write_selected(OUT / "rows.parquet", shards, places)
     write_parquet(OUT / "ledger.parquet", ledger, LEDGER)
     write_quarantine(OUT / "quarantine.jsonl", sources, quarantine)
-    show(shards, chosen, params.show)
     for path in set(stage.checkpoints.glob("*.arrow")) - {shard.path for shard in shards}:
         path.unlink()
-    dropped = Counter(entry["rule"] for entry in ledger)
-    stage.report(
-        {
-            **about_sources(sources, templates, shards),
-            **about_rows(sources, chosen),
-            **{f"dropped.{rule}": count for rule, count in sorted(dropped.items())},
-            "dropped.mixing": rendered - len(chosen.id),
-            **({"quarantined": len(quarantine)} if quarantine else {}),
-            "prompt_characters.median": int(np.sort(chosen.characters)[len(chosen.id) // 2]),
-            "prompt_characters.longest": int(chosen.characters.max()),
-        }
-    )
+    stage.report(figures)
 
 
 def plan_of(params: Params) -> Plan:
@@ -192,9 +192,7 @@ def mixed(params: Params, index: Index) -> Index:
             found = groups[task]
             if count < len(found):
                 ranks = (unit_interval("mixing", f"{id:016x}") for id in index.id[found])
-                rank = np.fromiter(
-                    ranks, np.float64, len(found)
-                )  # a list of floats takes four times the memory
+                rank = np.fromiter(ranks, np.float64, len(found))  # a list takes four times the memory
                 found = found[np.argsort(rank, kind="stable")[:count]]
             kept.append(found)
     return index.take(np.concatenate(kept) if kept else np.empty(0, np.int64))
@@ -217,7 +215,7 @@ def show(shards: list[Shard], chosen: Index, count: int) -> None:
     """Print a few rendered rows: the quickest way to see a template that is wrong."""
     places = range(len(chosen.id)) if count else []
     first = heapq.nsmallest(count, places, key=lambda i: unit_interval("show", f"{chosen.id[i]:016x}"))
-    for row in table_of(shards, chosen.take(np.array(first, np.int64))).to_pylist():
+    for row in table_of(shards, chosen.place[first]).to_pylist():
         print(f"--- {row['split']}  {row['template']}")
         for message in row["messages"]:
             print(f"{message['role']}: {message['content'][:400]}")

@@ -95,9 +95,8 @@ RATING = _schema(
 LEDGER = _schema(("id", pa.string()), ("rule", pa.string()), ("detail", pa.string()))
 
 
-_ENCODER = json.JSONEncoder(
-    sort_keys=True, separators=(",", ":")
-)  # json.dumps makes one each time: a third of an id
+# json.dumps makes one each time: a third of an id
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 
 def content_id(*parts: object) -> str:

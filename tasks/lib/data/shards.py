@@ -41,7 +41,7 @@ from tasks.lib.stage import replaced
 
 LEAST, OFTEN, MOST = 1024, 4096, 16384  # rows of a block: a cut in every OFTEN rows, between the other two
 GROUP = 2**16  # rows of a Parquet row group
-COLUMNS = ("id", "prompt", "raw", "split", "task", "template", "characters", "shard", "place")  # of the index
+COLUMNS = ("id", "prompt", "raw", "split", "task", "template", "characters", "place")  # of the index
 AHEAD = 4  # blocks in memory that wait for another process
 CODE = (instructions, mixing, rows, sandbox, shapes, sources, substitution, templates, time_limit)
 
@@ -147,7 +147,7 @@ def _finished(block: list[RawRow], path: Path, future: Future[None] | None) -> S
 
 @dataclass
 class Index:
-    """The narrow columns of all shards' rows in order: what splits, mixing and the report need. 60 bytes a row."""
+    """The narrow columns of all shards' rows in order: what splits, mixing and the report need. 48 bytes a row."""
 
     id: np.ndarray  # (N,) uint64, as are prompt and raw
     prompt: np.ndarray
@@ -156,8 +156,7 @@ class Index:
     task: np.ndarray  # (N,) place in `tasks`, which are sorted
     template: np.ndarray  # (N,) place in `templates`
     characters: np.ndarray  # (N,) of the last message
-    shard: np.ndarray  # (N,) number of the shard, and the place of the row in it
-    place: np.ndarray
+    place: np.ndarray  # (N, 2) number of the shard, and of the row in it
     tasks: list[str]
     templates: list[str]
 
@@ -169,7 +168,8 @@ class Index:
 
 def index_of(shards: Sequence[Shard]) -> Index:
     """Read the narrow columns of all shards."""
-    columns: list[list[np.ndarray]] = [[np.empty(0, kind)] for kind in 3 * [np.uint64] + 6 * [np.uint32]]
+    columns: list[list[np.ndarray]] = [[np.empty(0, kind)] for kind in 3 * [np.uint64] + 4 * [np.uint32]]
+    columns.append([np.empty((0, 2), np.uint32)])
     tasks: list[str] = []
     templates: list[str] = []
     for number, shard in enumerate(shards):
@@ -183,8 +183,9 @@ def index_of(shards: Sequence[Shard]) -> Index:
                 _coded(table["task"], tasks),
                 _coded(table["template"], templates),
                 _last_lengths(table["messages"]),
-                np.full(len(table), number, np.uint32),
-                np.arange(len(table), dtype=np.uint32),
+                np.column_stack(
+                    [np.full(len(table), number, np.uint32), np.arange(len(table), dtype=np.uint32)]
+                ),
             ]
         for column, values in zip(columns, read, strict=True):
             column.append(values)
@@ -218,22 +219,22 @@ def _last_lengths(messages: pa.ChunkedArray) -> np.ndarray:
     return lengths[np.cumsum(column.value_lengths().to_numpy()) - 1].astype(np.uint32)
 
 
-def write_selected(path: Path, shards: Sequence[Shard], chosen: Index) -> None:
-    """Write the chosen rows of the shards in that order, a row group at a time, equal rows as equal bytes."""
+def write_selected(path: Path, shards: Sequence[Shard], places: np.ndarray) -> None:
+    """Write the rows at `places` (as in Index) in that order, a row group at a time, equal rows as equal bytes."""
     with replaced(path) as temporary, pq.ParquetWriter(temporary, INSTRUCTION, compression="zstd") as writer:
-        for start in range(0, max(len(chosen.id), 1), GROUP):
-            rows_of_group = np.arange(start, min(start + GROUP, len(chosen.id)))
-            writer.write_table(table_of(shards, chosen.take(rows_of_group)), row_group_size=GROUP)
+        for start in range(0, max(len(places), 1), GROUP):
+            writer.write_table(table_of(shards, places[start : start + GROUP]), row_group_size=GROUP)
 
 
-def table_of(shards: Sequence[Shard], chosen: Index) -> pa.Table:
-    """The chosen rows in that order. One shard after the other is mapped, so that memory holds these rows only."""
-    order = np.argsort(chosen.shard, kind="stable")
+def table_of(shards: Sequence[Shard], places: np.ndarray) -> pa.Table:
+    """The rows at `places` in that order. One shard after the other is mapped: memory holds these rows only."""
+    shard, row = places[:, 0], places[:, 1]
+    order = np.argsort(shard, kind="stable")
     parts = [INSTRUCTION.empty_table()]
-    for rows_of_one in np.split(order, np.flatnonzero(np.diff(chosen.shard[order])) + 1):
+    for rows_of_one in np.split(order, np.flatnonzero(np.diff(shard[order])) + 1):
         if not len(rows_of_one):
             continue
-        with pa.memory_map(str(shards[chosen.shard[rows_of_one[0]]].path)) as source:
+        with pa.memory_map(str(shards[shard[rows_of_one[0]]].path)) as source:
             table = pa.ipc.open_file(source).read_all().select(INSTRUCTION.names)
-            parts.append(table.replace_schema_metadata(None).take(pa.array(chosen.place[rows_of_one])))
+            parts.append(table.replace_schema_metadata(None).take(pa.array(row[rows_of_one])))
     return pa.concat_tables(parts).take(pa.array(np.argsort(order))).combine_chunks()

@@ -49,9 +49,7 @@ class SourceFile(BaseModel, extra="forbid"):
     labels: dict[str, Any] | None = None  # value of the field `label` in the file -> value in the templates
     inputs: list[str] | None = None  # the fields that make a row what it is; default: all but label
     limit: int | None = Field(None, ge=1)  # at most so many rows, chosen by their content
-    on_bad_row: Literal["fail", "quarantine"] = (
-        "fail"  # quarantine: set bad rows aside, listed with the reason
-    )
+    on_bad_row: Literal["fail", "quarantine"] = "fail"  # quarantine: set aside, listed with the reason
     max_bad_share: float = Field(0.01, ge=0, le=1)  # ... but no more than this share of all
 
 

@@ -29,9 +29,7 @@ Row = dict[str, Any]
 Rows = Iterator[tuple[int, Row | Problem]]
 
 MAX_ROW_BYTES = 16 * 2**20  # a longer row is a broken file, not an instruction
-MAX_DOCUMENT_BYTES = (
-    512 * 2**20
-)  # a JSON object is parsed as a whole; larger data belongs in a list or in JSONL
+MAX_DOCUMENT_BYTES = 512 * 2**20  # a JSON object is parsed as a whole; more belongs in a list or in JSONL
 PIECE_BYTES = 2**20  # of a JSON document
 BOMB_BYTES, BOMB_RATIO = 64 * 2**20, 200  # text packs 3 to 20 times; 200 times is a gzip bomb
 
@@ -67,8 +65,6 @@ def _integer(digits: str) -> int | float:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_int=_integer)
-
-
 _BLANKS = re.compile(r"[ \t\r\n]*")
 
 
@@ -104,11 +100,8 @@ def _pieces(path: Path, read: Callable[[IO[bytes]], bytes]) -> Iterator[bytes]:
             while piece := read(stream):
                 total += len(piece)
                 if packed and total > limit:
-                    fail(
-                        f"{path}:{lines + 1}",
-                        f"at most {BOMB_RATIO} times the packed size",
-                        "more: a gzip bomb?",
-                    )
+                    expected = f"at most {BOMB_RATIO} times the packed size"
+                    fail(f"{path}:{lines + 1}", expected, "more: a gzip bomb?")
                 yield piece.removeprefix(b"\xef\xbb\xbf") if total == len(piece) else piece
                 lines += piece.count(b"\n")
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -132,9 +125,7 @@ def _text(path: Path) -> Iterator[str]:
             if text := decoder.decode(piece, final=not piece):
                 yield text
         except UnicodeDecodeError as error:
-            at = error.start - (
-                len(error.object) - len(piece)
-            )  # below 0: the character began in another piece
+            at = error.start - len(error.object) + len(piece)  # below 0: it began in another piece
             read = piece[: max(at, 0)]
             column = len(read) - read.rfind(b"\n") + (before + min(at, 0)) * (b"\n" not in read)
             found = f"the byte 0x{error.object[error.start]:02x} at column {column}"

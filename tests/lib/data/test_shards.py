@@ -88,7 +88,7 @@ def test_two_processes_write_the_same_bytes_in_groups(workspace: Path) -> None:
         found = made(workspace / str(workers), plan, source, workers)
         index = index_of(found)
         path = workspace / f"{workers}.parquet"
-        write_selected(path, found, index.take(index.id.argsort()))
+        write_selected(path, found, index.place[index.id.argsort()])
         files.append(path.read_bytes())
     assert files[0] == files[1]
     table = pq.read_table(workspace / "1.parquet")
@@ -100,7 +100,7 @@ def test_exemplars_are_other_rows_of_the_same_split(workspace: Path) -> None:
     plan, source = world(workspace, 400, exemplars=2)
     found = made(workspace, plan, source)
     index = index_of(found)
-    write_selected(workspace / "rows.parquet", found, index)
+    write_selected(workspace / "rows.parquet", found, index.place)
     rows = pq.read_table(workspace / "rows.parquet").to_pylist()
     split_of = {row["text"]: row["split"] for row in rows}
     label_of = {f"row {i}": str(i % 3) for i in range(400)}
