@@ -168,34 +168,39 @@ class Index:
 
 def index_of(shards: Sequence[Shard]) -> Index:
     """Read the narrow columns of all shards."""
-    columns: list[list[np.ndarray]] = [[np.empty(0, kind)] for kind in 3 * [np.uint64] + 4 * [np.uint32]]
-    columns.append([np.empty((0, 2), np.uint32)])
-    tasks: list[str] = []
-    templates: list[str] = []
+    # filled in place: small arrays joined afterwards would be in memory twice, and leave it in pieces
+    count = sum(_rows_in(shard) for shard in shards)
+    index = Index(
+        *(np.empty(count, kind) for kind in 3 * [np.uint64] + 4 * [np.uint32]),
+        place=np.empty((count, 2), np.uint32),
+        tasks=[],
+        templates=[],
+    )
+    start = 0
     for number, shard in enumerate(shards):
         with pa.memory_map(str(shard.path)) as source:
             table = pa.ipc.open_file(source).read_all()
-            read = [
-                _hexadecimal(table["id"]),
-                table["prompt"].to_numpy().copy(),  # a view would keep the whole shard in memory
-                _hexadecimal(table["row"]),
-                _coded(table["split"], list(SPLITS)),
-                _coded(table["task"], tasks),
-                _coded(table["template"], templates),
-                _last_lengths(table["messages"]),
-                np.column_stack(
-                    [np.full(len(table), number, np.uint32), np.arange(len(table), dtype=np.uint32)]
-                ),
-            ]
-        for column, values in zip(columns, read, strict=True):
-            column.append(values)
-    # one column is in memory twice, not all
-    joined: dict[str, Any] = {name: np.concatenate(columns.pop(0)) for name in COLUMNS}
-    index = Index(**joined, tasks=tasks, templates=templates)
-    order = sorted(tasks)
-    index.task = np.array([order.index(task) for task in tasks] or [0], np.uint32)[index.task]
+            part = slice(start, start + len(table))
+            index.id[part] = _hexadecimal(table["id"])
+            index.prompt[part] = table["prompt"].to_numpy()
+            index.raw[part] = _hexadecimal(table["row"])
+            index.split[part] = _coded(table["split"], list(SPLITS))
+            index.task[part] = _coded(table["task"], index.tasks)
+            index.template[part] = _coded(table["template"], index.templates)
+            index.characters[part] = _last_lengths(table["messages"])
+            index.place[part, 0] = number
+            index.place[part, 1] = np.arange(len(table))
+            start = part.stop
+    order = sorted(index.tasks)
+    index.task = np.array([order.index(task) for task in index.tasks] or [0], np.uint32)[index.task]
     index.tasks = order
     return index
+
+
+def _rows_in(shard: Shard) -> int:
+    with pa.memory_map(str(shard.path)) as source:
+        file = pa.ipc.open_file(source)
+        return sum(file.get_batch(number).num_rows for number in range(file.num_record_batches))
 
 
 def _hexadecimal(column: pa.ChunkedArray) -> np.ndarray:
