@@ -22,7 +22,7 @@ from tasks.lib.policy.folders import weights_hash
 from tasks.lib.policy.generation import generate
 from tasks.lib.policy.models import load_policy
 from tasks.lib.preferences.annotation_tasks import Kind, task_files
-from tasks.lib.preferences.ensemble import disputes
+from tasks.lib.preferences.ensemble import disputes, load_ensemble
 from tasks.lib.preferences.rankings import words
 from tasks.lib.stage import Problem, Stage, main, replaced, write_json
 
@@ -49,8 +49,8 @@ def run(params: Params, stage: Stage) -> None:
     model, tokenizer = load_policy(MODEL), load_tokenizer(MODEL)
     rows = sorted(read_parquet(Path("data/curated/preference.parquet")), key=lambda row: row["id"])
     # ids are hashes: the first are a random choice that stays when rows are added
-    by_need = params.choice == "disagreement"
-    rows = rows[: params.prompts * (params.pool if by_need else 1)]
+    ensemble = load_ensemble(Path(params.reward)) if params.choice == "disagreement" else None
+    rows = rows[: params.prompts * (params.pool if ensemble else 1)]
     drawn = _draw(model, tokenizer, [row["messages"] for row in rows], params, stage)
 
     sampling = params.model_dump(include={"temperatures", "top_p", "max_new_tokens", "oversample"})
@@ -73,8 +73,8 @@ def run(params: Params, stage: Stage) -> None:
                 }
             )
     figures = _figures(drawn, candidates, params.answers, tokenizer)
-    if by_need:
-        candidates, asked = _most_disputed(candidates, Path(params.reward), params)
+    if ensemble:
+        candidates, asked = _most_disputed(candidates, ensemble, params)
         figures |= asked
     if not candidates:
         raise Problem(
@@ -138,10 +138,10 @@ def _is_readable(text: str) -> bool:
 
 
 def _most_disputed(
-    candidates: list[dict[str, Any]], folder: Path, params: Params
+    candidates: list[dict[str, Any]], ensemble: tuple[Any, Any], params: Params
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The candidates that the heads of a reward ensemble disagree about most, in their order, and figures."""
-    apart = dict(disputes(folder, candidates, batch_size=params.batch_size))
+    apart = dict(disputes(*ensemble, candidates, batch_size=params.batch_size))
     chosen = sorted(apart, key=lambda place: (-apart[place], candidates[place]["id"]))[: params.prompts]
     figures = {
         "pool": len(candidates),

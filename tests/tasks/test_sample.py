@@ -12,7 +12,7 @@ import torch
 from tasks import sample
 from tasks.lib.data.rows import read_parquet
 from tasks.lib.policy.models import save_model
-from tasks.lib.preferences.ensemble import disputes
+from tasks.lib.preferences.ensemble import disputes, load_ensemble
 from tasks.lib.preferences.rankings import words
 from tasks.lib.preferences.reward_model import from_policy, normalise
 from tasks.lib.stage import Problem, Stage
@@ -101,7 +101,8 @@ def test_an_ensemble_chooses_the_prompts_that_its_heads_disagree_about(model):
     chosen = read_parquet(Path(FILES[0]))
     assert len(chosen) == 6 and {row["id"] for row in chosen} <= everything.keys()
     rows = list(everything.values())
-    apart = {rows[place]["id"]: d for place, d in disputes(Path("models/earlier"), rows, batch_size=8)}
+    earlier = load_ensemble(Path("models/earlier"))
+    apart = {rows[place]["id"]: d for place, d in disputes(*earlier, rows, batch_size=8)}
     left = [d for name, d in apart.items() if name not in {row["id"] for row in chosen}]
     assert min(apart[row["id"]] for row in chosen) >= max(left)
     figures = json.loads(Path(FILES[2]).read_text())

@@ -75,14 +75,18 @@ def ensemble_figures(
     return found | {name: share for name, share in shares.items() if share is not None}
 
 
-def disputes(folder: Path, rows: list[dict[str, Any]], *, batch_size: int) -> list[tuple[int, float]]:
-    """(place, disagreement) of the rows {prompt, answers} that fit the reward model of a folder.
-
-    Problem when it is no ensemble: one head cannot disagree.
-    """
-    model, tokenizer = load_reward(folder), load_tokenizer(folder)
+def load_ensemble(folder: Path) -> tuple[Any, Any]:
+    """The reward model of a folder and its tokenizer. Problem when it has one head, which cannot disagree."""
+    model = load_reward(folder)
     if getattr(model.config, "reward_heads", 1) == 1:
         raise Problem(f"{folder}: a reward model of one head; train one with reward.heads above 1")
+    return model, load_tokenizer(folder)
+
+
+def disputes(
+    model: Any, tokenizer: Any, rows: list[dict[str, Any]], *, batch_size: int
+) -> list[tuple[int, float]]:
+    """(place, disagreement) of the rows {prompt, answers} that fit the reward model."""
     groups = [Group(str(place), row["prompt"], row["answers"]) for place, row in enumerate(rows)]
     groups = tokenized(tokenizer, groups, room_of(model))
     by_head = group_heads(model, groups, batch_size=batch_size)
