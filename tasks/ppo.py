@@ -29,6 +29,7 @@ from tasks.lib.policy.models import load_policy, save_model
 from tasks.lib.policy.ppo import Answers, Environment, PPOConfig, Prompt, Reward
 from tasks.lib.policy.ppo_training import train
 from tasks.lib.policy.ranks import by_first, is_first, spread
+from tasks.lib.policy.vllm_generation import VllmServer
 from tasks.lib.preferences.reward_model import load_reward, score
 from tasks.lib.stage import Problem, Stage, main
 
@@ -53,6 +54,7 @@ class Params(PPOConfig, extra="forbid"):
     disagreement_weight: NonNegativeFloat = 0.0  # of the std over an ensemble's heads, taken from its mean
     critic: Literal["reward", "policy"] = "reward"  # starts as the reward model; or is a head on the policy
     lora: Lora | None = None
+    vllm: str | None = None  # address of a vLLM server that draws the answers; null: the policy itself does
     judge: str | None = None  # a panel file; null: the reward itself, which cannot see over-optimisation
     validation_prompts: PositiveInt = 128
 
@@ -70,6 +72,9 @@ def run(params: Params, stage: Stage) -> None:
     prompts = prompts_of(PROMPTS, tokenizer, room)
     validation = prompts_of(VALIDATION, tokenizer, room, params.validation_prompts)
 
+    server = None
+    if params.vllm:
+        server = VllmServer(params.vllm, params, tokenizer.eos_token_id, stage.checkpoints / "vllm")
     env = Environment(
         prompts=prompts,
         validation=validation,
@@ -78,6 +83,7 @@ def run(params: Params, stage: Stage) -> None:
         eos_id=tokenizer.eos_token_id,
         pad_id=tokenizer.pad_token_id,
         seed_of=stage.seed_of,
+        generate=server and server.answers,
     )
     models = ActorCritic(
         policy,
@@ -121,6 +127,8 @@ def run(params: Params, stage: Stage) -> None:
     }
     for key in measured:
         report |= {f"{key}_before": before[f"validation_{key}"], f"{key}_after": after[f"validation_{key}"]}
+    if server:
+        report["vllm_logprob_gap"] = server.gap
     stage.report(report)
     checkpoint.clear()
     print(f"ppo: {result['stop']}; iteration {result['best']} is kept{refusals(result)}", flush=True)

@@ -101,7 +101,8 @@ class Environment:
 
     `reward(prompts, answers)` gives a score per answer; of several processes each calls it with the same ones.
     `judge(answers)` sees an answer per validation prompt and gives at least `judge`, by which policies are compared,
-    and `content` if `max_content_loss` is set.
+    and `content` if `max_content_loss` is set. `generate(models, prompts, seed)`, if given, draws an answer to each
+    prompt in place of the policy's own generation: another engine with the same weights.
     """
 
     prompts: Sequence[Prompt]
@@ -111,6 +112,7 @@ class Environment:
     eos_id: int
     pad_id: int
     seed_of: Callable[..., int]
+    generate: Callable[[ActorCritic, Answers, int], Answers] | None = None
 
 
 @dataclass(frozen=True)
@@ -136,11 +138,14 @@ class Episodes:
 
 def roll_out(
     models: ActorCritic, prompts: Answers, env: Environment, config: PPOConfig, seed: int
-) -> tuple[Answers, list[list[float]]]:
+) -> tuple[Answers, list[list[float]] | None]:
     """1. One sampled answer per prompt, cut after its first EOS, and the log-probs of its tokens.
 
     Of several processes the first draws them all, or each its passes: the answers are those of one process.
+    None in place of log-probs of another engine: the policy's own are close, and not the same.
     """
+    if (generate := env.generate) is not None:
+        return by_first(lambda: generate(models, prompts, seed)), None
     settings: dict[str, Any] = {
         "eos_id": env.eos_id,
         "pad_id": env.pad_id,
