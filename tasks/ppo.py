@@ -83,7 +83,7 @@ def run(params: Params, stage: Stage) -> None:
         eos_id=tokenizer.eos_token_id,
         pad_id=tokenizer.pad_token_id,
         seed_of=stage.seed_of,
-        generate=server and server.answers,
+        generate=server.answers if server else None,
     )
     models = ActorCritic(
         policy,

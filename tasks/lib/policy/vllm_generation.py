@@ -74,7 +74,7 @@ class VllmServer:
         digest = hashlib.sha256()
         for name, parameter in sorted(models.policy_parameters().items()):
             digest.update(name.encode())
-            digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         last, self.sent = self.sent, f"anneal-{digest.hexdigest()[:16]}"
         new = self.folder / self.sent
         if models.adapter is None:
