@@ -18,7 +18,7 @@ import pyarrow as pa
 from data_contracts.columns import Judgement
 from tasks.lib.data.rows import Row
 from tasks.lib.data.sources import read_rows, read_source
-from tasks.lib.stage import PARAMS_FILE, read_yaml
+from tasks.lib.stage import PARAMS_FILE, Problem, read_yaml
 
 EXAMPLE = {
     "id": "9d1c4e0f5b7a3312",
@@ -48,6 +48,8 @@ LARGEST_CLASS = 0.95
 
 def read(path: Path) -> list[tuple[str, Row]]:
     """The rows of a source.yaml, whose file is looked for in `render.raw` of params.yaml."""
+    if path.suffix not in (".yaml", ".yml"):
+        raise Problem(f"{path}: expected a source.yaml, which says what its file of rows is (docs/data.md)")
     return rows_of(path, read_yaml(PARAMS_FILE)["render"])
 
 

@@ -225,10 +225,12 @@ def show(shards: list[Shard], chosen: Index, count: int) -> None:
 def examples(params: Params, count: int) -> list[Row]:
     """`count` instructions of the first rows of every source, spread over sources; nothing is written."""
     plan, sources = plan_of(params), read_sources(params)
+    templates = {source.name: source_templates(plan, source) for source in sources}
+    check_heldout(plan, templates, sources)
     listed: list[list[Row]] = []
     for source in sources:
         first = list(islice(read_rows(source), FIRST_ROWS))
-        rows, _ = render_block(plan, source, source_templates(plan, source), first)
+        rows, _ = render_block(plan, source, templates[source.name], first)
         listed.append(sorted(rows, key=lambda row: unit_interval("show", row["id"])))
     by_turns = [row for rows in zip_longest(*listed) for row in rows if row]
     return by_turns[:count]

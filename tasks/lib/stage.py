@@ -26,6 +26,10 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
 PARAMS_FILE = Path("params.yaml")
+UNQUOTED = {  # what YAML says of a text without quotes: what to do
+    "found unhashable key": "; put a text that begins with { in quotes",
+    "mapping values are not allowed here": "; put a text that holds ': ' in quotes",
+}
 SHARED_KEYS = ("seed", "threads")  # the only keys of params.yaml that are not a stage's section
 
 P = TypeVar("P", bound=BaseModel)
@@ -119,19 +123,24 @@ def read_yaml(path: Path) -> Any:
     except MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
-        raise Problem(f"{where}: {' '.join((error.problem or 'not valid YAML').split())}") from None
+        found = " ".join((error.problem or "not valid YAML").split())
+        raise Problem(f"{where}: {found}{UNQUOTED.get(found, '')}") from None
 
 
 def validated(name: str, Params: type[P], section: Any, where: Path = PARAMS_FILE) -> P:
-    """Check one section against its model. Errors name file, stage, key, and the nearest right key."""
+    """Check one section against its model. Errors name file, stage, key, and the nearest right key.
+
+    Without a name it is a whole file, such as a source.yaml.
+    """
     if not isinstance(section, dict):
-        raise Problem(f"{where}: {name}: expected a section of keys, found {section!r}")
+        found = None if section is None else type(section).__name__
+        raise Problem(f"{where}: {f'{name}: ' if name else ''}expected a section of keys, found {found}")
     try:
         return Params(**section)
     except ValidationError as error:
         errors = error.errors()  # a misspelt key is also a missing one: name the misspelling
         first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
-        key = ".".join(map(str, first["loc"]))
+        key = ".".join(map(str, [name, *first["loc"]] if name else first["loc"]))
         if first["type"] == "extra_forbidden":
             parent = _model_at(Params, first["loc"][:-1])
             near = difflib.get_close_matches(str(first["loc"][-1]), parent.model_fields, n=1, cutoff=0.4)
@@ -140,11 +149,13 @@ def validated(name: str, Params: type[P], section: Any, where: Path = PARAMS_FIL
                 if near
                 else f"known keys: {', '.join(sorted(parent.model_fields))}"
             )
-            raise Problem(f"{where}: {name}.{key} is not a key of stage {name}; {hint}") from None
+            of_stage = f" of stage {name}" if name else ""
+            raise Problem(f"{where}: {key} is not a key{of_stage}; {hint}") from None
         if first["type"] == "missing":
-            raise Problem(f"{where}: {name}.{key} is missing; the stage {name} needs it") from None
+            needed = f"the stage {name} needs it" if name else "every such file has one (docs/data.md)"
+            raise Problem(f"{where}: {key} is missing; {needed}") from None
         found = json.dumps(first["input"], default=str)[:80]
-        raise Problem(f"{where}: {name}.{key}: {first['msg'].lower()}, found {found}") from None
+        raise Problem(f"{where}: {key}: {first['msg'].lower()}, found {found}") from None
 
 
 def known_keys(where: str, given: Mapping[str, Any], Config: type) -> dict[str, Any]:

@@ -219,7 +219,8 @@ def _typed(where: str, row: Row, fields: Mapping[str, FieldType], is_text: bool)
         _check_value(where, row)
     for name in fields:
         if name not in row:
-            fail(f"{where}:{name}", word_of(fields[name]), "no such field")
+            there = excerpt(", ".join(row), 60)
+            fail(f"{where}:{name}", word_of(fields[name]), f"no such field among {there}")
     if len(row) > len(fields):
         extra = next(name for name in row if name not in fields)
         fail(f"{where}:{_name(extra)}", f"only the fields {', '.join(fields)}", "one more")

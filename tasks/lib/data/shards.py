@@ -229,6 +229,7 @@ def write_selected(path: Path, shards: Sequence[Shard], places: np.ndarray) -> N
     with replaced(path) as temporary, pq.ParquetWriter(temporary, INSTRUCTION, compression="zstd") as writer:
         for start in range(0, max(len(places), 1), GROUP):
             writer.write_table(table_of(shards, places[start : start + GROUP]), row_group_size=GROUP)
+            pa.default_memory_pool().release_unused()
 
 
 def table_of(shards: Sequence[Shard], places: np.ndarray) -> pa.Table:

@@ -96,7 +96,7 @@ def inside(folder: Path, name: str, where: str) -> Path:
 
 def read_source(path: Path, raw: Path, name: str, commercial: bool) -> Source:
     """Read source.yaml. Problem: an unknown or unfit licence, keys that do not go together."""
-    file = validated("source", SourceFile, read_yaml(path), path)
+    file = validated("", SourceFile, read_yaml(path), path)
     check_license(file.license, str(path), commercial)
     types: dict[str, FieldType] = {}
     for name_, word in file.fields.items():
@@ -121,7 +121,8 @@ def read_source(path: Path, raw: Path, name: str, commercial: bool) -> Source:
             f for f in [*file.rename.values(), *(file.inputs or [])] if f not in {**types, **file.constants}
         ]
         if unknown:
-            raise Problem(f"{path}: {unknown[0]} is not among the fields {', '.join(types)}")
+            key = "rename" if unknown[0] in file.rename.values() else "inputs"
+            raise Problem(f"{path}: {key}: {unknown[0]} is not among the fields {', '.join(types)}")
     if not file.header and (file.format not in TEXT_FORMATS or file.shape):
         raise Problem(f"{path}: header: only a CSV or TSV file with fields can be without a header")
     if "label" not in types and file.labels is not None:

@@ -150,7 +150,7 @@ def read_templates(folder: Path, prefix: str = "") -> list[Template]:
 
 
 def _ours(path: Path, prefix: str) -> Template:
-    file = validated("template", TemplateFile, read_yaml(path), path)
+    file = validated("", TemplateFile, read_yaml(path), path)
     used: set[str] = set()
 
     def part(key: str, source: str | None, split: bool = False) -> Renderer | None:

@@ -90,7 +90,8 @@ BAD_CSV = {
     "open quote": ('text,label\n"a,1\nb,2\n', "2: expected a row of separated values"),
     "header twice": ("text,text\na,1\n", "1: expected a header of distinct names"),
     "header only": ("text,label\n", " expected rows, found an empty file"),
-    "missing column": ("text\na\n", "2:label: expected int, found no such field"),
+    "missing column": ("text\na\n", "2:label: expected int, found no such field among 'text'"),
+    "other separator": ("text;label\na;1\n", "2:text: expected str, found no such field among 'text;label'"),
 }
 
 

@@ -33,7 +33,7 @@ def source(folder: Path, rows: str = "text,label\nfine,good\nstale,bad\n", **cha
 
 
 BAD = {
-    "no licence": ({"license": None}, "source.license is missing"),
+    "no licence": ({"license": None}, "source.yaml: license is missing"),
     "an unknown licence": ({"license": "free"}, "license: expected an SPDX identifier"),
     "a non-commercial licence": ({"license": "CC-BY-NC-4.0"}, "CC-BY-NC-4.0 forbids commercial use"),
     "an unknown type": ({"fields": "{text: string, label: str}"}, "fields.text: expected one of str, int"),

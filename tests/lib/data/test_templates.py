@@ -116,7 +116,7 @@ def test_bad_template_files_are_problems(tmp_path: Path) -> None:
     cases = {
         "prompt: '{{ text'\nanswer: x\n": "one.yaml: prompt: expected a Jinja template, found",
         "prompt: x\nanswer: y\nprompts: z\n": "did you mean prompt",
-        "prompt: x\n": "template.answer is missing",
+        "prompt: x\n": "answer is missing",
         "prompt: x\nprompt: y\nanswer: z\n": "one.yaml:2:1",
         "prompt: !!python/object/apply:os.system [ls]\nanswer: x\n": "one.yaml:1",
     }
