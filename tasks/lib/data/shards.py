@@ -171,7 +171,13 @@ def index_of(shards: Sequence[Shard]) -> Index:
     # filled in place: small arrays joined afterwards would be in memory twice, and leave it in pieces
     count = sum(_rows_in(shard) for shard in shards)
     index = Index(
-        *(np.empty(count, kind) for kind in 3 * [np.uint64] + 4 * [np.uint32]),
+        id=np.empty(count, np.uint64),
+        prompt=np.empty(count, np.uint64),
+        raw=np.empty(count, np.uint64),
+        split=np.empty(count, np.uint32),
+        task=np.empty(count, np.uint32),
+        template=np.empty(count, np.uint32),
+        characters=np.empty(count, np.uint32),
         place=np.empty((count, 2), np.uint32),
         tasks=[],
         templates=[],
