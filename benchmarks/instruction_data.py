@@ -2,13 +2,14 @@
 
     python -m benchmarks.instruction_data [rendering] [memory] [contracts] [curation]
 
-Times are CPU seconds of this process. Every part checks the work that it times: rendering must make the texts of
-plain Jinja, shards the rows, contracts the violations that were planted, curation is measured against what was planted.
+Times are CPU seconds. Every part checks the work that it times: rendering must make the texts of plain Jinja, `render`
+must write every row, contracts must find the violations that were planted, curation is measured against what was.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import resource
 import subprocess
@@ -22,13 +23,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
-from tasks.lib.data.instructions import Plan
 from tasks.lib.data.rows import content_id
-from tasks.lib.data.shards import index_of, render_shards, write_selected
-from tasks.lib.data.sources import read_rows, read_source
 from tasks.lib.data.templates import Rendered, read_templates, render
 from tasks.lib.data.time_limit import watched
+from tasks.lib.stage import PARAMS_FILE, read_yaml
 
+ROOT = Path(__file__).resolve().parents[1]
 WORDS = [a + b for a in ("mor", "tel", "vin", "sar", "pol", "gan", "rit", "bel") for b in
          ("ta", "no", "mi", "ka", "re", "lo", "da", "su", "fe", "wi", "zo", "ha", "pe", "gu", "xi", "by")]  # fmt: skip
 SHARES = {"train": 0.6, "preference": 0.1, "policy": 0.1, "validation": 0.1, "test": 0.1}
@@ -130,49 +130,41 @@ def rendering(rows: int = 20_000) -> None:
 
 
 def memory() -> None:
-    """Peak memory of rendering 100 000 and 1 000 000 rows, each in a process of its own."""
+    """Peak memory of the stage `render` over 100 000 and over 1 000 000 rows of a CSV, as a process of its own."""
     peaks = {}
     for rows in (100_000, 1_000_000):
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.instruction_data", "shards", str(rows)],
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        peaks[rows], seconds, written = json.loads(done.stdout)
-        assert written == rows, f"{written} of {rows} rows"
-        print(
-            f"  rendering {rows:>9,} rows: peak {peaks[rows] / 2**20:.0f} MiB, {seconds:.0f} CPU s",
-            flush=True,
-        )
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            write_project(folder, rows)
+            stage = subprocess.Popen([sys.executable, "-m", "tasks.render"], cwd=folder, stdout=subprocess.DEVNULL,
+                                     env=os.environ | {"PYTHONPATH": str(ROOT)})  # fmt: skip
+            _, status, used = os.wait4(stage.pid, 0)
+            written = pa.parquet.ParquetFile(folder / "data/instructions/rows.parquet").metadata.num_rows
+        assert (status, written) == (0, rows), f"{written} of {rows} rows"
+        peaks[rows] = used.ru_maxrss / 2**10
+        seconds = used.ru_utime + used.ru_stime
+        print(f"  {rows:>9,} rows: peak {peaks[rows]:.0f} MiB, {seconds:.0f} CPU s", flush=True)
     print(f"  ten times the rows, {peaks[1_000_000] / peaks[100_000]:.2f} times the memory")
 
 
-def shards(rows: int) -> None:
-    """Render so many rows from a CSV to Parquet; print the peak memory, the CPU seconds and the rows."""
-    with tempfile.TemporaryDirectory() as name:
-        folder, dice = Path(name), random.Random(2)
-        with (folder / "rows.csv").open("w") as file:
-            file.write("text,label\n")
-            for i in range(rows):
-                file.write(f"{sentence(dice)} {i},{i % 2}\n")
-        (folder / "source.yaml").write_text(
-            "file: rows.csv\nformat: csv\nlicense: MIT\ncluster: c\ntask: toy\ntemplates: toy\n"
-            "fields: {text: str, label: int}\n"
-        )
-        (folder / "toy").mkdir()
-        prompt, answer, choices = TEMPLATES["review"]
-        (folder / "toy/one.yaml").write_text(
-            json.dumps({"prompt": prompt, "answer": answer, "choices": choices})
-        )
-        plan = Plan(folder, [], [], SHARES, 1)
-        source = read_source(folder / "source.yaml", folder, "toy", commercial=True)
-        made = list(render_shards(plan, source, read_rows(source), folder / "shards", None))
-        index = index_of(made)
-        places = index.place[index.id.argsort()]
-        del index
-        write_selected(folder / "rows.parquet", made, places)
-        written = pa.parquet.ParquetFile(folder / "rows.parquet").metadata.num_rows
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        print(json.dumps([peak, time.process_time(), written]))
+def write_project(folder: Path, rows: int) -> None:
+    """A project of one task whose source is a CSV of so many rows; nothing in it is held out, mixed or dropped."""
+    dice = random.Random(2)
+    with (folder / "rows.csv").open("w") as file:
+        file.write("text,label\n")
+        for i in range(rows):
+            file.write(f"{sentence(dice)} {i},{i % 2}\n")
+    (folder / "source.yaml").write_text(
+        "file: rows.csv\nformat: csv\nlicense: MIT\ncluster: c\ntask: toy\ntemplates: toy\n"
+        "fields: {text: str, label: int}\n"
+    )
+    prompt, answer, choices = TEMPLATES["review"]
+    (folder / "toy").mkdir()
+    (folder / "toy/one.yaml").write_text(json.dumps({"prompt": prompt, "answer": answer, "choices": choices}))
+    params = read_yaml(ROOT / PARAMS_FILE)
+    params["render"] |= {"raw": ".", "sources": ".", "templates": ".", "shares": SHARES, "heldout_clusters": [],
+                         "max_per_task": rows, "max_per_task_evaluation": rows, "show": 0}  # fmt: skip
+    (folder / PARAMS_FILE).write_text(json.dumps(params))
 
 
 def instructions(rows: int) -> Iterator[dict[str, Any]]:
@@ -272,9 +264,7 @@ PARTS = {part.__name__: part for part in (rendering, memory, contracts, curation
 
 if __name__ == "__main__":
     asked = sys.argv[1:]
-    if asked[:1] == ["shards"]:
-        shards(int(asked[1]))
-    elif unknown := set(asked) - set(PARTS):
+    if unknown := set(asked) - set(PARTS):
         sys.exit(f"{min(unknown)} is no part; known: {', '.join(PARTS)}")
     else:
         for part in asked or PARTS:

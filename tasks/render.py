@@ -34,6 +34,7 @@ from tasks.lib.stage import Problem, Stage, main, replaced
 
 OUT = Path("data/instructions")
 FIRST_ROWS = 200  # of each source, to take examples from
+PARTS = 16  # of the prompts, by their hash
 
 
 class Shares(BaseModel, extra="forbid"):
@@ -86,26 +87,27 @@ def run(params: Params, stage: Stage) -> None:
     ledger = left_out(shards)
 
     # 3. No prompt in two splits, then the mix of tasks.
-    # An index of all rows is the one thing that grows with them: no more than two are in memory at a time.
-    chosen = without_shared_prompts(index_of(shards), ledger)
-    rendered = len(chosen.id)
-    chosen = mixed(params, chosen)
-    if not np.any(chosen.split == SPLITS.index("train")):
+    # The index is the one thing in memory that grows with the rows.
+    chosen = index_of(shards)
+    drop_shared_prompts(chosen, ledger)
+    rendered = len(chosen.rows)
+    mix(params, chosen)
+    if not np.any(chosen.rows.split == SPLITS.index("train")):
         raise Problem("render: no row is left for training; check shares, templates and heldout_clusters")
     dropped = Counter(entry["rule"] for entry in ledger)
     figures = {
         **about_sources(sources, templates, shards),
         **about_rows(sources, chosen),
         **{f"dropped.{rule}": count for rule, count in sorted(dropped.items())},
-        "dropped.mixing": rendered - len(chosen.id),
+        "dropped.mixing": rendered - len(chosen.rows),
         **({"quarantined": len(quarantine)} if quarantine else {}),
-        "prompt_characters.median": int(np.sort(chosen.characters)[len(chosen.id) // 2]),
-        "prompt_characters.longest": int(chosen.characters.max()),
+        "prompt_characters.median": int(np.sort(chosen.rows.characters)[len(chosen.rows) // 2]),
+        "prompt_characters.longest": int(chosen.rows.characters.max()),
     }
     show(shards, chosen, params.show)
 
     # 4. Write. By now nothing is in memory of a row but its place.
-    places = chosen.place[np.lexsort((chosen.id, chosen.task, chosen.split))]
+    places = chosen.rows.place[np.lexsort((chosen.rows.id, chosen.rows.task, chosen.rows.split))]
     del chosen
     write_selected(OUT / "rows.parquet", shards, places)
     write_parquet(OUT / "ledger.parquet", ledger, LEDGER)
@@ -150,35 +152,42 @@ def left_out(shards: list[Shard]) -> list[Row]:
     ]
 
 
-def without_shared_prompts(index: Index, ledger: list[Row]) -> Index:
+def drop_shared_prompts(index: Index, ledger: list[Row]) -> None:
     """Drop a row whose prompt is in an earlier split of SPLITS: evaluation keeps it, training loses it.
 
-    Of rows with equal ids, which equal raw rows make, the first one stays.
+    Of rows with equal ids, which equal raw rows make, the first one stays. A part of all prompts at a time, because
+    sorting takes memory; a row with an equal id has an equal prompt.
     """
-    _, prompt = np.unique(index.prompt, return_inverse=True)
-    home = np.full(len(index.id), len(SPLITS), np.uint8)
-    np.minimum.at(home, prompt, index.split)
-    is_home = home[prompt] == index.split
-    kept = np.flatnonzero(is_home)
-    kept = np.sort(kept[np.unique(index.id[kept], return_index=True)[1]])
-    for i in np.setdiff1d(np.arange(len(index.id)), kept):
-        rule, detail = "rendered twice", f"raw row {index.raw[i]:016x}"
-        if not is_home[i]:
-            rule = "prompt in two splits"
-            detail = f"{SPLITS[index.split[i]]}: also {SPLITS[home[prompt[i]]]}"
-        ledger.append({"id": f"{index.id[i]:016x}", "rule": rule, "detail": detail})
-    return index.take(kept)
+    rows, dropped = index.rows, dict[int, Row]()
+    is_kept = np.zeros(len(rows), bool)
+    for part in range(PARTS):
+        some = np.flatnonzero(rows.prompt % PARTS == part)
+        split, id = rows.split[some], rows.id[some]
+        prompts, prompt = np.unique(rows.prompt[some], return_inverse=True)
+        home = np.full(len(prompts), len(SPLITS), np.uint8)
+        np.minimum.at(home, prompt, split)
+        is_home = home[prompt] == split
+        at_home = np.flatnonzero(is_home)
+        is_kept[some[at_home[np.unique(id[at_home], return_index=True)[1]]]] = True
+        for i in np.flatnonzero(~is_kept[some]):
+            rule, detail = "rendered twice", f"raw row {rows.raw[some[i]]:016x}"
+            if not is_home[i]:
+                rule = "prompt in two splits"
+                detail = f"{SPLITS[split[i]]}: also {SPLITS[home[prompt[i]]]}"
+            dropped[int(some[i])] = {"id": f"{id[i]:016x}", "rule": rule, "detail": detail}
+    ledger += [dropped[row] for row in sorted(dropped)]
+    index.keep(np.flatnonzero(is_kept))
 
 
-def mixed(params: Params, index: Index) -> Index:
-    """The mix of tasks: a maximum per task and split (FLAN, T0), weights; which rows, their hash decides."""
+def mix(params: Params, index: Index) -> None:
+    """Keep the mix of tasks: a maximum per task and split (FLAN, T0), weights; which rows, their hash decides."""
     if unknown := sorted(params.weights.keys() - set(index.tasks)):
         raise Problem(f"render.weights: {unknown[0]} is no task; known: {', '.join(index.tasks)}")
     kept = []
     for split in range(len(SPLITS)):
-        rows = np.flatnonzero(index.split == split)
+        rows = np.flatnonzero(index.rows.split == split)
         training = SPLITS[split] in TRAINING
-        of_task = [rows[index.task[rows] == task] for task in range(len(index.tasks))]
+        of_task = [rows[index.rows.task[rows] == task] for task in range(len(index.tasks))]
         groups = dict(zip(index.tasks, of_task, strict=True))
         counts = {task: len(found) for task, found in groups.items() if len(found)}
         total = params.total if SPLITS[split] == "train" else None
@@ -191,16 +200,16 @@ def mixed(params: Params, index: Index) -> Index:
         for task, count in taken.items():
             found = groups[task]
             if count < len(found):
-                ranks = (unit_interval("mixing", f"{id:016x}") for id in index.id[found])
+                ranks = (unit_interval("mixing", f"{id:016x}") for id in index.rows.id[found])
                 rank = np.fromiter(ranks, np.float64, len(found))  # a list takes four times the memory
                 found = found[np.argsort(rank, kind="stable")[:count]]
             kept.append(found)
-    return index.take(np.concatenate(kept) if kept else np.empty(0, np.int64))
+    index.keep(np.sort(np.concatenate(kept)) if kept else np.empty(0, np.int64))
 
 
 def per_template(index: Index, rows: np.ndarray) -> list[int]:
     """How many rows each template of a task has."""
-    return [int(count) for count in np.bincount(index.template[rows]) if count]
+    return [int(count) for count in np.bincount(index.rows.template[rows]) if count]
 
 
 def write_quarantine(path: Path, sources: list[Source], quarantine: list[dict[str, str]]) -> None:
@@ -213,9 +222,9 @@ def write_quarantine(path: Path, sources: list[Source], quarantine: list[dict[st
 
 def show(shards: list[Shard], chosen: Index, count: int) -> None:
     """Print a few rendered rows: the quickest way to see a template that is wrong."""
-    places = range(len(chosen.id)) if count else []
-    first = heapq.nsmallest(count, places, key=lambda i: unit_interval("show", f"{chosen.id[i]:016x}"))
-    for row in table_of(shards, chosen.place[first]).to_pylist():
+    places = range(len(chosen.rows)) if count else []
+    first = heapq.nsmallest(count, places, key=lambda i: unit_interval("show", f"{chosen.rows.id[i]:016x}"))
+    for row in table_of(shards, chosen.rows.place[first]).to_pylist():
         print(f"--- {row['split']}  {row['template']}")
         for message in row["messages"]:
             print(f"{message['role']}: {message['content'][:400]}")
@@ -247,15 +256,15 @@ def about_sources(
     }
 
 
-def about_rows(sources: list[Source], rows: Index) -> dict[str, float | int | str]:
-    of_split = np.bincount(rows.split, minlength=len(SPLITS))
-    named = {rows.tasks[task]: int(n) for task, n in enumerate(np.bincount(rows.task)) if n}
+def about_rows(sources: list[Source], index: Index) -> dict[str, float | int | str]:
+    of_split = np.bincount(index.rows.split, minlength=len(SPLITS))
+    named = {index.tasks[task]: int(n) for task, n in enumerate(np.bincount(index.rows.task)) if n}
     cluster_of = {source.file.task: source.file.cluster for source in sources}
     clusters: Counter[str] = Counter()
     for task, count in named.items():
         clusters[cluster_of[task]] += count
     return {
-        "rows": len(rows.id),
+        "rows": len(index.rows),
         **{f"rows.{SPLITS[split]}": int(of_split[split]) for split in reversed(range(len(SPLITS)))},
         **{f"cluster.{cluster}": count for cluster, count in sorted(clusters.items())},
         **{f"task.{task}": count for task, count in sorted(named.items())},

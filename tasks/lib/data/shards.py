@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,16 @@ from tasks.lib.stage import replaced
 
 LEAST, OFTEN, MOST = 1024, 4096, 16384  # rows of a block: a cut in every OFTEN rows, between the other two
 GROUP = 2**16  # rows of a Parquet row group
-COLUMNS = ("id", "prompt", "raw", "split", "task", "template", "characters", "place")  # of the index
+ROW = [  # of the index
+    ("id", np.uint64),
+    ("prompt", np.uint64),
+    ("raw", np.uint64),
+    ("split", np.uint32),  # place in SPLITS
+    ("task", np.uint32),  # place in `tasks`
+    ("template", np.uint32),  # place in `templates`
+    ("characters", np.uint32),  # of the last message
+    ("place", np.uint32, 2),  # number of the shard, and of the row in it
+]
 AHEAD = 4  # blocks in memory that wait for another process
 CODE = (instructions, mixing, rows, sandbox, shapes, sources, substitution, templates, time_limit)
 
@@ -147,58 +156,41 @@ def _finished(block: list[RawRow], path: Path, future: Future[None] | None) -> S
 
 @dataclass
 class Index:
-    """The narrow columns of all shards' rows in order: what splits, mixing and the report need. 48 bytes a row."""
+    """What splits, mixing and the report need of all shards' rows, in order: 48 bytes a row, one array."""
 
-    id: np.ndarray  # (N,) uint64, as are prompt and raw
-    prompt: np.ndarray
-    raw: np.ndarray
-    split: np.ndarray  # (N,) place in SPLITS
-    task: np.ndarray  # (N,) place in `tasks`, which are sorted
-    template: np.ndarray  # (N,) place in `templates`
-    characters: np.ndarray  # (N,) of the last message
-    place: np.ndarray  # (N, 2) number of the shard, and of the row in it
-    tasks: list[str]
+    rows: Any  # (N,) np.recarray of ROW
+    tasks: list[str]  # sorted
     templates: list[str]
 
-    def take(self, rows: np.ndarray) -> Index:
-        """The index of some rows, in that order."""
-        taken: dict[str, Any] = {name: getattr(self, name)[rows] for name in COLUMNS}
-        return replace(self, **taken)
+    def keep(self, rows: np.ndarray) -> None:
+        """Keep some rows, given in rising order. They move up in place: two indices are never in memory."""
+        for start in range(0, len(rows), GROUP):
+            some = rows[start : start + GROUP]
+            self.rows[start : start + len(some)] = self.rows[some]
+        self.rows = self.rows[: len(rows)]
 
 
 def index_of(shards: Sequence[Shard]) -> Index:
     """Read the narrow columns of all shards."""
-    # filled in place: small arrays joined afterwards would be in memory twice, and leave it in pieces
-    count = sum(_rows_in(shard) for shard in shards)
-    index = Index(
-        id=np.empty(count, np.uint64),
-        prompt=np.empty(count, np.uint64),
-        raw=np.empty(count, np.uint64),
-        split=np.empty(count, np.uint32),
-        task=np.empty(count, np.uint32),
-        template=np.empty(count, np.uint32),
-        characters=np.empty(count, np.uint32),
-        place=np.empty((count, 2), np.uint32),
-        tasks=[],
-        templates=[],
-    )
+    index = Index(np.recarray(sum(_rows_in(shard) for shard in shards), ROW), [], [])
+    rows = index.rows
     start = 0
     for number, shard in enumerate(shards):
         with pa.memory_map(str(shard.path)) as source:
             table = pa.ipc.open_file(source).read_all()
             part = slice(start, start + len(table))
-            index.id[part] = _hexadecimal(table["id"])
-            index.prompt[part] = table["prompt"].to_numpy()
-            index.raw[part] = _hexadecimal(table["row"])
-            index.split[part] = _coded(table["split"], list(SPLITS))
-            index.task[part] = _coded(table["task"], index.tasks)
-            index.template[part] = _coded(table["template"], index.templates)
-            index.characters[part] = _last_lengths(table["messages"])
-            index.place[part, 0] = number
-            index.place[part, 1] = np.arange(len(table))
+            rows.id[part] = _hexadecimal(table["id"])
+            rows.prompt[part] = table["prompt"].to_numpy()
+            rows.raw[part] = _hexadecimal(table["row"])
+            rows.split[part] = _coded(table["split"], list(SPLITS))
+            rows.task[part] = _coded(table["task"], index.tasks)
+            rows.template[part] = _coded(table["template"], index.templates)
+            rows.characters[part] = _last_lengths(table["messages"])
+            rows.place[part, 0] = number
+            rows.place[part, 1] = np.arange(len(table))
             start = part.stop
     order = sorted(index.tasks)
-    index.task = np.array([order.index(task) for task in index.tasks] or [0], np.uint32)[index.task]
+    rows.task = np.array([order.index(task) for task in index.tasks] or [0], np.uint32)[rows.task]
     index.tasks = order
     return index
 

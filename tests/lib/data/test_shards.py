@@ -67,9 +67,7 @@ def test_one_percent_more_rows_render_only_new_shards_and_move_no_row(workspace:
     new = [shard for shard in second if shard.path not in times]
     assert len(first) > 8 and len(new) <= 2
     assert all(s.path.stat().st_mtime_ns == times[s.path] for s in second if s.path in times)
-    splits = [
-        dict(zip(i.raw.tolist(), i.split.tolist(), strict=True)) for i in map(index_of, (first, second))
-    ]
+    splits = [dict(index_of(some).rows[["raw", "split"]].tolist()) for some in (first, second)]
     assert splits[0].items() <= splits[1].items() and len(splits[1]) == 1010
 
 
@@ -88,7 +86,7 @@ def test_two_processes_write_the_same_bytes_in_groups(workspace: Path) -> None:
         found = made(workspace / str(workers), plan, source, workers)
         index = index_of(found)
         path = workspace / f"{workers}.parquet"
-        write_selected(path, found, index.place[index.id.argsort()])
+        write_selected(path, found, index.rows.place[index.rows.id.argsort()])
         files.append(path.read_bytes())
     assert files[0] == files[1]
     table = pq.read_table(workspace / "1.parquet")
@@ -100,7 +98,7 @@ def test_exemplars_are_other_rows_of_the_same_split(workspace: Path) -> None:
     plan, source = world(workspace, 400, exemplars=2)
     found = made(workspace, plan, source)
     index = index_of(found)
-    write_selected(workspace / "rows.parquet", found, index.place)
+    write_selected(workspace / "rows.parquet", found, index.rows.place)
     rows = pq.read_table(workspace / "rows.parquet").to_pylist()
     split_of = {row["text"]: row["split"] for row in rows}
     label_of = {f"row {i}": str(i % 3) for i in range(400)}
@@ -116,4 +114,4 @@ def test_exemplars_are_other_rows_of_the_same_split(workspace: Path) -> None:
 def test_a_row_without_exemplars_is_left_out_and_said_why(workspace: Path) -> None:
     (shard,) = made(workspace, *world(workspace, 3, exemplars=5))
     assert {rule for _, rule, _ in shard.left} == {"too few exemplars"}
-    assert len(index_of([shard]).id) == 0
+    assert len(index_of([shard]).rows) == 0
