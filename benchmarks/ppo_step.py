@@ -24,7 +24,7 @@ import torch
 from benchmarks.trl_ppo import four_models, sizes
 from tasks.lib.policy import ppo
 from tasks.lib.policy.actor_critic import ActorCritic, Lora
-from tasks.lib.policy.batches import buckets, halved
+from tasks.lib.policy.passes import in_passes, lengths_of
 from tasks.lib.policy.ranks import spread
 from tasks.lib.preferences.reward_model import score
 
@@ -98,10 +98,9 @@ class Ours:
         )
 
     def rewards(self, prompts: Sequence[ppo.Prompt], answers: ppo.Answers) -> list[float]:
-        lengths = [len(prompt.tokens) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
-        batches = buckets(lengths, self.config.batch_size)
+        lengths = lengths_of([prompt.tokens for prompt in prompts], answers)
         return spread(
-            [part for batch in batches for part in halved(batch, lengths)],
+            in_passes(range(len(prompts)), lengths, self.config.batch_size),
             lambda rows: score(
                 self.reward,
                 [prompts[i].tokens for i in rows],

@@ -20,12 +20,12 @@ from tasks.lib.evaluation.verifiers import verified
 from tasks.lib.plots import curves
 from tasks.lib.policy import grouped
 from tasks.lib.policy.actor_critic import ActorCritic, Lora
-from tasks.lib.policy.batches import buckets, halved
 from tasks.lib.policy.chat import answer_text, load_tokenizer, prompt_ids
 from tasks.lib.policy.checkpoints import Checkpoint, file_hash
 from tasks.lib.policy.folders import weights_hash
 from tasks.lib.policy.launching import under_launcher
 from tasks.lib.policy.models import load_policy, save_model
+from tasks.lib.policy.passes import in_passes, lengths_of
 from tasks.lib.policy.ppo import Answers, Environment, PPOConfig, Prompt, Reward
 from tasks.lib.policy.ppo_training import train
 from tasks.lib.policy.ranks import by_first, is_first, spread
@@ -168,9 +168,9 @@ def reward_of(params: Params, tokenizer: Any) -> tuple[Reward, Any]:
         raise Problem("params.yaml: ppo.disagreement_weight needs an ensemble: set reward.heads above 1")
 
     def reward(prompts: Sequence[Prompt], answers: Answers) -> list[float]:
-        lengths = [len(prompt.tokens) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        lengths = lengths_of([prompt.tokens for prompt in prompts], answers)
         return spread(
-            [part for rows in buckets(lengths, params.batch_size) for part in halved(rows, lengths)],
+            in_passes(range(len(prompts)), lengths, params.batch_size),
             lambda rows: score(
                 model,
                 [prompts[i].tokens for i in rows],

@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tasks.lib.policy.actor_critic import ActorCritic
-from tasks.lib.policy.batches import halved
 from tasks.lib.policy.generation import sampled
 from tasks.lib.policy.logprobs import answer_logprobs
 from tasks.lib.policy.losses import (
@@ -31,6 +30,7 @@ from tasks.lib.policy.losses import (
     ppo_value_loss,
     whiten,
 )
+from tasks.lib.policy.passes import in_batches, in_passes, lengths_of
 from tasks.lib.policy.ranks import add_gradients, by_first, combined, mine, spread
 from tasks.lib.stage import Problem
 
@@ -162,7 +162,7 @@ def roll_out(
     if config.streams == "one":
         found = by_first(lambda: drawn(list(range(len(prompts))), seed))
     else:
-        passes = _batches(range(len(prompts)), [len(prompt) for prompt in prompts], config.batch_size)
+        passes = in_batches(range(len(prompts)), [len(prompt) for prompt in prompts], config.batch_size)
         seeds = {rows[0]: seed + number for number, rows in enumerate(passes)}
         found = spread(passes, lambda rows: drawn(rows, seeds[rows[0]]))
     return [answer for answer, _ in found], [logprobs for _, logprobs in found]
@@ -171,7 +171,7 @@ def roll_out(
 def sequence_logprobs(model: Any, prompts: Answers, answers: Answers, config: PPOConfig) -> list[Tensor]:
     """Log-probs of every answer's tokens, a tensor (len(answer),) per row, at the temperature of the samples."""
     return spread(
-        _passes(range(len(prompts)), _lengths(prompts, answers), config.batch_size),
+        in_passes(range(len(prompts)), lengths_of(prompts, answers), config.batch_size),
         lambda rows: answer_logprobs(
             model,
             [prompts[i] for i in rows],
@@ -208,7 +208,7 @@ def score(
     is_action, is_state = masks([len(answer) for answer in answers], config.score_at)
     values = _padded(
         spread(
-            _passes(range(len(prompts)), _lengths(prompts, answers), config.batch_size),
+            in_passes(range(len(prompts)), lengths_of(prompts, answers), config.batch_size),
             lambda rows: models.values([prompts[i] for i in rows], [answers[i] for i in rows]).cpu().clone(),
         )
     )
@@ -335,8 +335,8 @@ def _accumulate(
     actions, states = episodes.is_action[rows].sum(), episodes.is_state[rows].sum()
     shown = ("loss", "policy_loss", "value_loss", "approx_kl", "clip_share", "largest_log_ratio")
     total = dict.fromkeys(shown, 0.0)
-    lengths = _lengths(episodes.prompts, episodes.answers)
-    for some in mine(_passes(rows, lengths, config.batch_size)):
+    lengths = lengths_of(episodes.prompts, episodes.answers)
+    for some in mine(in_passes(rows, lengths, config.batch_size)):
         prompts, answers = [episodes.prompts[i] for i in some], [episodes.answers[i] for i in some]
         logprobs, values = models(prompts, answers, config.temperature)
         width, where = logprobs.shape[1], logprobs.device
@@ -373,21 +373,6 @@ def _check_answers(scores: Tensor, ended: Tensor, config: PPOConfig, iteration: 
     if len(scores) > 1 and bool((scores == scores[0]).all()):
         same = f"ppo: iteration {iteration}: every answer got the reward {scores[0]:.4g}"
         print(f"{same}; only the KL penalty is learned from (warning)", flush=True)
-
-
-def _lengths(prompts: Answers, answers: Answers) -> list[int]:
-    return [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
-
-
-def _batches(rows: Sequence[int], lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """The rows in batches of like length: less padding."""
-    order = sorted(rows, key=lambda i: (lengths[i], i))
-    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-
-
-def _passes(rows: Sequence[int], lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """The same, cut for a forward pass over whole sequences."""
-    return [some for batch in _batches(rows, lengths, batch_size) for some in halved(batch, lengths)]
 
 
 def _padded(rows: list[Tensor]) -> Tensor:
