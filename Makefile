@@ -3,6 +3,8 @@
 PYTHON ?= python3
 # Not compiled beforehand: of 20 000 files a run imports a third, and Python compiles and keeps those as it does
 PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
+# Tests of a group share a fixture that takes minutes
+PYTEST = .venv/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
 export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: demo test
@@ -13,12 +15,14 @@ test: .venv/installed-test
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	.venv/bin/python -m pytest -m "not slow"
-	.venv/bin/python -m pytest -m slow
+	$(PYTEST) -m "not slow"
+	$(PYTEST) -m slow
 
-# torch first: asked for by another package, pip may take a build for GPUs of several GB
+# pip first: the one that Python 3.11 comes with takes a minute and a half longer to choose the packages.
+# torch next: asked for by another package, pip may take a build for GPUs of several GB
 .venv/installed: constraints.txt pyproject.toml
 	$(PYTHON) -m venv .venv
+	$(PIP) --upgrade pip
 	$(PIP) torch
 	$(PIP) --editable .
 	touch $@

@@ -15,6 +15,7 @@ from tasks.lib.stage import read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.slow
+embedded = pytest.mark.xdist_group("embedded")  # one process, which runs the line once
 
 
 def clone(folder: Path) -> Path:
@@ -53,11 +54,13 @@ def by_flow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@embedded
 def test_the_flow_builds_a_release_that_verifies(by_flow: Path) -> None:
     assert set(states(by_flow).values()) == {"Completed"}
     run(by_flow, "flows.cli", "verify", "export/release")
 
 
+@embedded
 def test_a_second_run_trains_nothing(by_flow: Path) -> None:
     lock, started = (by_flow / "dvc.lock").read_bytes(), time.monotonic()
     run(by_flow, "flows.cli", "run")
@@ -66,6 +69,7 @@ def test_a_second_run_trains_nothing(by_flow: Path) -> None:
     assert time.monotonic() - started < 120  # not a benchmark: training alone would take longer
 
 
+@embedded
 def test_dvc_repro_from_scratch_gives_the_same_lock(by_flow: Path, tmp_path: Path) -> None:
     """The two ways to run are equal, and two runs from scratch give the same bytes: the lock holds every hash."""
     folder = clone(tmp_path / "anneal")
