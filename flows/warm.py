@@ -60,6 +60,7 @@ def is_wanted(graph: Graph, force: bool) -> bool:
 
 def main(address: str) -> None:
     """Import the libraries and run what is asked for, each in its own fork, until a signal comes."""
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"  # else bitsandbytes imports torch's compiler: 7 s the first time
     job = next_job(address)
     os.chdir(job["folder"])
     os.environ.clear()
