@@ -20,6 +20,7 @@ from tasks.lib.data.sources import find_sources
 from tasks.lib.stage import PARAMS_FILE, Problem, Stage, main, read_yaml
 
 CONTEXT = -100  # the label of a token that is not trained
+LIMITS = {"evaluation": "sft.trainer.max_length", "rankings": "dpo.trainer.max_length"}
 
 
 class Params(BaseModel, extra="forbid"):
@@ -41,6 +42,7 @@ def check(arguments: list[str]) -> None:
     module = module_of(contract)
     tables = {name: read_parquet(path) for name, path in module.READS.items()}
     document = read_yaml(PARAMS_FILE)
+    limit = None
     if contract == "instructions":
         tables["raw"] = [row for _, row in raw_rows(document)]
     if contract == "evaluation":
@@ -52,6 +54,8 @@ def check(arguments: list[str]) -> None:
     report = check_rows(contract, tables, partial(places, document, tables, module.READS))
     report.write(Path("reports/check"))
     if problem := report.problem():
+        if report.violated[0].field == "length":
+            problem += f"; shorten them or raise {LIMITS[contract]} ({limit})"
         raise Problem(f"{problem}; see reports/check/{contract}.html")
     print(f"check  {contract}: {len(report.results)} claims hold for {report.rows} rows")
 

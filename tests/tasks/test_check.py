@@ -81,7 +81,8 @@ def test_training_rows_are_judged_as_tokens_and_named_by_their_place_in_the_sour
     write_parquet(
         module_of("evaluation").READS["train"], [seen | {"row": raw["id"]}], module_of("instructions").SCHEMA
     )
-    with pytest.raises(Problem, match=r"95% of the rows fit max_length .*\(raw/tickets/rows\.csv:2\)"):
+    advice = r"shorten them or raise sft\.trainer\.max_length \(9\)"
+    with pytest.raises(Problem, match=rf"rows fit max_length .*\(raw/tickets/rows\.csv:2\); {advice}"):
         check(["evaluation"])
 
 

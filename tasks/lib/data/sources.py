@@ -174,6 +174,8 @@ def _limited(rows: Iterator[RawRow], limit: int) -> Iterator[RawRow]:
 
 def _rows(source: Source, bad: list[str] | None) -> Iterator[RawRow]:
     file, data = source.file, source.data
+    if not data.exists():
+        raise Problem(f"{source.where}: file: expected {file.file} in the folder render.raw, found no {data}")
     in_file = {new: old for old, new in file.rename.items()}
     types = {in_file.get(name, name): kind for name, kind in source.types.items()}
     columns = None if file.header else list(types)

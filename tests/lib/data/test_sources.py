@@ -58,6 +58,10 @@ BAD = {
     "inputs that are no fields": ({"inputs": "[title]"}, "title is not among the fields text, label"),
     "a renamed field that is no field": ({"rename": "{label: class}"}, "class is not among the fields"),
     "a path that leads out": ({"file": "../../etc/passwd"}, "file: expected a path inside"),
+    "a file that is not there": (
+        {"file": "none.csv"},
+        "source.yaml: file: expected none.csv in the folder render.raw",
+    ),
     "an absolute path": ({"file": "/etc/passwd"}, "file: expected a path inside"),
 }
 
