@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import errno
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -164,6 +165,8 @@ def _run(options: argparse.Namespace) -> int:
 
 def _refuse_oversize(options: argparse.Namespace) -> None:
     """Problem when a stage of this run needs more memory than the device has; without a GPU nobody is asked."""
+    if not options.device and shutil.which("nvidia-smi") is None:
+        return  # before torch is imported: it takes seconds
     from flows import plan
     from tasks.lib.stage import PARAMS_FILE, Problem, read_yaml
 

@@ -55,7 +55,7 @@ def read_graph(targets: Sequence[str] = ()) -> Graph:
     """
     import networkx
 
-    with _repo() as repo:
+    with _locked_repo() as repo:
         stages = {stage.addressing: stage for stage in repo.index.graph}
         whole = networkx.relabel_nodes(repo.index.graph, {stage: name for name, stage in stages.items()})
         wanted = set(_matching(targets, stages)) if targets else set(stages)
@@ -67,8 +67,8 @@ def read_graph(targets: Sequence[str] = ()) -> Graph:
         )
         nodes = {name: _node(stages[name], whole) for name in order}
         _refuse_missing_sources(repo, [stages[name] for name in nodes])
-        status = repo.status(targets=list(nodes)) if nodes else {}
-        changes = {name: list(_reasons(status.get(name, []), stages[name])) for name in nodes}
+        # not repo.status(targets), which reads dvc.yaml and dvc.lock again for every target
+        changes = {name: list(_reasons(stages[name].status().get(name, []), stages[name])) for name in nodes}
     return Graph(nodes, changes)
 
 
@@ -91,13 +91,13 @@ def _short(entry: dict[str, Any]) -> str:
 
 
 @contextmanager
-def _repo() -> Iterator[Repo]:
+def _locked_repo() -> Iterator[Repo]:
     """DVC in this process. What it raises is a mistake in dvc.yaml or dvc.lock, or another dvc at work."""
     from dvc.exceptions import DvcException
-    from dvc.repo import Repo
+    from dvc.repo import Repo, lock_repo
 
     try:
-        with Repo() as repo:
+        with Repo() as repo, lock_repo(repo):
             yield repo
     except DvcException as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]

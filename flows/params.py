@@ -60,11 +60,12 @@ def problems(path: Path = PARAMS_FILE) -> Iterator[str]:
     for key in SHARED_KEYS if stages else ():
         if not isinstance(document.get(key), int):
             yield f"{path}: {key}: expected a whole number, found {document.get(key)!r}"
+    loaded: dict[str, ModuleType] = {}
     for name in stages:
         try:
             if name not in document:
                 raise Problem(f"{path}: the section {name} is missing")
-            params = _validate(name, document, path)
+            params = _validate(name, document, path, loaded)
             yield from _misspelt(name, params, path)
         except Problem as problem:
             yield str(problem)
@@ -72,10 +73,10 @@ def problems(path: Path = PARAMS_FILE) -> Iterator[str]:
             yield f"tasks/{name}.py: {error}"
 
 
-def _validate(name: str, document: Mapping[str, Any], path: Path) -> BaseModel:
+def _validate(name: str, document: Mapping[str, Any], path: Path, loaded: dict[str, ModuleType]) -> BaseModel:
     """Quickly, without torch; a stage whose `Params` needs more than pydantic is imported after all."""
     try:
-        return validated(name, _without_heavy_imports(f"tasks.{name}", {}).Params, document[name], path)
+        return validated(name, _without_heavy_imports(f"tasks.{name}", loaded).Params, document[name], path)
     except (AttributeError, NameError, PydanticUserError):
         return validated(name, importlib.import_module(f"tasks.{name}").Params, document[name], path)
 

@@ -106,6 +106,7 @@ def test_the_plan_of_the_reward_model_follows_its_method() -> None:
 
 def test_what_does_not_fit_is_refused_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("shutil.which", lambda name: name)
     monkeypatch.setattr(planned, "gpu_here", lambda: Device(1e6, 1.0))
     options = cli._parser().parse_args(["run", "sft"])
     with pytest.raises(Problem, match=r"sft needs .* the device has 1\.0 MB\nnothing was started"):
