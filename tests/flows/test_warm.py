@@ -17,7 +17,8 @@ from flows import child
 from tasks.lib.warm import ADDRESS
 
 PROBE = """
-import os, subprocess, sys, time
+import atexit, os, subprocess, sys, time
+atexit.register(print, "last words")
 print(sys.argv[1], "fractions" in sys.modules, os.getcwd(), os.environ["WHO"], __name__)
 print("aside", file=sys.stderr)
 if sys.argv[1] == "sleep":
@@ -27,6 +28,8 @@ if sys.argv[1] == "sleep":
         time.sleep(600)
     except KeyboardInterrupt:
         sys.exit(130)
+if sys.argv[1] == "crash":
+    raise ValueError("crashed")
 sys.exit(sys.argv[1] if sys.argv[1] == "words" else 7)
 """
 ASK = """
@@ -72,11 +75,13 @@ def sleeping(folder: Path) -> list[psutil.Process]:
 
 
 def test_a_fork_is_the_command(ask: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
-    first, second = ask("status"), ask("words")
-    assert first.communicate() == (f"status True {tmp_path}/here I __main__\n", "aside\n")
+    first, second, third = ask("status"), ask("words"), ask("crash")
+    assert first.communicate() == (f"status True {tmp_path}/here I __main__\nlast words\n", "aside\n")
     assert first.returncode == 7
     assert second.communicate()[1] == "aside\nwords\n"
     assert second.returncode == 1
+    assert third.communicate()[1].endswith("\nValueError: crashed\n")
+    assert third.returncode == 1
 
 
 def test_a_signal_reaches_the_fork(ask: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
