@@ -99,15 +99,15 @@ def check_tokens(
             )
             if vocabulary.encode(text, add_special=False) != prompt_ids(tokenizer, talk):
                 raise Problem(f"other tokens for the conversation that starts {talk[0]['content'][:40]!r}")
+    adds_space = adds_prefix_space(tokenizer)  # reads the whole tokenizer
     for text in (*texts, *ODD_TEXTS):
-        if vocabulary.encode(as_engine_input(tokenizer, text)) != tokenizer(text).input_ids:
+        if vocabulary.encode(as_engine_input(text, adds_space)) != tokenizer(text).input_ids:
             raise Problem(f"other tokens for the text {text[:40]!r}")
 
 
-def as_engine_input(tokenizer: Any, text: str) -> str:
+def as_engine_input(text: str, adds_space: bool) -> str:
     """The text as llama.cpp must be given it: it never adds the space that `add_prefix_space` asks for."""
-    needs_space = text and not text.startswith(" ") and adds_prefix_space(tokenizer)
-    return f" {text}" if needs_space else text
+    return f" {text}" if adds_space and text and not text.startswith(" ") else text
 
 
 def check_engine(file: Path, model: PreTrainedModel, tokenizer: Any, talks: Sequence[Messages]) -> str | None:

@@ -130,7 +130,7 @@ def test_a_prefix_space_moves_into_the_chat_template() -> None:
     )
     vocabulary = describe(tokenizer, len(tokenizer))
     assert "' ' + message.content" in str(vocabulary.chat_template)
-    assert as_engine_input(tokenizer, "red") == " red" and as_engine_input(tokenizer, " red") == " red"
+    assert as_engine_input("red", True) == " red" and as_engine_input(" red", True) == " red"
     check_tokens(tokenizer, Path(), vocabulary, [TALK], TEXTS[:2])
 
 
