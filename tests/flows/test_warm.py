@@ -124,22 +124,24 @@ def test_a_stage_is_a_fork_and_its_own_children_are_not(address: str, tmp_path: 
     assert done.stdout == "a b c True False\n"
 
 
-def test_a_lock_is_updated_to_the_same_bytes_but_for_comments(tmp_path: Path) -> None:
+@pytest.mark.parametrize("comment", [b"", b"  # said by hand\n"])
+def test_a_lock_is_updated_to_the_same_bytes(tmp_path: Path, comment: bytes) -> None:
     update = """
 import sys
 from dvc.utils.serialize import modify_yaml
-from flows.warm import update_locks_without_comments
-if sys.argv[1] == "plain":
-    update_locks_without_comments()
+from flows.warm import update_locks_by_stage
+if sys.argv[1] == "by stage":
+    update_locks_by_stage()
 with modify_yaml("dvc.lock") as lock:
-    lock["stages"]["sft"]["cmd"] = "another"
+    lock["stages"]["sft"] = {**lock["stages"]["sft"], "cmd": "another" + 40 * " word", "params": {"yes": None}}
+    lock["stages"]["more"] = {"cmd": "${HOME}: 2e-5"}
 """
-    lock, comment = (ROOT / "dvc.lock").read_bytes(), b"# said by hand\n"
+    lock = (ROOT / "dvc.lock").read_bytes()
     written = {}
-    for how in ("plain", "keeping"):
+    for how in ("by stage", "whole"):
         (tmp_path / "dvc.lock").write_bytes(lock + comment)
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         subprocess.run([sys.executable, "-c", update, how], cwd=tmp_path, check=True, env=environment)
         written[how] = (tmp_path / "dvc.lock").read_bytes()
-    assert written["keeping"] == written["plain"] + comment
-    assert b"cmd: another" in written["plain"]
+    assert written["by stage"] == written["whole"].replace(comment, b"")
+    assert b"cmd: another" in written["whole"]
