@@ -151,12 +151,14 @@ def _run(options: argparse.Namespace) -> int:
                 stack.enter_context(server.stopped(process))
             # While the server starts: mistakes are found, libraries imported
             params.check()
-            if warm.is_wanted(graph.read_graph(arguments["targets"]), options.force):
+            read = graph.read_graph(arguments["targets"])
+            if warm.is_wanted(read, options.force):
                 stack.enter_context(child.warm(lock))
-            from flows import post_training  # noqa: F401
+            from flows import post_training
 
             if server.is_temporary():
                 server.ready(process, url)
+            post_training.READ[:] = [read]
             _run_flow(arguments, url)
         summary.show(outcome.read())
     states = {entry["state"] for entry in outcome.read()["stages"].values()}

@@ -38,6 +38,7 @@ from flows.repro import VIOLATED, bring_up_to_date  # noqa: E402
 from tasks.lib.stage import Problem  # noqa: E402
 
 CANCEL_POLL_SECONDS = 3.0
+READ: list[Graph] = []  # the graph of a run whose starter has read and checked it while its server started
 
 
 @flow(name="post-training")
@@ -55,8 +56,7 @@ def post_training(
     """
     with workspace.held() as lock:
         workspace.check()
-        params.check()
-        run = Run(read_graph(targets or ()), Children((lock,)), force)
+        run = Run(READ.pop() if READ else checked_graph(targets or ()), Children((lock,)), force)
         one_stage = stage.with_options(retries=retries, retry_delay_seconds=retry_delay_seconds)
         ready = child.warm(lock) if warm.is_wanted(run.graph, force) else nullcontext()
         with ready, recorded(run), stopped_at_the_end(run), stopped_when_cancelled(run.children):
@@ -66,6 +66,12 @@ def post_training(
                 future.add_done_callback(lambda _, name=name: run.ended.put(name))
                 run.futures[name] = future
         return final_state(run)
+
+
+def checked_graph(targets: Sequence[str]) -> Graph:
+    """The graph of the targets, when every section of params.yaml is valid."""
+    params.check()
+    return read_graph(targets)
 
 
 def edge(upstream: str, run: Run) -> Any:

@@ -31,7 +31,7 @@ from tasks.lib.evaluation.figures import TITLES, Columns, summarised, table_per_
 from tasks.lib.evaluation.judge import Panel, read_panel
 from tasks.lib.evaluation.win_rates import gold_judge, panel_judge, wins, wins_by_score
 from tasks.lib.plots import bars
-from tasks.lib.policy.chat import answer_ids, load_tokenizer
+from tasks.lib.policy.chat import all_answer_ids, load_tokenizer
 from tasks.lib.policy.folders import replaced_folder, weights_hash
 from tasks.lib.policy.models import load_policy
 from tasks.lib.preferences.reward_model import load_reward, score
@@ -183,7 +183,7 @@ def add_rewards(
     tokenizer, model = load_tokenizer(params.reward), load_reward(params.reward)
     prompts = encoded(tokenizer, rows, ids_of).prompts
     for name, given in answers.items():
-        ids = [answer_ids(tokenizer, text) for text in given.texts]
+        ids = all_answer_ids(tokenizer, given.texts)
         ids = [each if ended else each[:-1] for each, ended in zip(ids, given.ended, strict=True)]
         columns[name]["reward"] = np.array(score(model, prompts, ids, batch_size=params.batch_size))
 

@@ -24,7 +24,7 @@ from tasks.lib.export.gguf_vocabulary import adds_prefix_space
 from tasks.lib.export.manifest import hash_of, verify, write_manifest
 from tasks.lib.export.parity import check_engine, check_tokens, drift, read_format
 from tasks.lib.plots import bars
-from tasks.lib.policy.chat import answer_text, load_tokenizer, prompt_ids
+from tasks.lib.policy.chat import all_prompt_ids, answer_text, load_tokenizer
 from tasks.lib.policy.folders import replaced_folder
 from tasks.lib.policy.generation import generate
 from tasks.lib.policy.models import load_policy
@@ -76,7 +76,7 @@ def run(params: Params, stage: Stage) -> None:
     # 2. The fp32 model on every held-out split
     tokenizer, reference = load_tokenizer(params.model), load_policy(params.model).cpu()
     rows = _heldout(params)
-    prompts = [prompt_ids(tokenizer, row["messages"]) for row in rows]
+    prompts = all_prompt_ids(tokenizer, [row["messages"] for row in rows])
     answers = _answers(reference, tokenizer, prompts, params)
     quality = _quality(params, tokenizer, rows, answers)
 

@@ -17,7 +17,7 @@ import torch  # noqa: F401  so that main seeds it and limits its threads
 from pydantic import BaseModel, Field, PositiveFloat
 
 from tasks.lib.data.rows import CANDIDATE, content_id, read_parquet, write_parquet
-from tasks.lib.policy.chat import answer_text, load_tokenizer, prompt_ids
+from tasks.lib.policy.chat import all_prompt_ids, answer_text, load_tokenizer
 from tasks.lib.policy.folders import weights_hash
 from tasks.lib.policy.generation import generate
 from tasks.lib.policy.models import load_policy
@@ -97,7 +97,7 @@ def _draw(
 ) -> list[list[tuple[str, bool]]]:
     """Per prompt `answers * oversample` draws, in the order of the temperatures: (text, whether it ended)."""
     repeats, temperatures = params.answers * params.oversample, params.temperatures
-    encoded = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    encoded = all_prompt_ids(tokenizer, prompts)
     texts: list[list[tuple[str, bool]]] = [[] for _ in prompts]
     prompts_per_call = max(1, params.batch_size * BATCHES_PER_CALL // repeats)
     for start in range(0, len(prompts), prompts_per_call):

@@ -13,7 +13,7 @@ import torch
 
 from tasks.lib.evaluation.judge import Panel
 from tasks.lib.evaluation.scores import exact_match, rank_choices, sequence_kl
-from tasks.lib.policy.chat import answer_ids, answer_text, prompt_ids
+from tasks.lib.policy.chat import all_answer_ids, all_prompt_ids, answer_text
 from tasks.lib.policy.generation import generate
 from tasks.lib.policy.logprobs import answer_logprobs
 
@@ -85,8 +85,8 @@ def encoded(tokenizer: Any, rows: Sequence[Row], known: Encoded | None = None) -
         return known
     return Encoded(
         spelling(tokenizer),
-        [prompt_ids(tokenizer, row["messages"]) for row in rows],
-        [[answer_ids(tokenizer, choice) for choice in row["choices"] or ()] for row in rows],
+        all_prompt_ids(tokenizer, [row["messages"] for row in rows]),
+        [all_answer_ids(tokenizer, row["choices"] or ()) for row in rows],
     )
 
 
