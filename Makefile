@@ -3,8 +3,7 @@
 PYTHON ?= python3
 # Not compiled beforehand: of 20 000 files a run imports a third, and Python compiles and keeps those as it does
 PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
-# Tests of a group share a fixture that takes minutes
-PYTEST = .venv/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
+PYTEST = .venv/bin/python -m pytest --numprocesses auto --maxprocesses 4
 export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: demo test
@@ -15,8 +14,8 @@ test: .venv/installed-test
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	$(PYTEST) -m "not slow"
-	$(PYTEST) -m slow
+	$(PYTEST) --dist worksteal -m "not slow"
+	$(PYTEST) --dist loadfile -m slow
 
 # pip first: the one that Python 3.11 comes with takes a minute and a half longer to choose the packages.
 # torch next: asked for by another package, pip may take a build for GPUs of several GB
