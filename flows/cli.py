@@ -149,6 +149,7 @@ def _run(options: argparse.Namespace) -> int:
             if not (url := server.given()):
                 process, url = server.start()
                 stack.enter_context(server.stopped(process))
+                print("anneal: a Prefect server starts; longest the first time", flush=True)
             # While the server starts: mistakes are found, libraries imported
             params.check()
             read = graph.read_graph(arguments["targets"])

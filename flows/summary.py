@@ -76,7 +76,8 @@ def show(run: Mapping[str, Any]) -> None:
     if console.is_terminal:
         _rich_table(console, table)
     else:
-        widths = [max((len(row[i]) for row in table), default=0) for i in range(3)]
+        # the long reason of a failure has no report beside it
+        widths = [max((len(row[i]) for row in table if row[3] or i < 2), default=0) for i in range(3)]
         for row in table:
             cells = [cell.ljust(width) for cell, width in zip(row[:3], widths, strict=True)]
             print("  ".join([*cells, row[3]]).rstrip())
