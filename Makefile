@@ -2,7 +2,7 @@
 # make test   install into .venv and run every check and test
 PYTHON ?= python3
 # Not compiled beforehand: of 20 000 files a run imports a third, and Python compiles and keeps those as it does
-PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
+PIP = .venv/bin/python -m pip --disable-pip-version-check install -qq --no-compile --constraint constraints.txt
 PYTEST = .venv/bin/python -m pytest --numprocesses auto --maxprocesses 4
 export PYTHONDONTWRITEBYTECODE =
 

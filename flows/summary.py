@@ -54,12 +54,12 @@ def rows(run: Mapping[str, Any], reports: Path = Path("reports")) -> Iterator[tu
 
 
 def headline(name: str, report: Mapping[str, Any]) -> str:
-    """`exact match 0 -> 0.88`, or the first figure of a stage that HEADLINES does not name."""
+    """`exact match 0 -> 0.88`, or the first entry of a report without the figure that HEADLINES names."""
     label, before, after = HEADLINES.get(name, HEADLINES.get(name.split("@")[0], ("", None, "")))
     if after in report:
         old = f"{_shown(report[before])} -> " if before is not None and before in report else ""
         return f"{label} {old}{_shown(report[after])}"
-    first = next(((k, v) for k, v in report.items() if isinstance(v, (int, float))), None)
+    first = next(((key, value) for key, value in report.items() if not isinstance(value, bool)), None)
     return f"{first[0].replace('_', ' ')} {_shown(first[1])}" if first else ""
 
 
