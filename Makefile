@@ -1,7 +1,7 @@
 # make demo   install into .venv and run the whole line on the embedded world
 # make test   install into .venv and run every check and test
 PYTHON ?= python3
-# Not compiled beforehand: of 20 000 files a run imports a third, and Python compiles and keeps those as it does
+# pip compiles nothing: of 20 000 files a run imports a third, and Python compiles and keeps those as it does
 PIP = .venv/bin/python -m pip --disable-pip-version-check install -qq --no-compile --constraint constraints.txt
 PYTEST = .venv/bin/python -m pytest --numprocesses auto --maxprocesses 4
 export PYTHONDONTWRITEBYTECODE =
@@ -18,12 +18,13 @@ test: .venv/installed-test
 	$(PYTEST) --dist loadfile -m slow
 
 # pip first: the one that Python 3.11 comes with takes a minute and a half longer to choose the packages.
-# torch next: asked for by another package, pip may take a build for GPUs of several GB
+# torch next: asked for by another package, pip may take a build for GPUs of several GB. Most of it is imported:
+# another core compiles it while the rest is installed.
 .venv/installed: constraints.txt pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(PIP) --upgrade pip
 	$(PIP) torch
-	$(PIP) --editable .
+	.venv/bin/python -m compileall -qq .venv/lib & $(PIP) --editable . && wait
 	touch $@
 
 .venv/installed-test: .venv/installed
