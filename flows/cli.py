@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import errno
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -168,18 +167,19 @@ def _run(options: argparse.Namespace) -> int:
 
 def _refuse_oversize(options: argparse.Namespace) -> None:
     """Problem when a stage of this run needs more memory than the device has; without a GPU nobody is asked."""
-    if not options.device and shutil.which("nvidia-smi") is None:
-        return  # before torch is imported: it takes seconds
+    from flows import gpu
+
+    size = gpu.memory()
+    if not options.device and size is None:
+        return  # before plan imports torch
     from flows import plan
     from tasks.lib.stage import PARAMS_FILE, Problem, read_yaml
 
     document = read_yaml(PARAMS_FILE)
     if options.device:
         device, on_gpu = plan.device_of(options.device, document["threads"])
-    elif here := plan.gpu_here():
-        device, on_gpu = here, True
-    else:
-        return
+    elif size:
+        device, on_gpu = plan.Device(size * plan.FREE, 1.0), True  # its speed is not known
     wanted = [*options.targets, *options.stage]
     found = plan.too_large(document, device, on_gpu, plan.config_of(options.preset))
     found = [line for line in found if not wanted or line.split()[0] in wanted]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,16 +201,6 @@ def config_of(preset: Path | None) -> Path | None:
     """The config.json that lies beside a preset, in the folder of its name."""
     beside = preset.with_suffix("") / "config.json" if preset else None
     return beside if beside and beside.is_file() else None
-
-
-def gpu_here() -> Device | None:
-    """The smallest NVIDIA GPU of this machine, as its driver tells; None without one. Its speed is not known."""
-    if shutil.which("nvidia-smi") is None:
-        return None
-    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    said = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
-    sizes = [float(size) for size in said if size.isdigit()]
-    return Device(min(sizes) * 2**20 * FREE, 1.0) if sizes else None
 
 
 def too_large(params: Mapping[str, Any], device: Device, on_gpu: bool, config: Path | None) -> list[str]:

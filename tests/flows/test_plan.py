@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from flows import cli
+from flows import cli, gpu
 from flows import plan as planned
-from tasks.lib.policy.planning import Device
 from tasks.lib.stage import Problem, read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,8 +105,7 @@ def test_the_plan_of_the_reward_model_follows_its_method() -> None:
 
 def test_what_does_not_fit_is_refused_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("shutil.which", lambda name: name)
-    monkeypatch.setattr(planned, "gpu_here", lambda: Device(1e6, 1.0))
+    monkeypatch.setattr(gpu, "memory", lambda: 1e6 / planned.FREE)
     options = cli._parser().parse_args(["run", "sft"])
     with pytest.raises(Problem, match=r"sft needs .* the device has 1\.0 MB\nnothing was started"):
         cli._refuse_oversize(options)

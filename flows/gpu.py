@@ -1,0 +1,15 @@
+"""The GPU of this machine, asked of its driver: no torch, whose import takes seconds."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+
+def memory() -> float | None:
+    """Bytes of the smallest NVIDIA GPU here; None without one."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+    return min((float(size) * 2**20 for size in said if size.isdigit()), default=None)
