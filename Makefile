@@ -19,12 +19,13 @@ test: .venv/installed-test
 
 # pip first: the one that Python 3.11 comes with takes a minute and a half longer to choose the packages.
 # torch next: asked for by another package, pip may take a build for GPUs of several GB. Most of it is imported:
-# another core compiles it while the rest is installed.
+# another core compiles it while the rest is installed. At last what a first run would wait for.
 .venv/installed: constraints.txt pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(PIP) --upgrade pip
 	$(PIP) torch
 	.venv/bin/python -m compileall -qq .venv/lib & $(PIP) --editable . && wait
+	.venv/bin/python -m flows.prepare
 	touch $@
 
 .venv/installed-test: .venv/installed

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from tiny_models import tiny_llama, tiny_tokenizer
 
 from tasks.lib.policy.muon import Muon, orthogonalised
 
 
-def test_singular_values_become_about_one() -> None:
-    values = torch.linalg.svdvals(orthogonalised(torch.randn(3, 16, 40)))
-    assert values.min() > 0.6 and values.max() < 1.3
+@pytest.mark.parametrize("shape", [(3, 16, 40), (3, 40, 16), (3, 16, 16)])
+def test_singular_values_become_about_one_and_the_directions_stay(shape: tuple[int, int, int]) -> None:
+    """Against the singular value decomposition: u s v becomes u s' v."""
+    torch.manual_seed(0)
+    matrices = torch.randn(shape)
+    u, _, v = torch.linalg.svd(matrices, full_matrices=False)
+    turned = u.mT @ orthogonalised(matrices) @ v.mT
+    values = turned.diagonal(dim1=1, dim2=2)
+    assert (turned - torch.diag_embed(values)).abs().max() < 1e-3
+    assert values[:, :-1].min() > 0.6 and values.max() < 1.3
 
 
 def test_it_steps_as_torch_muon_and_adam_do() -> None:
@@ -20,7 +28,7 @@ def test_it_steps_as_torch_muon_and_adam_do() -> None:
     torch.manual_seed(0)
     model = tiny_llama(tiny_tokenizer())
     twin = copy.deepcopy(model)
-    ours = Muon(model, lr=1e-2, weight_decay=0.1)
+    ours = Muon(model, lr=1e-2, momentum=0.95, weight_decay=0.1)
     inside = [p for p in twin.model.layers.parameters() if p.ndim == 2]
     rest = [p for p in twin.parameters() if not any(p is q for q in inside)]
     theirs = [
