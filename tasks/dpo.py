@@ -23,7 +23,7 @@ from pydantic import BaseModel, Field
 
 from tasks.lib.data.rows import content_id, read_parquet
 from tasks.lib.plots import curves
-from tasks.lib.policy.chat import answer_ids, load_tokenizer, prompt_ids
+from tasks.lib.policy.chat import all_answer_ids, all_prompt_ids, load_tokenizer
 from tasks.lib.policy.checkpoints import file_hash
 from tasks.lib.policy.folders import weights_hash
 from tasks.lib.policy.generation import generate
@@ -245,9 +245,13 @@ def tokenised(
 ) -> tuple[list[dict[str, Any]], int]:
     """Pairs as the ids that TRL's collator takes, and how many were left out because they are too long."""
     rows: list[dict[str, Any]] = []
-    for pair in pairs:
-        ids = {"prompt_ids": prompt_ids(tokenizer, pair["prompt"])}
-        ids |= {f"{which}_ids": answer_ids(tokenizer, pair[which]) for which in ("chosen", "rejected")}
+    encoded = {
+        "prompt_ids": all_prompt_ids(tokenizer, [pair["prompt"] for pair in pairs]),
+        "chosen_ids": all_answer_ids(tokenizer, [pair["chosen"] for pair in pairs]),
+        "rejected_ids": all_answer_ids(tokenizer, [pair["rejected"] for pair in pairs]),
+    }
+    for number, pair in enumerate(pairs):
+        ids = {name: column[number] for name, column in encoded.items()}
         if ids["chosen_ids"] == ids["rejected_ids"]:
             prompt = pair["prompt"][-1]["content"][:60]
             raise Problem(f"{path}: two answers to {prompt!r} are equal, but one is preferred; drop one")

@@ -20,7 +20,7 @@ from tasks.lib.evaluation.verifiers import verified
 from tasks.lib.plots import curves
 from tasks.lib.policy import grouped
 from tasks.lib.policy.actor_critic import ActorCritic, Lora
-from tasks.lib.policy.chat import answer_text, load_tokenizer, prompt_ids
+from tasks.lib.policy.chat import all_prompt_ids, answer_text, load_tokenizer
 from tasks.lib.policy.checkpoints import Checkpoint, file_hash
 from tasks.lib.policy.folders import weights_hash
 from tasks.lib.policy.launching import under_launcher
@@ -145,7 +145,8 @@ def prompts_of(path: Path, tokenizer: Any, room: int, count: int | None = None) 
     rows = sorted(read_parquet(path), key=lambda row: row["id"])[:count]
     if not rows:
         raise Problem(f"{path} has no rows; raise its share in render.shares")
-    prompts = [Prompt(row["id"], prompt_ids(tokenizer, row["messages"]), row) for row in rows]
+    encoded = all_prompt_ids(tokenizer, [row["messages"] for row in rows])
+    prompts = [Prompt(row["id"], ids, row) for row, ids in zip(rows, encoded, strict=True)]
     for prompt in prompts:
         if len(prompt.tokens) > room:
             raise Problem(

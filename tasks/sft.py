@@ -65,9 +65,7 @@ class Params(BaseModel, extra="forbid"):
     optimizer: Literal["muon", "trainer"] = "trainer"  # trainer: the one that `trainer.optim` names
     method: Method = "full"  # which weights are trained: tasks/lib/policy/adapters.py
     adapter: dict[str, Any] = {}  # the method's fields: of peft's LoraConfig for lora, ...
-    keep_adapter: bool = (
-        False  # also models/sft/adapter: what peft trained, to switch or to merge with others
-    )
+    keep_adapter: bool = False  # also models/sft/adapter: what peft trained, to switch or to merge
     tasks: list[str] = []  # train on rows of these tasks only; empty: all
     batch_tokens: int | None = Field(None, ge=1)  # of a step, in place of per_device_train_batch_size rows
     attention: str | None = None  # sdpa, eager, flash_attention_2, ...; null: what transformers chooses
@@ -75,9 +73,7 @@ class Params(BaseModel, extra="forbid"):
     keep: Literal["last", "best"] = "last"  # the weights to keep: at the end, or of the least validation loss
     patience: int | None = Field(None, ge=1)  # evaluations without a lower validation loss that end training
     spike: Literal["say", "stop", "off"] = "say"  # a loss far above the steps before: name its rows, or stop
-    known_facts: int = Field(
-        0, ge=0
-    )  # training facts asked of the base model, to report what it knew; 0: none
+    known_facts: int = Field(0, ge=0)  # training facts asked of the base model first, to report; 0: none
     preview_rows: int = Field(3, ge=0)  # rows printed before training, the trained tokens in [[ ]]
 
 
