@@ -39,7 +39,7 @@ def test_a_misspelt_key_of_a_trainer_stops_the_line_before_its_first_stage(
     monkeypatch.chdir(ROOT)
     text = Path("params.yaml").read_text(encoding="utf-8")
     wrong = tmp_path / "params.yaml"
-    wrong.write_text(text.replace("num_train_epochs: 2.0", "num_train_epoch: 2.0"), encoding="utf-8")
+    wrong.write_text(text.replace("num_train_epochs", "num_train_epoch", 1), encoding="utf-8")
     assert list(problems(Path("params.yaml"))) == []
     assert list(problems(wrong)) == [
         f"{wrong}: sft.trainer.num_train_epoch is not a key of SFTConfig; did you mean num_train_epochs?"
