@@ -47,7 +47,7 @@ class Muon(torch.optim.Optimizer):
 
     The RMS of a matrix's update is 0.2 per unit of rate, so rates are those of AdamW. One optimiser, so that
     a Trainer's schedule and checkpoints hold for both rules. The published momentum is 0.95: over the few hundred
-    steps of a small model its average of 20 gradients is old, and one of 5 learned as much in half the steps.
+    steps of a small model its average of 20 gradients is old, and one of 5 learned as much from half the rows.
     """
 
     def __init__(self, model: Any, lr: float, *, momentum: float = 0.8, weight_decay: float = 0.01) -> None:

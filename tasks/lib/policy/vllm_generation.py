@@ -28,9 +28,7 @@ from tasks.lib.stage import Problem
 AT_ONCE = 128  # requests under way; the server makes its own batches of them
 PATIENCE = 600  # seconds for one request, waiting for its turn included
 COMPARED = 16  # answers of a roll-out whose log-probs are compared
-TOLERANCE = (
-    0.1  # nats per token at the start; 1e-6 is usual with float32 on both sides, 1e-2 with 16 bits on one
-)
+TOLERANCE = 0.1  # nats per token at the start; usual are 1e-6 where both sides are float32, 1e-2 with 16 bits
 GROWTH = 5  # times what it was at the start, or SAME, may it be later: with more, new weights did not arrive
 PLAIN = {  # the bare softmax: what is not said the server takes from the model's generation_config
     "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0,

@@ -20,7 +20,8 @@ def test_singular_values_become_about_one_and_the_directions_stay(shape: tuple[i
     turned = u.mT @ orthogonalised(matrices) @ v.mT
     values = turned.diagonal(dim1=1, dim2=2)
     assert (turned - torch.diag_embed(values)).abs().max() < 1e-3
-    assert values[:, :-1].min() > 0.6 and values.max() < 1.3
+    surely_large = values[:, :-1] if shape[1] == shape[2] else values  # a square one may have a value near 0
+    assert surely_large.min() > 0.6 and values.max() < 1.3
 
 
 def test_it_steps_as_torch_muon_and_adam_do() -> None:
