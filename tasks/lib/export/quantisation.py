@@ -6,7 +6,6 @@ nf4: 4-bit normal floats in blocks of 64, their scales in 8 bits (arXiv 2305.143
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,18 +20,11 @@ from tasks.lib.policy.models import load_policy
 Kind = Literal["int8", "nf4"]
 
 
-def quiet() -> None:
-    """Silence two lines per layer that bitsandbytes prints for every CPU model, whatever one does."""
-    for name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
 def write_bitsandbytes(source: Path, folder: Path, kind: Kind, threshold: float, keep: list[str]) -> None:
     """Quantise the linear layers of the model folder `source`, except modules named in `keep`.
 
     `folder` is then a model folder that `from_pretrained` loads as it is. Always from full precision.
     """
-    quiet()
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     how: dict[str, Any] = {"llm_int8_skip_modules": keep}
@@ -58,13 +50,11 @@ def write_bitsandbytes(source: Path, folder: Path, kind: Kind, threshold: float,
 
 def read_model(folder: Path) -> PreTrainedModel:
     """Load an exported model folder, quantised or not, on the CPU as its users will (fp32 arithmetic)."""
-    quiet()
     return load_policy(folder)
 
 
 def dequantised(folder: Path) -> dict[str, Tensor]:
     """The weights of an exported model folder in float32, named as in the model it was made from."""
-    quiet()
     stored = load_file(folder / "model.safetensors")
     weights = {}
     for name, tensor in stored.items():

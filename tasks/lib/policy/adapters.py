@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks.lib.policy.folders import replaced_folder
-from tasks.lib.policy.models import load_policy
+from tasks.lib.policy.models import in_stated_arithmetic, load_policy
 from tasks.lib.stage import Problem, known_keys
 
 Method = Literal[
@@ -137,13 +137,14 @@ def load_quantised(base: Path) -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
-    return AutoModelForCausalLM.from_pretrained(
+    model = AutoModelForCausalLM.from_pretrained(
         base,
         quantization_config=how,
         dtype=dtype,
         device_map={"": 0 if on_gpu else "cpu"},
         local_files_only=True,
     )
+    return in_stated_arithmetic(model)
 
 
 def save_adapter(model: Any, tokenizer: Any, path: Path) -> None:

@@ -79,7 +79,20 @@ def load_policy(path: str | Path, *, dtype: torch.dtype = torch.float32, on: str
             )
     if not _is_received() and (name := not_finite(model)) is not None:
         raise Problem(f"{folder}: the tensor {name} holds NaN or infinity; restore the folder")
-    return model.eval().to(on or device())
+    return in_stated_arithmetic(model.eval().to(on or device()))
+
+
+def in_stated_arithmetic(model: Any) -> Any:
+    """The model, whose 4-bit layers compute in the dtype that was asked for.
+
+    On a CPU with bf16 instructions bitsandbytes 0.50 repacks a layer's weights for a bf16 kernel in its first forward
+    pass: it then computes in bf16, and the scales lose their own quantisation for good, so that what is saved
+    afterwards is not what was quantised.
+    """
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
+    return model
 
 
 def save_model(model: Any, tokenizer: Any, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:

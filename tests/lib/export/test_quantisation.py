@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_models import tiny_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tasks.lib.export import quantisation
 from tasks.lib.export.quantisation import dequantised, quantised_bits, read_model, weight_error
+from tasks.lib.policy.adapters import load_quantised
 from tasks.lib.policy.models import save_model
 
 
@@ -29,7 +33,6 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_int8_with_an_outlier_column_needs_the_decomposition() -> None:
     """LLM.int8(): one activation of 60 spoils the scale of its row unless its column stays 16-bit."""
-    quantisation.quiet()
     from bitsandbytes.nn import Linear8bitLt
 
     torch.manual_seed(0)
@@ -73,3 +76,35 @@ def test_a_quantised_folder_reloads_and_is_near_the_model(
     quantisation.write_bitsandbytes(model_folder, again, kind, 6.0, ["lm_head"])
     for file in again.iterdir():
         assert file.read_bytes() == (tmp_path / kind / file.name).read_bytes()
+
+
+def test_four_bits_stay_four_bits_on_a_cpu_with_bf16_instructions(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There bitsandbytes would repack the weights in the first forward pass, compute in bf16, and save other scales."""
+    import bitsandbytes
+
+    def repack(*_: object) -> None:
+        raise AssertionError("the weights are repacked")
+
+    monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: True)
+    monkeypatch.setattr(bitsandbytes.nn.modules, "_convert_weight_packed_for_cpu", repack)
+    quantisation.write_bitsandbytes(model_folder, tmp_path / "nf4", "nf4", 6.0, ["lm_head"])
+    model = read_model(tmp_path / "nf4")
+    with torch.no_grad():
+        model(torch.arange(20)[None])
+    kept = model.state_dict()
+    for name, tensor in load_file(tmp_path / "nf4" / "model.safetensors").items():
+        assert torch.equal(kept[name], tensor), name
+    with torch.no_grad():
+        load_quantised(model_folder)(torch.arange(20)[None])
+
+
+def test_native_code_of_the_hub_is_out_of_reach() -> None:
+    """bitsandbytes asks for it when it is imported, on some CPUs, if the package `kernels` is there."""
+    program = (
+        "import sys, types; sys.modules.pop('kernels', None); import tasks, importlib.util\n"
+        "print(importlib.util.find_spec('kernels'), 'kernels' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["None", "True"]
