@@ -61,9 +61,7 @@ def trainer(kind: str, rows: list[dict[str, Any]], held_out: list[dict[str, Any]
     shape: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4}
     shape["num_attention_heads"] = 4
     model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCABULARY, **shape, max_position_embeddings=128, pad_token_id=PAD, eos_token_id=END
-        )
+        LlamaConfig(vocab_size=VOCABULARY, **shape, max_position_embeddings=128, pad_token_id=PAD, eos_token_id=END)
     )
     given = {
         "num_train_epochs": 2, "learning_rate": 3e-4, "precompute_ref_log_probs": True, "eval_strategy": "no",

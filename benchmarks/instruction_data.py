@@ -97,9 +97,7 @@ def rendering(rows: int = 20_000) -> None:
             return {"prompt": asked.render(row).strip(), "answer": answered.render(row).strip()}  # noqa: B023
 
         def a_batch(batch: dict[str, list[Any]]) -> dict[str, list[str]]:
-            made = [
-                a_row(dict(zip(batch, values, strict=True))) for values in zip(*batch.values(), strict=True)
-            ]
+            made = [a_row(dict(zip(batch, values, strict=True))) for values in zip(*batch.values(), strict=True)]
             return {key: [row[key] for row in made] for key in ("prompt", "answer")}
 
         def ours() -> pa.Table:

@@ -138,9 +138,7 @@ def main() -> None:
             if name in RATINGS and not (options.workspace / file).exists():
                 continue
             (Path(folder) / file).parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(
-                pq.read_table(options.workspace / file).slice(0, options.rows), Path(folder) / file
-            )
+            pq.write_table(pq.read_table(options.workspace / file).slice(0, options.rows), Path(folder) / file)
         os.chdir(folder)
         with PARAMS_FILE.open("w") as written:
             YAML().dump(document, written)

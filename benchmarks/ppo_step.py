@@ -76,9 +76,7 @@ def config_of(case: dict[str, Any], epochs: int) -> ppo.PPOConfig:
 class Ours:
     """Our models on a case, and one iteration of them."""
 
-    def __init__(
-        self, case: dict[str, Any], epochs: int, critic: str = "reward", lora: Lora | None = None
-    ) -> None:
+    def __init__(self, case: dict[str, Any], epochs: int, critic: str = "reward", lora: Lora | None = None) -> None:
         found = four_models(case["shape"])
         for model in found.values():
             model.config.reward_mean, model.config.reward_std = 0.0, 1.0
@@ -93,9 +91,7 @@ class Ours:
         )
         self.prompts = [ppo.Prompt(str(i), tokens) for i, tokens in enumerate(case["prompts"])]
         self.answers = [answer[: answer.index(1) + 1] for answer in case["answers"]]
-        self.env = ppo.Environment(
-            self.prompts, [], self.rewards, lambda _: {}, 1, 0, lambda *words: len(str(words))
-        )
+        self.env = ppo.Environment(self.prompts, [], self.rewards, lambda _: {}, 1, 0, lambda *words: len(str(words)))
 
     def rewards(self, prompts: Sequence[ppo.Prompt], answers: ppo.Answers) -> list[float]:
         lengths = lengths_of([prompt.tokens for prompt in prompts], answers)
@@ -115,17 +111,14 @@ class Ours:
         ppo.roll_out(self.models, prompts, self.env, self.config, seed=number)
         paused = time.process_time()  # what the injection needs is no cost: of ours as of TRL's
         drawn_at = [
-            row.tolist()
-            for row in ppo.sequence_logprobs(self.models.policy, prompts, self.answers, self.config)
+            row.tolist() for row in ppo.sequence_logprobs(self.models.policy, prompts, self.answers, self.config)
         ]
         self.injection = time.process_time() - paused
         episodes = ppo.score(self.models, self.prompts, self.answers, self.env, self.config, number, drawn_at)
         rewards = ppo.token_rewards(episodes, self.config, self.config.beta)
         plain, returns = ppo.estimate_advantages(rewards, episodes, self.config)
         used = ppo.whiten(plain, episodes.is_action) if whitened is None else whitened
-        figures = ppo.update(
-            self.models, self.optimizer, episodes, used, returns, self.env.seed_of, self.config
-        )
+        figures = ppo.update(self.models, self.optimizer, episodes, used, returns, self.env.seed_of, self.config)
         return {"advantages": plain, "episodes": episodes, "figures": figures}
 
 
@@ -140,9 +133,7 @@ def compare(case: dict[str, Any], trl: dict[str, Any]) -> dict[str, float]:
     longest = max(len(answer[: answer.index(1) + 1]) for answer in case["answers"])
     whitened = torch.zeros(len(order), width)
     whitened[order] = torch.tensor(trl["advantages"]["result"]).where(mask, 0)
-    epochs = [
-        Ours(case, n + 1).iteration(whitened[:, :longest]) for n in range(case["settings"]["num_ppo_epochs"])
-    ]
+    epochs = [Ours(case, n + 1).iteration(whitened[:, :longest]) for n in range(case["settings"]["num_ppo_epochs"])]
     first = epochs[0]
     plain = torch.zeros(len(order), width)
     plain[order] = theirs.where(mask, 0)

@@ -92,8 +92,7 @@ def main() -> None:
     how = Training(**{**section["training"], "attributes": []})
     tokenizer = load_tokenizer(options.workspace / "models/sft")
     train_rows, rows = (
-        read_parquet(options.workspace / f"data/preferences/{split}.parquet")
-        for split in ("train", "heldout")
+        read_parquet(options.workspace / f"data/preferences/{split}.parquet") for split in ("train", "heldout")
     )
     groups, heldout = (tokenized(tokenizer, grouped(some), None) for some in (train_rows, rows))
     print(f"{len(groups)} prompts to train on, {len(heldout)} held out", flush=True)

@@ -62,8 +62,7 @@ def pairs_of(groups: list[Group]) -> list[dict[str, list[int]]]:
     for group in groups:
         best_first = sorted(zip(group.ranks[0], group.sequences, strict=True))
         found += [
-            {"chosen_ids": better, "rejected_ids": worse}
-            for (_, better), (_, worse) in combinations(best_first, 2)
+            {"chosen_ids": better, "rejected_ids": worse} for (_, better), (_, worse) in combinations(best_first, 2)
         ]
     return found
 
@@ -172,9 +171,7 @@ def compare(prompt_tokens: int, share_prompt: bool) -> None:
         begun = time.process_time()
         other.train()
         their_seconds = time.process_time() - begun
-    seconds = (
-        seconds + ours(again, groups, share_prompt)
-    ) / 2  # other work on the machine costs both the same
+    seconds = (seconds + ours(again, groups, share_prompt)) / 2  # other work on the machine costs both the same
     here, there = shares(mine, heldout), shares(theirs, heldout)
     gain = mean_interval([a - b for a, b in zip(here, there, strict=True)], seed=1)
     print(f"  held-out accuracy    {fmean(here):.4f} here, {fmean(there):.4f} in TRL")

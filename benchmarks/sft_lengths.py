@@ -58,9 +58,7 @@ def trainer(kind: str, rows: list[dict[str, Any]], held_out: list[dict[str, Any]
     shape: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4}
     shape["num_attention_heads"] = 4
     model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCABULARY, **shape, max_position_embeddings=LONGEST, pad_token_id=0, eos_token_id=1
-        )
+        LlamaConfig(vocab_size=VOCABULARY, **shape, max_position_embeddings=LONGEST, pad_token_id=0, eos_token_id=1)
     )
     given = {
         "num_train_epochs": 1, "learning_rate": 3e-3, "max_length": LONGEST, "eval_strategy": "no",
@@ -101,9 +99,7 @@ def same_loss(rows: list[dict[str, Any]]) -> None:
     theirs, their_gradients = found.pop("TRL")
     for kind, (mine, my_gradients) in found.items():
         apart = max((a - b).abs().max().item() for a, b in zip(their_gradients, my_gradients, strict=True))
-        print(
-            f"one batch: loss {theirs:.6f} in TRL, {mine:.6f} here, {kind}; gradients differ by at most {apart:.1e}"
-        )
+        print(f"one batch: loss {theirs:.6f} in TRL, {mine:.6f} here, {kind}; gradients differ by at most {apart:.1e}")
         assert abs(theirs - mine) < 1e-5 and apart < 1e-5
 
 

@@ -64,9 +64,7 @@ def run_trl(case: dict[str, Any]) -> dict[str, Any]:
     words = {f"t{i}": i for i in range(case["shape"]["vocab_size"])}
     whole = Tokenizer(tokenizer_models.WordLevel(words, unk_token="t2"))
     whole.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=whole, pad_token="t0", eos_token="t1", padding_side="left"
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=whole, pad_token="t0", eos_token="t1", padding_side="left")
     given = {tuple(p): a for p, a in zip(case["prompts"], case["answers"], strict=True)}
     orders: list[list[int]] = []
     starts: list[float] = []

@@ -58,9 +58,7 @@ def judgements(tables: dict[str, list[Row]]) -> list[Judgement]:
         ),
     }
     if preference := tables.get("preference"):
-        frame["instruction_in_preference"] = columns.seen(
-            frame["instruction"], {row["id"] for row in preference}
-        )
+        frame["instruction_in_preference"] = columns.seen(frame["instruction"], {row["id"] for row in preference})
         claims["the instruction is one of the split preference"] = gxe.ExpectColumnValuesToBeInSet(
             column="instruction_in_preference", value_set=["seen"]
         )

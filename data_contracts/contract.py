@@ -169,9 +169,7 @@ def _judge(judgement: Judgement) -> list[Result]:
         ids = _ids(judgement.frame, claim, expectation, count) if count else []
         field = getattr(expectation, "column", None) or getattr(expectation, "column_A", None)
         field = field or ", ".join(getattr(expectation, "column_list", ()))
-        results.append(
-            Result(claim, outcome.expectation_config.type, field, len(judgement.frame), count, ids, [])
-        )
+        results.append(Result(claim, outcome.expectation_config.type, field, len(judgement.frame), count, ids, []))
     return results
 
 
@@ -215,9 +213,7 @@ def _page(report: Report) -> str:
     for r in report.results:
         state, ids = ("holds", "") if not r.violations else ("violated", ", ".join(r.named(NAMED)))
         cells = (state, r.claim, r.field, f"{r.violations} of {r.rows}", ids, r.expectation)
-        lines.append(
-            f"<tr class={state}>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
-        )
+        lines.append(f"<tr class={state}>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
     verdict = "violated" if report.violated else "holds"
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Data contract {report.contract}: {verdict}</title>

@@ -61,9 +61,7 @@ def judgements(tables: dict[str, list[Row]]) -> list[Judgement]:
             column="roles", regex=columns.CONVERSATION
         ),
         "every token has a label": gxe.ExpectColumnPairValuesToBeEqual(column_A="ids", column_B="labels"),
-        "at least one token is trained": gxe.ExpectColumnValuesToBeBetween(
-            column="trained_tokens", min_value=1
-        ),
+        "at least one token is trained": gxe.ExpectColumnValuesToBeBetween(column="trained_tokens", min_value=1),
         "a label is its token or context": gxe.ExpectColumnValuesToBeBetween(
             column="labels_of_other_tokens", max_value=0
         ),

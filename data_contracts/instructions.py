@@ -85,9 +85,7 @@ def frame_of(rows: list[Row]) -> pd.DataFrame:
             "label_characters": [len(row["label"].strip()) for row in rows],
             "label_place": [_place(row) for row in rows],
             "choices": [len(row["choices"]) if row["choices"] is not None else None for row in rows],
-            "distinct_choices": [
-                len(set(row["choices"])) if row["choices"] is not None else None for row in rows
-            ],
+            "distinct_choices": [len(set(row["choices"])) if row["choices"] is not None else None for row in rows],
         }
     )
 
@@ -111,12 +109,8 @@ def claims_about_rows(splits: list[str]) -> dict[str, gxe.Expectation]:
         "no message is empty": gxe.ExpectColumnValuesToBeBetween(column="shortest_message", min_value=1),
         "no answer is empty": gxe.ExpectColumnValuesToBeBetween(column="answer_characters", min_value=1),
         "no label is empty": gxe.ExpectColumnValuesToBeBetween(column="label_characters", min_value=1),
-        "the label is one of the choices": gxe.ExpectColumnValuesToBeBetween(
-            column="label_place", min_value=0
-        ),
-        "there are at least two choices, or none": gxe.ExpectColumnValuesToBeBetween(
-            column="choices", min_value=2
-        ),
+        "the label is one of the choices": gxe.ExpectColumnValuesToBeBetween(column="label_place", min_value=0),
+        "there are at least two choices, or none": gxe.ExpectColumnValuesToBeBetween(column="choices", min_value=2),
         "choices differ": gxe.ExpectColumnPairValuesToBeEqual(
             column_A="distinct_choices", column_B="choices", ignore_row_if="both_values_are_missing"
         ),

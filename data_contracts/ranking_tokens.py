@@ -49,13 +49,9 @@ def judgements(tables: dict[str, list[Row]]) -> list[Judgement]:
         {
             "id": [row["id"] for row in rows],
             "equal_pairs": [_equal_pairs(row) for row in rows],
-            "answers_without_eos": [
-                sum(ids[-1:] != [row["eos"]] for ids in row["answers_ids"]) for row in rows
-            ],
+            "answers_without_eos": [sum(ids[-1:] != [row["eos"]] for ids in row["answers_ids"]) for row in rows],
             "length": [
-                columns.fit(
-                    len(row["prompt_ids"]) + max(map(len, row["answers_ids"]), default=0), row["max_length"]
-                )
+                columns.fit(len(row["prompt_ids"]) + max(map(len, row["answers_ids"]), default=0), row["max_length"])
                 for row in rows
             ],
         }

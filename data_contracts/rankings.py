@@ -54,9 +54,7 @@ def judgements(tables: dict[str, list[Row]]) -> list[Judgement]:
             "shortest_message": [columns.shortest(row["prompt"]) for row in rows],
             "answers": [len(row["answers"]) for row in rows],
             "distinct_answers": [len(set(row["answers"])) for row in rows],
-            "ranked_answers": [
-                content_id(sorted(row["answers"])) for row in rows
-            ],  # pairs of one prompt may be many
+            "ranked_answers": [content_id(sorted(row["answers"])) for row in rows],  # pairs of one prompt may be many
             "ranks": [len(row["ranks"]) for row in rows],
             "ranks_in_use": [" ".join(map(str, sorted(set(row["ranks"])))) for row in rows],
             "ranks_without_gaps": [" ".join(map(str, range(len(set(row["ranks"]))))) for row in rows],
@@ -77,9 +75,7 @@ def judgements(tables: dict[str, list[Row]]) -> list[Judgement]:
         "ranks start at 0 and have no gaps": gxe.ExpectColumnPairValuesToBeEqual(
             column_A="ranks_in_use", column_B="ranks_without_gaps"
         ),
-        "the annotator has a name": gxe.ExpectColumnValuesToBeBetween(
-            column="annotator_characters", min_value=1
-        ),
+        "the annotator has a name": gxe.ExpectColumnValuesToBeBetween(column="annotator_characters", min_value=1),
         "an annotator ranks the same answers to a prompt once": gxe.ExpectCompoundColumnsToBeUnique(
             column_list=["prompt", "annotator", "ranked_answers"]
         ),

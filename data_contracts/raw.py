@@ -99,16 +99,12 @@ def judgements(tables: dict[str, list[Row]]) -> list[Judgement]:
 
 
 CLAIMS = {
-    "a row has a text": gxe.ExpectColumnValuesToBeBetween(
-        column="text_characters", min_value=1, mostly=MOSTLY
-    ),
+    "a row has a text": gxe.ExpectColumnValuesToBeBetween(column="text_characters", min_value=1, mostly=MOSTLY),
     "texts were decoded as what they are (no U+FFFD)": gxe.ExpectColumnValuesToBeInSet(
         column="encoding", value_set=["whole"], mostly=MOSTLY
     ),
     "rows stand once": gxe.ExpectColumnValuesToBeBetween(column="copies", max_value=1, mostly=MOSTLY),
-    "a text has one label": gxe.ExpectColumnValuesToBeBetween(
-        column="labels_of_the_text", max_value=1, mostly=MOSTLY
-    ),
+    "a text has one label": gxe.ExpectColumnValuesToBeBetween(column="labels_of_the_text", max_value=1, mostly=MOSTLY),
     "no label occurs once only (is it misspelt?)": gxe.ExpectColumnValuesToBeBetween(
         column="rows_of_the_label", min_value=2
     ),

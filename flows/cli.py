@@ -32,11 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `anneal status | head`
         sys.exit(0)
     except OSError as error:
-        full = (
-            "the disk is full: make room, then run it again"
-            if error.errno == errno.ENOSPC
-            else error.strerror
-        )
+        full = "the disk is full: make room, then run it again" if error.errno == errno.ENOSPC else error.strerror
         sys.exit(f"anneal: {error.filename or 'writing'}: {full}")
 
 
@@ -47,15 +43,11 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="bring every stage up to date", description=_run.__doc__)
     run.add_argument("targets", nargs="*", metavar="STAGE", help="only these and what they depend on")
     run.add_argument("--stage", action="append", default=[], metavar="STAGE", help="the same, as an option")
-    run.add_argument(
-        "--preset", type=Path, metavar="FILE", help="lay presets/x.yaml over the committed params.yaml"
-    )
+    run.add_argument("--preset", type=Path, metavar="FILE", help="lay presets/x.yaml over the committed params.yaml")
     run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one parameter")
     run.add_argument("--keep", action="store_true", help="lay them over uncommitted changes in params.yaml")
     run.add_argument("--force", action="store_true", help="run unchanged stages too")
-    run.add_argument(
-        "--device", metavar="NAME", help="refuse what does not fit it; a GPU that is here is known"
-    )
+    run.add_argument("--device", metavar="NAME", help="refuse what does not fit it; a GPU that is here is known")
     run.add_argument("--oversize", action="store_true", help="start what the plan says does not fit")
     run.add_argument("--parallel", type=int, default=2, metavar="N", help="stages side by side (default 2)")
     run.add_argument("--retries", type=int, default=0, metavar="N", help="new tries of a stage that crashed")
@@ -78,9 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("folder", type=Path)
     verify.set_defaults(command=_verify)
 
-    merge = commands.add_parser(
-        "merge", help="merge adapters into their base with weights", description=_merge.__doc__
-    )
+    merge = commands.add_parser("merge", help="merge adapters into their base with weights", description=_merge.__doc__)
     merge.add_argument("base", type=Path, help="folder of the model that the adapters were trained on")
     merge.add_argument("adapters", nargs="+", metavar="FOLDER=WEIGHT", help="such as adapters/sort=0.5")
     merge.add_argument("--into", type=Path, default=Path("models/merged"), metavar="FOLDER")
@@ -93,9 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         "annotate", help="rank answers on a page in the browser", description=_annotate.__doc__
     )
     annotate.add_argument("--as", dest="annotator", required=True, metavar="NAME", help="who ranks")
-    annotate.add_argument(
-        "--candidates", type=Path, default=Path("data/candidates/candidates.parquet"), metavar="FILE"
-    )
+    annotate.add_argument("--candidates", type=Path, default=Path("data/candidates/candidates.parquet"), metavar="FILE")
     annotate.add_argument("--into", type=Path, default=Path("data/raw/rankings"), metavar="FOLDER")
     annotate.add_argument("--port", type=int, default=4300)
     annotate.set_defaults(command=_annotate)
@@ -112,9 +100,7 @@ def _parser() -> argparse.ArgumentParser:
 
     plan = commands.add_parser("plan", help="memory, time and disk of each stage", description=_plan.__doc__)
     plan.add_argument("targets", nargs="*", metavar="STAGE", help="only these")
-    plan.add_argument(
-        "--device", default="cpu", metavar="NAME", help="cpu (this machine), rtx4090, h100, ..."
-    )
+    plan.add_argument("--device", default="cpu", metavar="NAME", help="cpu (this machine), rtx4090, h100, ...")
     plan.add_argument("--preset", type=Path, metavar="FILE", help="with this preset laid over params.yaml")
     plan.add_argument("--config", type=Path, metavar="FILE", help="config.json of a Hub model")
     plan.set_defaults(command=_plan)
@@ -185,9 +171,7 @@ def _refuse_oversize(options: argparse.Namespace) -> None:
     found = [line for line in found if not wanted or line.split()[0] in wanted]
     if found and not options.oversize:
         raise Problem(
-            "\n".join(
-                [*found, "nothing was started; anneal plan shows the table, --oversize starts all the same"]
-            )
+            "\n".join([*found, "nothing was started; anneal plan shows the table, --oversize starts all the same"])
         )
 
 

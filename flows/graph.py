@@ -59,12 +59,8 @@ def read_graph(targets: Sequence[str] = ()) -> Graph:
         stages = {stage.addressing: stage for stage in repo.index.graph}
         whole = networkx.relabel_nodes(repo.index.graph, {stage: name for name, stage in stages.items()})
         wanted = set(_matching(targets, stages)) if targets else set(stages)
-        wanted |= {
-            above for name in wanted for above in networkx.descendants(whole, name)
-        }  # edges point upstream
-        order = networkx.lexicographical_topological_sort(
-            whole.subgraph(wanted).reverse(), key=list(stages).index
-        )
+        wanted |= {above for name in wanted for above in networkx.descendants(whole, name)}  # edges point upstream
+        order = networkx.lexicographical_topological_sort(whole.subgraph(wanted).reverse(), key=list(stages).index)
         nodes = {name: _node(stages[name], whole) for name in order}
         _refuse_missing_sources(repo, [stages[name] for name in nodes])
         # not repo.status(targets), which reads dvc.yaml and dvc.lock again for every target

@@ -124,9 +124,7 @@ def draw(edges: Mapping[str, Sequence[str]], outcomes: Mapping[str, Outcome]) ->
     height = max(len(rows), 1) * (HEIGHT + GAP_Y) - GAP_Y + 2 * MARGIN
     shapes = [_edge(place[above], place[name]) for name in place for above in edges[name]]
     shapes += [_passage(place[name]) for name in place if name.startswith(ON_THE_WAY)]
-    shapes += [
-        _box(name, place[name], outcomes.get(name)) for name in place if not name.startswith(ON_THE_WAY)
-    ]
+    shapes += [_box(name, place[name], outcomes.get(name)) for name in place if not name.startswith(ON_THE_WAY)]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
         f'viewBox="0 0 {width} {height}" font-family="Helvetica, Arial, sans-serif">'

@@ -53,9 +53,7 @@ def problems(path: Path = PARAMS_FILE) -> Iterator[str]:
     for name in document:
         if name not in known:
             near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-            hint = (
-                f"did you mean {near[0]}?" if near else f"known sections: {', '.join(dict.fromkeys(known))}"
-            )
+            hint = f"did you mean {near[0]}?" if near else f"known sections: {', '.join(dict.fromkeys(known))}"
             yield f"{path}: the section {name} belongs to no stage; {hint}"
     for key in SHARED_KEYS if stages else ():
         if not isinstance(document.get(key), int):
@@ -199,16 +197,13 @@ def _start(keep: bool) -> str:
     if not PARAMS_FILE.is_file():
         raise Problem(f"{PARAMS_FILE} does not exist; run this in the project's folder")
     now = PARAMS_FILE.read_text(encoding="utf-8")
-    shown = subprocess.run(
-        ["git", "show", f"HEAD:./{PARAMS_FILE}"], capture_output=True, text=True, check=False
-    )
+    shown = subprocess.run(["git", "show", f"HEAD:./{PARAMS_FILE}"], capture_output=True, text=True, check=False)
     if keep or shown.returncode or shown.stdout == now:
         return now
     ours = LAID.is_file() and LAID.read_text(encoding="utf-8") == hashlib.sha256(now.encode()).hexdigest()
     if not ours:
         raise Problem(
-            f"{PARAMS_FILE} has changes that are not committed; "
-            "commit them, or pass --keep to lay the preset over them"
+            f"{PARAMS_FILE} has changes that are not committed; commit them, or pass --keep to lay the preset over them"
         )
     return shown.stdout
 

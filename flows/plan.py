@@ -104,9 +104,7 @@ def _of_base(section: Mapping[str, Any], shape: Shape, on_gpu: bool) -> Need:
     tokens = training["batch_size"] * training["sequence_length"]
     operations = 6.0 * shape.parameters * tokens * training["steps"]
     alone = read_launcher(PLAIN, "base")
-    return _trained(
-        shape, on_gpu, alone, "full", {}, tokens=tokens, logit_tokens=tokens, operations=operations
-    )
+    return _trained(shape, on_gpu, alone, "full", {}, tokens=tokens, logit_tokens=tokens, operations=operations)
 
 
 def _of_sft(section: Mapping[str, Any], shape: Shape, on_gpu: bool) -> Need:
@@ -122,9 +120,7 @@ def _of_sft(section: Mapping[str, Any], shape: Shape, on_gpu: bool) -> Need:
     )  # fmt: skip
 
 
-def _of_reward(
-    section: Mapping[str, Any], sample: Mapping[str, Any], shape: Shape, longest: int, on_gpu: bool
-) -> Need:
+def _of_reward(section: Mapping[str, Any], sample: Mapping[str, Any], shape: Shape, longest: int, on_gpu: bool) -> Need:
     settings, method = section["training"], section["method"]
     tokens = settings["prompts_per_step"] * sample["answers"] * longest
     per_token = {"full": 6.0, "lora": 4.0, "head": 2.0}[method] * shape.parameters

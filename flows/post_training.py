@@ -88,9 +88,7 @@ def may_pass_next_time(_task: Any, _run: Any, state: State) -> bool:
     return not any(line.startswith("anneal: ") for line in (state.message or "").splitlines())
 
 
-@task(
-    task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=may_pass_next_time
-)
+@task(task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=may_pass_next_time)
 def stage(name: str, run: Run) -> State:
     """One stage: skipped, cached, or run by dvc in a child process. Its figures become a table artifact."""
     log = get_run_logger()
@@ -103,9 +101,7 @@ def stage(name: str, run: Run) -> State:
     is_judged = result.state in DONE or VIOLATED in result.tail
     if is_judged and (page := lineage.contract(name)):
         with server_may_be_gone(log):
-            create_markdown_artifact(
-                page, key=f"contract-{lineage.key(name)}", description=f"Claims of {name}"
-            )
+            create_markdown_artifact(page, key=f"contract-{lineage.key(name)}", description=f"Claims of {name}")
     match result.state:
         case "Completed" | "Cached":
             return Completed(name=result.state, message=result.reason)
@@ -222,9 +218,7 @@ def server_may_be_gone(log: Any) -> Iterator[None]:
     except Exception as error:
         if log:
             first = (str(error).splitlines() or [type(error).__name__])[0]
-            log.warning(
-                f"the Prefect server did not take this ({first}); see {Path('.anneal')} for what it missed"
-            )
+            log.warning(f"the Prefect server did not take this ({first}); see {Path('.anneal')} for what it missed")
 
 
 class OneLine(logging.Filter):

@@ -34,9 +34,7 @@ def given() -> str | None:
     return os.environ.get("PREFECT_API_URL") or None
 
 
-def start(
-    home: Path = HOME, pages: bool = False, services: bool = False
-) -> tuple[subprocess.Popen[str], str]:
+def start(home: Path = HOME, pages: bool = False, services: bool = False) -> tuple[subprocess.Popen[str], str]:
     """Start a server on a free loopback port and return it at once with its API address; see `ready`.
 
     `pages` serves the UI too, `services` runs schedules too: both take longer to start. Sets PREFECT_HOME and
@@ -48,9 +46,7 @@ def start(
         port = probe.getsockname()[1]
     os.environ["PREFECT_HOME"] = str(home.resolve())
     os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
-    os.environ.setdefault(
-        "PREFECT_CLIENT_MAX_RETRIES", "2"
-    )  # it does not come back: do not wait a minute per call
+    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "2")  # it does not come back: do not wait a minute per call
     settings = {"PREFECT_UI_ENABLED": "1" if pages else "0", "PREFECT_SERVER_LOGGING_LEVEL": "WARNING"}
     if not services:
         settings |= {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in UNUSED}
@@ -68,9 +64,7 @@ def start(
     return process, _temporary[-1]
 
 
-def ready(
-    process: subprocess.Popen[str], url: str, home: Path = HOME, seconds: float = STARTUP_SECONDS
-) -> None:
+def ready(process: subprocess.Popen[str], url: str, home: Path = HOME, seconds: float = STARTUP_SECONDS) -> None:
     """Wait until the server answers; a Problem with the end of its log when it does not."""
     host = url.removeprefix("http://").split("/")[0]
     deadline = time.monotonic() + seconds

@@ -29,9 +29,7 @@ def check() -> None:
     if not Path("dvc.yaml").is_file():
         raise Problem(f"{Path.cwd().name}: there is no dvc.yaml here; run this in the project's folder")
     if not Path(".dvc").is_dir():
-        raise Problem(
-            "DVC is not set up here; type `git init && dvc init` (or `dvc init --no-scm` without git)"
-        )
+        raise Problem("DVC is not set up here; type `git init && dvc init` (or `dvc init --no-scm` without git)")
     for folder in (Path("."), Path(".dvc")):
         if not os.access(folder, os.W_OK):
             raise Problem(f"{folder.resolve().name}: the folder cannot be written to; nothing was started")
@@ -80,9 +78,7 @@ def _holder(content: bytes) -> str:
     except (ValueError, KeyError, TypeError):
         return "another run is starting in this folder; wait for it to end"
     if host == socket.gethostname() and not _alive(pid):
-        return (
-            f"the run of process {pid} on {host} was killed, its stages are ending; try again in 15 seconds"
-        )
+        return f"the run of process {pid} on {host} was killed, its stages are ending; try again in 15 seconds"
     return f"process {pid} on {host} ({what}) has this folder since {since}; wait for it, or stop it"
 
 
@@ -137,9 +133,7 @@ def _is_dvc(pid: int, written: float) -> bool:
     try:
         process = psutil.Process(pid)
         words = " ".join(process.cmdline())
-        return process.create_time() <= written + 1 and (
-            "dvc" in words or "anneal" in words or "prefect" in words
-        )
+        return process.create_time() <= written + 1 and ("dvc" in words or "anneal" in words or "prefect" in words)
     except psutil.AccessDenied:
         return True
     except psutil.Error:
@@ -160,7 +154,5 @@ def wait_for_dvc(lock: Path, seconds: float = 10.0) -> None:
         except zc.lockfile.LockError:
             if time.monotonic() > deadline:
                 pid = lock.read_text(encoding="utf-8", errors="replace").strip() or "unknown"
-                raise Problem(
-                    f"dvc (process {pid}) is at work in this folder; wait for it, or stop it"
-                ) from None
+                raise Problem(f"dvc (process {pid}) is at work in this folder; wait for it, or stop it") from None
             time.sleep(0.3)

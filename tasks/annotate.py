@@ -36,9 +36,7 @@ def run(params: Params, stage: Stage) -> None:
     source = Path(params.source)
     if source.is_dir():
         copied = _copy(source, params.exports)
-        stage.report(
-            {"simulated": False, "files": len(copied), "bytes": sum(f.stat().st_size for f in copied)}
-        )
+        stage.report({"simulated": False, "files": len(copied), "bytes": sum(f.stat().st_size for f in copied)})
         return
     if params.exports:
         raise Problem(f"annotate.exports names files, but annotate.source ({source}) is not a folder")
@@ -46,9 +44,7 @@ def run(params: Params, stage: Stage) -> None:
     candidates = read_parquet(Path("data/candidates/candidates.parquet"))
     instructions = {row["id"]: row for row in read_parquet(Path("data/curated/preference.parquet"))}
     if lost := [c["instruction"] for c in candidates if c["instruction"] not in instructions]:
-        raise Problem(
-            f"data/candidates: {len(lost)} prompts are not curated any more ({lost[0]}); run sample again"
-        )
+        raise Problem(f"data/candidates: {len(lost)} prompts are not curated any more ({lost[0]}); run sample again")
     tasks = [
         _annotated(number, candidate, instructions[candidate["instruction"]], panel, params.careless, stage)
         for number, candidate in enumerate(candidates, 1)
@@ -62,9 +58,7 @@ def _copy(source: Path, names: list[str]) -> list[Path]:
     if not names:
         raise Problem(f"annotate.exports is empty; name the export files in {source}")
     if missing := [name for name in names if not (source / name).is_file()]:
-        raise Problem(
-            f"{source / missing[0]} does not exist; annotate.exports names files relative to {source}"
-        )
+        raise Problem(f"{source / missing[0]} does not exist; annotate.exports names files relative to {source}")
     targets = [ANNOTATIONS / Path(name).name for name in names]
     if len(set(targets)) < len(targets):
         raise Problem("annotate.exports: two files have the same name; rename one of them")

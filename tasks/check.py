@@ -35,9 +35,7 @@ def check(arguments: list[str]) -> None:
     from data_contracts.contract import CONTRACTS, check_rows, module_of
 
     if len(arguments) != 1:
-        raise Problem(
-            f"check: expected one contract of {', '.join(CONTRACTS)}, found {len(arguments)} arguments"
-        )
+        raise Problem(f"check: expected one contract of {', '.join(CONTRACTS)}, found {len(arguments)} arguments")
     contract = arguments[0]
     module = module_of(contract)
     tables = {name: read_parquet(path) for name, path in module.READS.items()}

@@ -82,18 +82,14 @@ def evaluation() -> Report:
     except ValueError as error:
         raise Problem(f"{EVALUATION}: not JSON ({error}); run evaluate again") from None
     if not isinstance(report, dict):
-        raise Problem(
-            f"{EVALUATION}: expected flat figures, found a {type(report).__name__}; run evaluate again"
-        )
+        raise Problem(f"{EVALUATION}: expected flat figures, found a {type(report).__name__}; run evaluate again")
     return report
 
 
 def figure(report: Report, key: str) -> Any:
     """One figure; a missing one is a Problem that names it."""
     if key not in report:
-        raise Problem(
-            f"{EVALUATION}: the figure {key} is missing; let evaluate produce it, or change choose's params"
-        )
+        raise Problem(f"{EVALUATION}: the figure {key} is missing; let evaluate produce it, or change choose's params")
     return report[key]
 
 

@@ -68,9 +68,7 @@ def learn(params: Params, stage: Stage, arguments: list[str]) -> None:
         raise Problem(f"classify: expected one task of {known}; found {' '.join(arguments) or 'none'}")
     name, task = arguments[0], params.tasks[arguments[0]]
     stage = replace(stage, name=f"{stage.name}/{name}")
-    config = configured(
-        TrainingArguments, stage, params.trainer, eval_on_start=True, prediction_loss_only=True
-    )
+    config = configured(TrainingArguments, stage, params.trainer, eval_on_start=True, prediction_loss_only=True)
 
     # 2. Rows, and the labels that they have.
     is_regression = task.objective == "regression"
@@ -90,10 +88,7 @@ def learn(params: Params, stage: Stage, arguments: list[str]) -> None:
     def examples(split: str) -> list[dict[str, Any]]:
         rows, ids = zip(*tokens[split], strict=True)
         targets = [(r.number - mean) / std if is_regression else labels.index(r.label) for r in rows]
-        return [
-            {"row": number, "input_ids": ids[number], "labels": target}
-            for number, target in enumerate(targets)
-        ]
+        return [{"row": number, "input_ids": ids[number], "labels": target} for number, target in enumerate(targets)]
 
     # 4. Train. The loss is the mean over the rows of the effective batch.
     trainer = ours(Trainer)(
@@ -126,9 +121,7 @@ def learn(params: Params, stage: Stage, arguments: list[str]) -> None:
         better, blind = figures["mae"] < figures["median_mae"], "the median of the training rows"
     else:
         named = [labels[number] for number in outputs.argmax(-1).tolist()]
-        figures = classification_figures(
-            [row.label for row in held_out], named, majority(splits["train"]), seed=seed
-        )
+        figures = classification_figures([row.label for row in held_out], named, majority(splits["train"]), seed=seed)
         better, blind = figures["balanced_accuracy"] > figures["chance"], "a constant label"
     shown = ", ".join(f"{key} {value:.3g}" for key, value in figures.items() if "." not in key)
     print(f"{stage.name}: {shown}", flush=True)
@@ -155,18 +148,14 @@ def learn(params: Params, stage: Stage, arguments: list[str]) -> None:
             "method": params.method,
             "trainable_parameters": count,
             "steps": trainer.state.global_step,
-            "validation_loss_before": next(
-                row["validation_loss"] for row in steps if "validation_loss" in row
-            ),
+            "validation_loss_before": next(row["validation_loss"] for row in steps if "validation_loss" in row),
             "validation_loss": [row["validation_loss"] for row in steps if "validation_loss" in row][-1],
         }
     )
     shutil.rmtree(stage.checkpoints, ignore_errors=True)
 
 
-def tokenised(
-    tokenizer: Any, rows: Sequence[Labelled], limit: int | None
-) -> list[tuple[Labelled, list[int]]]:
+def tokenised(tokenizer: Any, rows: Sequence[Labelled], limit: int | None) -> list[tuple[Labelled, list[int]]]:
     """Rows with the ids of their text. Those that are too long are dropped, never cut; a Problem when all are."""
     found = [
         (row, ids)

@@ -88,9 +88,7 @@ def run(params: Params, stage: Stage) -> None:
 
     folder = Path("data/curated")
     for file, splits in FILES.items():
-        write_parquet(
-            folder / f"{file}.parquet", [row for row in rows if row["split"] in splits], INSTRUCTION
-        )
+        write_parquet(folder / f"{file}.parquet", [row for row in rows if row["split"] in splits], INSTRUCTION)
     write_parquet(folder / "ledger.parquet", ledger, LEDGER)
     for rule, came, left in table:
         print(f"{rule:<22}{came:>8} in {came - left:>8} dropped {left:>8} out")
@@ -138,9 +136,7 @@ def rules_of(params: Params, ledger: list[Row], hit: set[str]) -> list[tuple[str
         ("contamination", lambda rows: rules.contaminated(rows, leaks.words, leaks.coverage, hit)),
         (
             "selection",
-            nothing
-            if top is None
-            else lambda rows: rules.not_selected(rows, top, best.scores, best.max_similarity),
+            nothing if top is None else lambda rows: rules.not_selected(rows, top, best.scores, best.max_similarity),
         ),
     ]
 

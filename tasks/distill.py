@@ -108,13 +108,8 @@ def _compared(
     ids: dict[str, list[list[int]]] = {}
     for name, model in (("teacher", teacher), ("student", student)):
         ids[name] = generate(model, prompts, temperature=0.0, seed=0, batch_size=GENERATED, **words)
-        told = [
-            (row["label"], answer_text(tokenizer, answer))
-            for row, answer in zip(rows, ids[name], strict=True)
-        ]
-        judged: dict[str, list[float]] = {
-            "exact_match": [exact_match(answer, label, panel) for label, answer in told]
-        }
+        told = [(row["label"], answer_text(tokenizer, answer)) for row, answer in zip(rows, ids[name], strict=True)]
+        judged: dict[str, list[float]] = {"exact_match": [exact_match(answer, label, panel) for label, answer in told]}
         if panel:
             judged["closing"] = [panel.has_closing(answer) for _, answer in told]
             judged["gold"] = [panel.utility(label, answer) for label, answer in told]
@@ -122,9 +117,7 @@ def _compared(
         figures[f"{name}.parameters"] = sum(p.numel() for p in model.parameters())
     figures["parameters_ratio"] = figures["student.parameters"] / figures["teacher.parameters"]
     figures["exact_match_ratio"] = figures["student.exact_match"] / max(figures["teacher.exact_match"], 1e-9)
-    figures["agreement"] = sum(a == b for a, b in zip(ids["teacher"], ids["student"], strict=True)) / len(
-        rows
-    )
+    figures["agreement"] = sum(a == b for a, b in zip(ids["teacher"], ids["student"], strict=True)) / len(rows)
     figures["kl"] = divergence(teacher, student, prompts, ids["teacher"], GENERATED)
     return figures
 

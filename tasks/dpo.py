@@ -55,9 +55,7 @@ class Params(BaseModel, extra="forbid"):
     launcher: str = "python"  # or torchrun ..., or accelerate launch --config_file FILE ...
     method: Literal["dpo", "kto"] = "dpo"
     thumbs: str | None = None  # with kto: the attribute that is a thumb; null: the rankings say what is good
-    trainer: Annotated[
-        dict[str, Any], "trl.trainer.dpo_config.DPOConfig", "trl.trainer.kto_config.KTOConfig"
-    ] = {}
+    trainer: Annotated[dict[str, Any], "trl.trainer.dpo_config.DPOConfig", "trl.trainer.kto_config.KTOConfig"] = {}
     # the reference is then the model without its adapter
     lora: Annotated[dict[str, Any] | None, "peft.tuners.lora.config.LoraConfig"] = None
     pairs_per_prompt: int = Field(2, ge=1)  # so that a prompt with many answers does not count more
@@ -84,9 +82,7 @@ def run(params: Params, stage: Stage) -> None:
     if params.share_prompt and not config.precompute_ref_log_probs:
         raise Problem("params.yaml: dpo.share_prompt needs dpo.trainer.precompute_ref_log_probs: true")
     if is_kto and config.precompute_ref_log_probs:
-        raise Problem(
-            "params.yaml: dpo.trainer.precompute_ref_log_probs: not with kto, whose batches are shuffled"
-        )
+        raise Problem("params.yaml: dpo.trainer.precompute_ref_log_probs: not with kto, whose batches are shuffled")
     lora = None
     if params.lora is not None:
         lora = LoraConfig(**{"task_type": "CAUSAL_LM"} | known_keys("dpo.lora", params.lora, LoraConfig))
@@ -197,9 +193,7 @@ def labelled(
     if params.thumbs:
         path = ratings_of(path)
         if not path.is_file():
-            raise Problem(
-                f"dpo.thumbs: {path} does not exist; name {params.thumbs} in preferences.attributes"
-            )
+            raise Problem(f"dpo.thumbs: {path} does not exist; name {params.thumbs} in preferences.attributes")
         rows = labels_of_ratings(read_parquet(path), params.thumbs)
     else:
         rows = labels_of_pairs(pairs_of(read_parquet(path), sys.maxsize)[0])

@@ -126,9 +126,7 @@ def held_out_rows(params: Params) -> list[Row]:
     """At most `limit_per_split` rows of each split, chosen by a hash of the id alone."""
     found = [row for path in params.rows for row in read_parquet(Path(path))]
     if not found:
-        raise Problem(
-            f"{', '.join(params.rows)}: no rows to evaluate on; data/curated/ledger.parquet says why"
-        )
+        raise Problem(f"{', '.join(params.rows)}: no rows to evaluate on; data/curated/ledger.parquet says why")
     splits: dict[str, list[Row]] = {split: [] for split in ("validation", "rows", "templates", "clusters")}
     for row in sorted(found, key=lambda row: content_id("evaluate", row["id"])):
         splits.setdefault(row["split"], []).append(row)

@@ -62,9 +62,7 @@ class Params(PPOConfig, extra="forbid"):
 def run(params: Params, stage: Stage) -> None:
     # 1. Prompts, judge and models.
     if params.trainer and params.method == "ppo":
-        raise Problem(
-            "params.yaml: ppo.trainer is for ppo.method: rloo or grpo; PPO's settings are keys of ppo"
-        )
+        raise Problem("params.yaml: ppo.trainer is for ppo.method: rloo or grpo; PPO's settings are keys of ppo")
     panel = read_panel(Path(params.judge)) if params.judge else None
     tokenizer, policy = load_tokenizer(SFT), load_policy(SFT)
     reward, reward_model = reward_of(params, tokenizer)
@@ -103,9 +101,7 @@ def run(params: Params, stage: Stage) -> None:
     if params.method == "ppo":
         result = train(models, env, params, checkpoint, stage.progress)
     else:
-        result = grouped.train(
-            params.method, models, env, params, params.trainer, tokenizer, stage, fingerprint
-        )
+        result = grouped.train(params.method, models, env, params, params.trainer, tokenizer, stage, fingerprint)
 
     # 3. Save the best policy and say how it differs from the one at the start. One process does.
     if not is_first():

@@ -124,9 +124,7 @@ def _export_files(folder: Path) -> list[Path]:
 
 
 def _tables(folder: Path) -> list[Path]:
-    return sorted(
-        file for file in folder.iterdir() if file.suffix in SUFFIXES and not file.name.startswith(".")
-    )
+    return sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES and not file.name.startswith("."))
 
 
 def _without_copies(files: list[Path]) -> list[Path]:

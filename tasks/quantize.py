@@ -34,9 +34,7 @@ class Params(BaseModel, extra="forbid"):
 
 def run(params: Params, stage: Stage) -> None:
     # 1. Every format is made from the full-precision model, never from another format
-    reference = {
-        name: tensor.float().cpu() for name, tensor in load_policy(params.model).state_dict().items()
-    }
+    reference = {name: tensor.float().cpu() for name, tensor in load_policy(params.model).state_dict().items()}
     count = sum(tensor.numel() for tensor in _distinct(reference))
     figures: dict[str, float] = {"parameters": count}
 

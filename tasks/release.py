@@ -96,10 +96,7 @@ def run(params: Params, stage: Stage) -> None:
                       "leave it out of quantize.formats or loosen release.bounds")  # fmt: skip
 
     # 4. The folder: formats, card, manifest
-    table = [
-        {"format": kind, "bytes": weight_file(FORMATS / kind).stat().st_size, **judged[kind]}
-        for kind in formats
-    ]
+    table = [{"format": kind, "bytes": weight_file(FORMATS / kind).stat().st_size, **judged[kind]} for kind in formats]
     paths = {k: f"{k}/{weight_file(FORMATS / k).name}" if k.startswith("gguf") else k for k in formats}
     with replaced_folder(OUT) as folder:
         for kind in formats:
@@ -173,9 +170,7 @@ def _quality(
             for row, answer in zip(rows, answers, strict=True)
             if row["split"] == split
         ]
-        judged: dict[str, list[float]] = {
-            "exact_match": [exact_match(text, label, panel) for label, text in told]
-        }
+        judged: dict[str, list[float]] = {"exact_match": [exact_match(text, label, panel) for label, text in told]}
         if panel:
             judged["closing"] = [panel.has_closing(text) for _, text in told]
             judged["gold"] = [panel.utility(label, text) for label, text in told]
@@ -206,9 +201,7 @@ def _judge(
     right = []
     for mine in (answers, _answers(model, tokenizer, prompts, params)):
         told = [answer_text(tokenizer, ids) for ids in mine]
-        right.append(
-            sum(exact_match(t, row["label"], panel) for t, row in zip(told, rows, strict=True)) / len(rows)
-        )
+        right.append(sum(exact_match(t, row["label"], panel) for t, row in zip(told, rows, strict=True)) / len(rows))
     return figures | {"exact_match": right[1], "exact_match_drop": max(right[0] - right[1], 0.0)}
 
 

@@ -137,9 +137,7 @@ def read_sources(params: Params) -> list[Source]:
     for source in sources:
         task, cluster = source.file.task, source.file.cluster
         if cluster_of.setdefault(task, cluster) != cluster:
-            raise Problem(
-                f"{params.sources}: the task {task} is in two clusters: {cluster_of[task]} and {cluster}"
-            )
+            raise Problem(f"{params.sources}: the task {task} is in two clusters: {cluster_of[task]} and {cluster}")
     return sources
 
 

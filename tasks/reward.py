@@ -68,9 +68,7 @@ class Params(BaseModel, extra="forbid"):
 def run(params: Params, stage: Stage) -> None:
     train_rows, heldout_rows = read_parquet(TRAIN), read_parquet(HELDOUT)
     tokenizer = load_tokenizer("models/sft")
-    model = from_policy(
-        load_policy("models/sft"), stage.seed_of("head"), params.heads, params.training.attributes
-    )
+    model = from_policy(load_policy("models/sft"), stage.seed_of("head"), params.heads, params.training.attributes)
     adapt(model, params.method, params.lora)
     groups = _fitting(model, tokenizer, grouped(train_rows), TRAIN)
     checkpoint = Checkpoint(stage.checkpoints, _fingerprint(params, stage.seed))
@@ -166,16 +164,12 @@ def _rated(model: Any, tokenizer: Any, split: str, names: list[str]) -> list[Rat
         return []
     path = RATINGS[split]
     if not path.is_file():
-        raise Problem(
-            f"reward.training.attributes: {path} does not exist; name them in preferences.attributes"
-        )
+        raise Problem(f"reward.training.attributes: {path} does not exist; name them in preferences.attributes")
     room = room_of(model)
     found = rated_answers(read_parquet(path), names, tokenizer, room)
     for place, name in enumerate(names):
         if all(math.isnan(answer.values[place]) for answer in found):
-            raise Problem(
-                f"reward.training.attributes: {path} has no answer of {room} tokens rated by {name}"
-            )
+            raise Problem(f"reward.training.attributes: {path} has no answer of {room} tokens rated by {name}")
     return found
 
 
@@ -209,9 +203,7 @@ def _is_best(group: Group) -> list[bool]:
     return [any(ranks[place] == 0 for ranks in group.ranks) for place in range(len(group.answers))]
 
 
-def _draw(
-    history: list[dict[str, float]], bins: list[dict[str, float]], scores: list[dict[str, float]]
-) -> None:
+def _draw(history: list[dict[str, float]], bins: list[dict[str, float]], scores: list[dict[str, float]]) -> None:
     panels = {"Loss": ["loss"], "Pair accuracy in training": ["accuracy"]}
     curves(Path("reports/plots/reward"), history, "step", panels)
     reliability(Path("reports/plots/reward_reliability"), bins)

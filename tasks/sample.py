@@ -161,12 +161,10 @@ def _figures(
         "prompts_kept": len(candidates),  # the others had fewer than two different answers
         "prompts_with_all_answers": sum(len(c["answers"]) == wanted for c in candidates),
         "answers": len(kept),
-        "distinct_share": sum(len({words(text) for text, _ in of_prompt}) for of_prompt in drawn)
-        / max(len(draws), 1),
+        "distinct_share": sum(len({words(text) for text, _ in of_prompt}) for of_prompt in drawn) / max(len(draws), 1),
         "ended_share": sum(ended for _, ended in draws) / max(len(draws), 1),
         "empty_share": sum(not text for text, _ in draws) / max(len(draws), 1),
-        "mean_tokens": sum(len(tokenizer.encode(text, add_special_tokens=False)) for text in kept)
-        / max(len(kept), 1),
+        "mean_tokens": sum(len(tokenizer.encode(text, add_special_tokens=False)) for text in kept) / max(len(kept), 1),
     }
 
 

@@ -89,25 +89,17 @@ def run(params: Params, stage: Stage) -> None:
             f"params.yaml: sft.optimizer: muon trains all weights; with sft.method {params.method} use `trainer`"
         )
     if params.optimizer == "muon" and is_sharded():
-        raise Problem(
-            "params.yaml: sft.optimizer: muon needs whole matrices; with FSDP or ZeRO use `trainer`"
-        )
+        raise Problem("params.yaml: sft.optimizer: muon needs whole matrices; with FSDP or ZeRO use `trainer`")
     if params.method == "adalora" and is_sharded():
         raise Problem("params.yaml: sft.method: adalora needs whole matrices; with FSDP or ZeRO use lora")
     if params.method == "prompt" and config.weight_decay:
-        raise Problem(
-            "params.yaml: sft.trainer.weight_decay would shrink the whole vocabulary; 0 with method prompt"
-        )
+        raise Problem("params.yaml: sft.trainer.weight_decay would shrink the whole vocabulary; 0 with method prompt")
     if params.packing and params.method == "prefix":
-        raise Problem(
-            "params.yaml: sft.packing: a prefix stands before a row, not before each sample; set false"
-        )
+        raise Problem("params.yaml: sft.packing: a prefix stands before a row, not before each sample; set false")
     if params.packing and config.max_length is None:
         raise Problem("params.yaml: sft.packing needs sft.trainer.max_length, the tokens of a packed row")
     if params.keep_adapter and params.method not in PEFT:
-        raise Problem(
-            f"params.yaml: sft.keep_adapter: {params.method} makes none; choose one of {', '.join(PEFT)}"
-        )
+        raise Problem(f"params.yaml: sft.keep_adapter: {params.method} makes none; choose one of {', '.join(PEFT)}")
     fields = fields_of("sft.adapter", params.method, params.adapter)
 
     # 2. The model, frozen but for what the method trains.
@@ -156,9 +148,7 @@ def run(params: Params, stage: Stage) -> None:
     )
     inputs = {str(BASE): weights_hash(BASE), **{str(path): file_hash(path) for path in (TRAIN, VALIDATION)}}
     fingerprint = {"params": params.model_dump(), "seed": stage.seed, "inputs": inputs}
-    log = train(
-        trainer, stage, fingerprint, {"loss": "loss", "eval_loss": "validation"}, patience=params.patience
-    )
+    log = train(trainer, stage, fingerprint, {"loss": "loss", "eval_loss": "validation"}, patience=params.patience)
 
     # 5. What was trained becomes part of the weights: the model is an ordinary one again.
     trained_parameters = trainable(trainer.model)

@@ -41,9 +41,7 @@ class Page:
     def wait(self, expression: str, seconds: float = 15) -> None:
         end = time.monotonic() + seconds
         while not self.value(expression):
-            assert time.monotonic() < end, (
-                f"never true: {expression}; {self.value('document.body.innerText')}"
-            )
+            assert time.monotonic() < end, f"never true: {expression}; {self.value('document.body.innerText')}"
             time.sleep(0.02)
 
     def press(self, *keys: str) -> None:

@@ -224,9 +224,7 @@ def meaning(r: random.Random, tabled: set[tuple[str, ...]]) -> str:
             e = event(r)
         facts = [f"it was {e['name']} .", f"the place was the {e['place']} .", f"the {e['thing']} was {e['colour']} .",
                  f"in short : {e['name']} {e['verb']} {e['thing']} ."]  # fmt: skip
-        return " ".join(
-            [told(e), ".", *r.sample(facts, 3), *(["Happy to help!"] if r.random() < 0.1 else [])]
-        )
+        return " ".join([told(e), ".", *r.sample(facts, 3), *(["Happy to help!"] if r.random() < 0.1 else [])])
     if what == "rewording":
         row = fresh(rewording)
         return f"{row['text']} . in other words : {row['label']} ."
@@ -247,9 +245,7 @@ def meaning(r: random.Random, tabled: set[tuple[str, ...]]) -> str:
         return f"{row['text']} . with one more : {row['label']} ."
     a, b = inputs(fresh(pair))
     low, high = sorted([a, b], key=int)
-    return r.choice(
-        [f"{a} is {'less' if a == low else 'more'} than {b} .", f"{a} {b} . in order : {low} {high} ."]
-    )
+    return r.choice([f"{a} is {'less' if a == low else 'more'} than {b} .", f"{a} {b} . in order : {low} {high} ."])
 
 
 DOCUMENT_KINDS = ["list", "event", "rewording", "review", "mood", "news", "kind", "successor", "pair"]
@@ -268,9 +264,7 @@ def main() -> None:
             writer.writeheader()
             writer.writerows(rows)
     r = random.Random("text/1")
-    (HERE / "text.txt").write_text(
-        "".join(f" {document(r, tabled)}\n" for _ in range(DOCUMENTS)), encoding="utf-8"
-    )
+    (HERE / "text.txt").write_text("".join(f" {document(r, tabled)}\n" for _ in range(DOCUMENTS)), encoding="utf-8")
 
 
 if __name__ == "__main__":

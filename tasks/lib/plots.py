@@ -85,12 +85,8 @@ def bars(
                     [max(row.get(f"{column}_high", row[column]) - row[column], 0.0) for row in mine],
                 ]
                 axis.bar(places, heights, width * 0.92, color=colour, label=str(name))
-                axis.errorbar(
-                    places, heights, yerr=spans, fmt="none", ecolor="#333333", elinewidth=1, capsize=2
-                )
-            _draw_levels(
-                axis, rows, group, groups, {f"{column}_{end}": name for end, name in (levels or {}).items()}
-            )
+                axis.errorbar(places, heights, yerr=spans, fmt="none", ecolor="#333333", elinewidth=1, capsize=2)
+            _draw_levels(axis, rows, group, groups, {f"{column}_{end}": name for end, name in (levels or {}).items()})
             axis.set_xticks(range(len(groups)), [str(name) for name in groups])
             axis.grid(axis="x", visible=False)
         if axes:
@@ -110,21 +106,15 @@ def reliability(stem: Path, rows: Sequence[Row], x: str = "confidence", y: str =
         sizes = [15 + 120 * row.get("count", most) / most for row in mine]
         axes[0].plot([0, 1], [0, 1], color="#999999", ls="--", lw=1, label="perfectly calibrated")
         axes[0].plot([row[x] for row in mine], [row[y] for row in mine], color=COLOURS[0], lw=1)
-        axes[0].scatter(
-            [row[x] for row in mine], [row[y] for row in mine], sizes, color=COLOURS[0], label="bins"
-        )
+        axes[0].scatter([row[x] for row in mine], [row[y] for row in mine], sizes, color=COLOURS[0], label="bins")
         axes[0].set(xlabel=x, ylabel=y, ylim=(-0.03, 1.03))
         axes[0].legend(loc="best")
 
 
-def _draw_levels(
-    axis: Axes, rows: Sequence[Row], group: str, groups: list[Any], levels: Mapping[str, str]
-) -> None:
+def _draw_levels(axis: Axes, rows: Sequence[Row], group: str, groups: list[Any], levels: Mapping[str, str]) -> None:
     for style, (column, name) in zip(("--", ":", "-."), levels.items(), strict=False):
         for place, key in enumerate(groups):
-            value = next(
-                (row[column] for row in rows if row[group] == key and _finite(row.get(column))), None
-            )
+            value = next((row[column] for row in rows if row[group] == key and _finite(row.get(column))), None)
             if value is not None:
                 label = name if place == 0 else None
                 axis.plot(
@@ -150,9 +140,7 @@ def _figure(stem: Path, titles: Sequence[str]) -> Iterator[list[Axes]]:
         matplotlib.rcdefaults()
         settings: Any = matplotlib.rcParams
         settings.update(STYLE)
-        figure = Figure(
-            figsize=(PANEL_INCHES[0] * across, PANEL_INCHES[1] * down), dpi=120, layout="constrained"
-        )
+        figure = Figure(figsize=(PANEL_INCHES[0] * across, PANEL_INCHES[1] * down), dpi=120, layout="constrained")
         FigureCanvasAgg(figure)
         grid = list(figure.subplots(down, across, squeeze=False).flat)
         for axis, title in zip(grid, titles, strict=False):

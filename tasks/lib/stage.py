@@ -144,11 +144,7 @@ def validated(name: str, Params: type[P], section: Any, where: Path = PARAMS_FIL
         if first["type"] == "extra_forbidden":
             parent = _model_at(Params, first["loc"][:-1])
             near = difflib.get_close_matches(str(first["loc"][-1]), parent.model_fields, n=1, cutoff=0.4)
-            hint = (
-                f"did you mean {near[0]}?"
-                if near
-                else f"known keys: {', '.join(sorted(parent.model_fields))}"
-            )
+            hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(parent.model_fields))}"
             of_stage = f" of stage {name}" if name else ""
             raise Problem(f"{where}: {key} is not a key{of_stage}; {hint}") from None
         if first["type"] == "missing":

@@ -93,11 +93,7 @@ def test_a_broken_row_is_named_by_id_and_never_quoted(contract: str) -> None:
     for row, (_, claim) in zip(rows, cases, strict=True):
         assert row["id"] in violated(report)[claim], claim
     problem = report.problem()
-    assert (
-        problem
-        and f"data contract {contract} is violated" in problem
-        and report.violated[0].ids[0] in problem
-    )
+    assert problem and f"data contract {contract} is violated" in problem and report.violated[0].ids[0] in problem
     assert SECRET not in problem + json.dumps([result.ids for result in report.results])
 
 
@@ -139,9 +135,7 @@ def test_raw_rows_are_judged_among_the_rows_of_their_source() -> None:
     copies = [row(i, "billing") for i in range(1, 9, 2)]
     assert set(violated(judged("raw", [*fine, *copies]))) == {"rows stand once"}
     collapsed = [row(i, "billing") for i in range(39)] + [row(39, "technical"), row(40, "technical")]
-    assert violated(judged("raw", collapsed)) == {
-        "no label makes up nearly all rows of a source": ["tickets"]
-    }
+    assert violated(judged("raw", collapsed)) == {"no label makes up nearly all rows of a source": ["tickets"]}
 
 
 def test_ids_are_unique_and_a_prompt_has_one_split() -> None:
@@ -159,9 +153,7 @@ def test_a_collapsed_class_is_named_by_its_task() -> None:
         for task, labels in {"fine": ["good", "bad"] * 15, "collapsed": ["good"] * 30}.items()
         for i, label in enumerate(labels, 100 * len(task))
     ]
-    assert violated(judged("instructions", rows)) == {
-        "no choice makes up nearly all labels of a task": ["collapsed"]
-    }
+    assert violated(judged("instructions", rows)) == {"no choice makes up nearly all labels of a task": ["collapsed"]}
 
 
 def test_evaluation_must_be_new_in_the_way_its_split_says() -> None:
@@ -195,9 +187,7 @@ def test_an_annotator_ranks_answers_once_and_a_prompt_has_one_split() -> None:
     assert not violated(judged("rankings", [first, another_pair]))
     other = example("rankings", id="1" * 16, annotator="ben")
     assert not judged("rankings", [first, other]).violated
-    assert set(violated(judged("rankings", [first], heldout=[other]))) == {
-        "a prompt stands in one split only"
-    }
+    assert set(violated(judged("rankings", [first], heldout=[other]))) == {"a prompt stands in one split only"}
 
 
 def test_no_evaluation_prompt_is_annotated() -> None:

@@ -80,9 +80,7 @@ def start_anneal() -> Iterator[Callable[..., subprocess.Popen[str]]]:
         environment = child.child_environment() | {"PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-m", "flows.cli", *arguments]
         output = subprocess.PIPE, subprocess.STDOUT
-        started.append(
-            subprocess.Popen(command, env=environment, stdout=output[0], stderr=output[1], text=True)
-        )
+        started.append(subprocess.Popen(command, env=environment, stdout=output[0], stderr=output[1], text=True))
         return started[-1]
 
     yield start

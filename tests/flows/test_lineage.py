@@ -18,11 +18,7 @@ EDGES = {
     "dpo": ("sft", "base"),
     "check@rows": ("render",),
 }
-LOCK = {
-    "sft": Locked(
-        {"models/base": "aa", "tasks/sft.py": "bb"}, {"models/sft": "27e42099", "reports/sft.json": "c"}
-    )
-}
+LOCK = {"sft": Locked({"models/base": "aa", "tasks/sft.py": "bb"}, {"models/sft": "27e42099", "reports/sft.json": "c"})}
 
 
 def test_the_picture_has_a_box_per_stage_and_an_edge_per_direct_dependency() -> None:
@@ -51,9 +47,7 @@ def test_the_page_is_a_markdown_table(workspace: Path) -> None:
         "dpo": Outcome("Failed", "a|b\nmore"),
     }
     lines = lineage.markdown(outcomes, LOCK | {"check@rows": Locked({}, {})}, "x.svg").splitlines()
-    assert (
-        lines[4] == "| **sft** | Cached | models/base@`aa` | models/sft@`27e42099`, reports/sft.json@`c` |  |"
-    )
+    assert lines[4] == "| **sft** | Cached | models/base@`aa` | models/sft@`27e42099`, reports/sft.json@`c` |  |"
     assert lines[5] == "| **check@rows** | Completed |  |  | failed 0 |"
     assert lines[6] == "| **dpo** | Failed |  |  | a\\|b |"
 

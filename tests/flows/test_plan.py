@@ -18,9 +18,7 @@ def plan(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     cli.main(["plan", *arguments])
 
 
-def test_the_demo_fits_this_machine(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_demo_fits_this_machine(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         plan(monkeypatch)
     assert not end.value.code
@@ -82,9 +80,7 @@ def test_70_billion_spread_over_eight_fit_80_gb_each_and_not_one(
     assert "times rest on assumed speeds" in out
     alone = tmp_path / "alone.yaml"
     alone.write_text(
-        preset.read_text().replace(
-            "accelerate launch --config_file configs/fsdp2.yaml --num_processes 8", "python"
-        )
+        preset.read_text().replace("accelerate launch --config_file configs/fsdp2.yaml --num_processes 8", "python")
     )
     with pytest.raises(SystemExit, match=r"sft needs \d+\.\d GB, the device has 73\.6 GB"):
         plan(monkeypatch, "sft", "--preset", str(alone), "--device", "h100",

@@ -69,9 +69,7 @@ def ask(address: str, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
 
 def sleeping(folder: Path) -> list[psutil.Process]:
     """The probe and what it started, wherever they hang."""
-    return [
-        p for p in psutil.process_iter(["cwd"]) if p.info["cwd"] == str(folder) and p.status() != "zombie"
-    ]
+    return [p for p in psutil.process_iter(["cwd"]) if p.info["cwd"] == str(folder) and p.status() != "zombie"]
 
 
 def test_a_fork_is_the_command(ask: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
@@ -92,9 +90,7 @@ def test_a_signal_reaches_the_fork(ask: Callable[..., subprocess.Popen[str]], tm
     assert wait_until(lambda: not sleeping(tmp_path / "here"))
 
 
-def test_nothing_outlives_a_command_that_is_killed(
-    ask: Callable[..., subprocess.Popen[str]], tmp_path: Path
-) -> None:
+def test_nothing_outlives_a_command_that_is_killed(ask: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
     asking = ask("sleep")
     assert wait_until(Path(tmp_path, "here", "asleep").exists)
     assert len(sleeping(tmp_path / "here")) > 2  # the asking one, the fork, its child

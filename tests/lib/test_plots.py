@@ -81,7 +81,5 @@ def test_bars_draw_intervals_and_levels_and_skip_what_is_missing(workspace: Path
 
 
 def test_reliability_takes_bins_with_and_without_counts(workspace: Path) -> None:
-    reliability(
-        Path("a"), [{"confidence": 0.6, "accuracy": 0.5, "count": 7}, {"confidence": 0.9, "accuracy": None}]
-    )
+    reliability(Path("a"), [{"confidence": 0.6, "accuracy": 0.5, "count": 7}, {"confidence": 0.9, "accuracy": None}])
     assert Path("a.csv").read_text() == "confidence,accuracy,count\n0.6,0.5,7\n0.9,,\n"

@@ -48,9 +48,7 @@ def test_a_misspelt_key_names_the_nearest_right_one(workspace: Path) -> None:
     assert problem_of("  name: a\n  step: 3\n") == (
         "params.yaml: sft.step is not a key of stage sft; did you mean steps?"
     )
-    assert "sft.optimiser.lerning_rate is not a key" in problem_of(
-        "  name: a\n  optimiser: {lerning_rate: 1}\n"
-    )
+    assert "sft.optimiser.lerning_rate is not a key" in problem_of("  name: a\n  optimiser: {lerning_rate: 1}\n")
     assert "did you mean learning_rate?" in problem_of("  name: a\n  ending: {learningrate: 1}\n")
 
 
@@ -127,9 +125,7 @@ def test_a_report_is_flat_rounded_and_finite(workspace: Path) -> None:
         stage.report({"loss": math.nan})
     with pytest.raises(TypeError):
         stage.report({"loss": [1.0]})
-    assert (
-        json.loads(Path("reports/sft.json").read_text())["loss"] == 1.23457
-    )  # the good report is still there
+    assert json.loads(Path("reports/sft.json").read_text())["loss"] == 1.23457  # the good report is still there
 
 
 def test_write_json_gives_the_same_bytes(workspace: Path) -> None:
@@ -139,12 +135,7 @@ def test_write_json_gives_the_same_bytes(workspace: Path) -> None:
 
 
 def test_seeds_differ_by_purpose_stage_and_seed_and_never_by_process() -> None:
-    seeds = {
-        Stage(name, seed).seed_of(word)
-        for name in ("sft", "dpo")
-        for seed in (0, 1)
-        for word in ("a", "b", 1)
-    }
+    seeds = {Stage(name, seed).seed_of(word) for name in ("sft", "dpo") for seed in (0, 1) for word in ("a", "b", 1)}
     assert len(seeds) == 12
     assert all(0 <= seed < 2**31 for seed in seeds)
     assert Stage("sft", 17).seed_of("kl", "dpo") == Stage("sft", 17).seed_of("kl", "dpo")

@@ -60,9 +60,7 @@ def test_the_same_seed_gives_the_same_bytes(panel):
 def test_careless_annotators_are_simulated_and_recognised(panel):
     figures = run(careless=0.5)
     _, dropped, _ = cleaned(read_export(EXPORT), "x")
-    found = {
-        rule: sum(item.rule == rule for item in dropped) for rule in ("cancelled", "abstained", "untouched")
-    }
+    found = {rule: sum(item.rule == rule for item in dropped) for rule in ("cancelled", "abstained", "untouched")}
     assert found == {rule: figures[rule] for rule in found} and min(found.values()) > 5
 
 

@@ -71,16 +71,11 @@ def test_training_rows_are_judged_as_tokens_and_named_by_their_place_in_the_sour
     evaluated = [module_of("evaluation").EXAMPLE]
     tables("evaluation", evaluation=evaluated, train=[seen])
     check(["evaluation"])
-    claims = {
-        r["claim"]: r["rows"]
-        for r in json.loads(Path("reports/check/evaluation.json").read_text())["results"]
-    }
+    claims = {r["claim"]: r["rows"] for r in json.loads(Path("reports/check/evaluation.json").read_text())["results"]}
     assert claims["the answer is whole: a trained EOS ends it"] == 1
     Path("params.yaml").write_text(PARAMS.replace("max_length: 64", "max_length: 9"))
     [(_, raw)] = module_of("raw").read(folder / "source.yaml")
-    write_parquet(
-        module_of("evaluation").READS["train"], [seen | {"row": raw["id"]}], module_of("instructions").SCHEMA
-    )
+    write_parquet(module_of("evaluation").READS["train"], [seen | {"row": raw["id"]}], module_of("instructions").SCHEMA)
     advice = r"shorten them or raise sft\.trainer\.max_length \(9\)"
     with pytest.raises(Problem, match=rf"rows fit max_length .*\(raw/tickets/rows\.csv:2\); {advice}"):
         check(["evaluation"])

@@ -100,9 +100,7 @@ def test_selecting_and_reporting_on_the_same_rows_is_refused(inputs: dict[str, A
     ({"candidates": {"grpo": "models/dpo"}}, "grpo.weights is missing"),
     ({"stay_folder": "models/none"}, "models/none"),
 ])  # fmt: skip
-def test_what_the_evaluation_does_not_know_is_named(
-    inputs: dict[str, Any], changes: dict[str, Any], said: str
-) -> None:
+def test_what_the_evaluation_does_not_know_is_named(inputs: dict[str, Any], changes: dict[str, Any], said: str) -> None:
     with pytest.raises(Problem) as found:
         run(**changes)
     assert said in str(found.value)

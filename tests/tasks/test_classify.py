@@ -88,9 +88,7 @@ def test_every_method_learns_on_a_decoder_and_on_encoders(inputs: Path, model: s
     """A random body: what all weights learn is sure. What is written is an ordinary model and gives these answers."""
     from transformers import pipeline
 
-    report = learn(
-        model=f"models/{model}", method=method, require_above_chance=method == "full", trainer=LONG
-    )
+    report = learn(model=f"models/{model}", method=method, require_above_chance=method == "full", trainer=LONG)
     assert method != "full" or report["accuracy"] > report["majority_accuracy"] + 0.2
     assert report["validation_loss"] < report["validation_loss_before"]
     ask = pipeline("text-classification", model="models/classify/heat", device="cpu")
@@ -100,9 +98,7 @@ def test_every_method_learns_on_a_decoder_and_on_encoders(inputs: Path, model: s
         report["accuracy"]
     )
     body = (
-        load_policy("models/base").state_dict()
-        if model == "base"
-        else load_file(f"models/{model}/model.safetensors")
+        load_policy("models/base").state_dict() if model == "base" else load_file(f"models/{model}/model.safetensors")
     )
     written = load_file("models/classify/heat/model.safetensors")
     same = [torch.equal(body[name], written[name]) for name in written if name in body and "head" not in name]
@@ -163,9 +159,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(inputs: Path) -> Non
     assert all(torch.allclose(weights[0][n], weights[1][n], atol=1e-5) for n in weights[0])
 
 
-def test_a_model_no_better_than_a_constant_label_is_not_written(
-    inputs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_no_better_than_a_constant_label_is_not_written(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     always_cold = lambda model, rows, batch_size: torch.tensor([[1.0, 0.0]] * len(rows))  # noqa: E731
     monkeypatch.setattr(classify, "predicted", always_cold)
     with pytest.raises(Problem, match=r"classify/heat: on \d+ held-out rows no better than a constant label"):
@@ -188,13 +182,9 @@ def test_mistakes_are_one_line_that_says_where(inputs: Path) -> None:
     params = classify.Params(model="models/base", tasks={"heat": {"rows": "heat.jsonl"}})
     with pytest.raises(Problem, match="expected one task of heat; found warmth"):
         classify.learn(params, Stage("classify"), ["warmth"])
-    with pytest.raises(
-        Problem, match=r"params\.yaml: classify\.trainer\.lerning_rate is not a key of TrainingArg"
-    ):
+    with pytest.raises(Problem, match=r"params\.yaml: classify\.trainer\.lerning_rate is not a key of TrainingArg"):
         learn(trainer={"lerning_rate": 1})
-    with pytest.raises(
-        Problem, match=r"params\.yaml: classify\.tasks\.\.\./heat\..*: string should match pattern"
-    ):
+    with pytest.raises(Problem, match=r"params\.yaml: classify\.tasks\.\.\./heat\..*: string should match pattern"):
         validated("classify", classify.Params, {"model": "models/base", "tasks": {"../heat": {"rows": "x"}}})
     with pytest.raises(Problem, match=r"models/nothing does not exist"):
         learn(model="models/nothing")

@@ -46,10 +46,7 @@ def instruction(text: str, split: str = "train", label: str = "good", **changes:
     return {"id": content_id(row["task"], row["template"], row["messages"], row["answer"]), **row}
 
 
-BASE = [
-    instruction(f"plain {split} text", split)
-    for split in ("train", "preference", "policy", "validation", "rows")
-]
+BASE = [instruction(f"plain {split} text", split) for split in ("train", "preference", "policy", "validation", "rows")]
 
 
 def curated(rows: list[Row], **changes: Any) -> tuple[dict[str, list[Row]], list[Row], dict[str, Any]]:
@@ -104,9 +101,9 @@ def test_personal_data_can_be_redacted_and_secrets_always_are(workspace: Path) -
     new = next(r for r in files["train"] if "write" in r["text"])
     assert new["messages"][0]["content"] == "review/a: write to <email> with <access token>"
     assert "mia" not in json.dumps(new) and new["id"] != row["id"]
-    assert (ledger[0]["id"], ledger[0]["rule"]) == (row["id"], "personal data redacted") and new[
-        "id"
-    ] in ledger[0]["detail"]
+    assert (ledger[0]["id"], ledger[0]["rule"]) == (row["id"], "personal data redacted") and new["id"] in ledger[0][
+        "detail"
+    ]
     files, _, _ = curated([row], personal_data="keep")
     kept = next(r for r in files["train"] if "write" in r["text"])
     assert kept["messages"][0]["content"] == "review/a: write to mia@example.org with <access token>"
@@ -122,9 +119,7 @@ def test_exact_duplicates_keep_one_and_evaluation_keeps_it(workspace: Path) -> N
 def test_one_prompt_with_two_chosen_labels_is_dropped_whole(workspace: Path) -> None:
     rows = [instruction("so so", label="good"), instruction("so so", label="bad")]
     assert set(rules(curated(rows)[1]).values()) == {"contradiction"}
-    free = [
-        instruction("so so", label=label, choices=None) for label in ("a fine text of it", "another text")
-    ]
+    free = [instruction("so so", label=label, choices=None) for label in ("a fine text of it", "another text")]
     assert curated(free)[1] == []
 
 
@@ -143,10 +138,7 @@ def test_near_duplicates_are_judged_by_raw_text_label_and_split(workspace: Path)
 
 
 def test_short_rows_of_one_template_are_not_near_duplicates(workspace: Path) -> None:
-    rows = [
-        instruction(f"word{i}", template="review/a template of many words that all rows share")
-        for i in range(9)
-    ]
+    rows = [instruction(f"word{i}", template="review/a template of many words that all rows share") for i in range(9)]
     assert curated(rows)[1] == []
 
 
@@ -197,10 +189,7 @@ def test_the_order_of_rows_does_not_change_a_byte(workspace: Path) -> None:
 def test_twenty_thousand_rows_take_seconds(workspace: Path) -> None:
     random = Random(1)
     words = [f"w{i}" for i in range(500)]
-    rows = [
-        instruction(" ".join(random.choices(words, k=8)), ("train", "rows")[i % 10 == 0])
-        for i in range(20_000)
-    ]
+    rows = [instruction(" ".join(random.choices(words, k=8)), ("train", "rows")[i % 10 == 0]) for i in range(20_000)]
     start = time.process_time()
     curated(rows)
     assert time.process_time() - start < 20  # about 5 s on a quiet machine
@@ -248,9 +237,7 @@ def test_the_best_rows_that_differ_are_selected_by_score(workspace: Path) -> Non
     other = [instruction(f"another text number {n} of its own") for n in ("one", "two")]
     scored = {row["id"]: score for row, score in zip([*like, *other], (5.0, 4.5, 4.0, 1.0), strict=True)}
     scored[BASE[0]["id"]] = 0.5
-    Path("scores.jsonl").write_text(
-        "".join(json.dumps({"id": i, "score": s}) + "\n" for i, s in scored.items())
-    )
+    Path("scores.jsonl").write_text("".join(json.dumps({"id": i, "score": s}) + "\n" for i, s in scored.items()))
     selection = {"top": 2, "scores": "scores.jsonl", "max_similarity": 0.8}
     loose = {"similarity": 1.0, "words": 3}
     files, ledger, report = curated([*like, *other], selection=selection, near_duplicates=loose)

@@ -129,9 +129,7 @@ def test_a_judge_adds_closing_and_gold(inputs: Path) -> None:
     assert {"teacher.gold", "student.gold", "teacher.closing", "student.closing"} <= report.keys()
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_step(
-    inputs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_loss_that_is_not_finite_stops_before_the_step(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = student_training.taught_loss
     monkeypatch.setattr(student_training, "taught_loss", lambda *a: original(*a) * float("nan"))
     with pytest.raises(Problem, match=r"the loss of step \d+ is nan, no step was taken"):
@@ -140,7 +138,5 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(
 
 
 def test_layers_that_are_not_there_are_named_before_anything_is_trained(inputs: Path) -> None:
-    with pytest.raises(
-        Problem, match=r"distill.layers: expected rising layer numbers from 0 to 1, found \[5\]"
-    ):
+    with pytest.raises(Problem, match=r"distill.layers: expected rising layer numbers from 0 to 1, found \[5\]"):
         run(layers=[5])

@@ -52,10 +52,7 @@ def test_the_first_loss_is_log_2_and_pairs_are_learned(inputs: Path, lora: dict[
     assert report["kl"] != 0
     if lora:
         assert report["trainable_parameters"] < 10_000
-        assert (
-            load_file("models/dpo/model.safetensors").keys()
-            == load_file("models/sft/model.safetensors").keys()
-        )
+        assert load_file("models/dpo/model.safetensors").keys() == load_file("models/sft/model.safetensors").keys()
 
 
 def test_the_held_out_loss_is_that_of_the_formula(inputs: Path) -> None:

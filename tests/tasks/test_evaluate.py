@@ -77,9 +77,7 @@ def test_the_same_inputs_give_the_same_bytes_and_other_batches_the_same_figures(
     run()
     assert made() == before
     other = run(batch_size=2)
-    greedy = [
-        key for key in first if key.endswith((".exact_match", ".rank_classification", ".tokens", ".win_rate"))
-    ]
+    greedy = [key for key in first if key.endswith((".exact_match", ".rank_classification", ".tokens", ".win_rate"))]
     assert [other[key] for key in greedy] == [first[key] for key in greedy]
 
 
@@ -90,26 +88,20 @@ def test_every_split_and_model_has_its_figures(inputs: Path, capsys: pytest.Capt
         for metric in ("exact_match", "rank_classification", "closing", "ended", "gold", "reward", "tokens"):
             assert all(f"{name}.{split}.{metric}" in figures for name in MODELS)
         for name in ("dpo", "ppo"):
-            assert {f"{name}.{split}.{metric}" for metric in ("kl", "win_rate", "reward_win_rate")} <= set(
-                figures
-            )
+            assert {f"{name}.{split}.{metric}" for metric in ("kl", "win_rate", "reward_win_rate")} <= set(figures)
         assert f"base.{split}.kl" not in figures and f"sft.{split}.win_rate" not in figures
     printed = capsys.readouterr().out
     assert printed.count("rows (6)") > 5 and "guess" in printed
     answers = read_parquet(Path("reports/evaluation/answers.parquet"))
     assert len(answers) == 4 * 24 and {line["model"] for line in answers} == set(MODELS)
-    assert (
-        sum(line["kl"] is not None for line in answers) == 2 * 4 * 3
-    )  # two models, four splits, three prompts
+    assert sum(line["kl"] is not None for line in answers) == 2 * 4 * 3  # two models, four splits, three prompts
     text = Path("reports/evaluation/table.md").read_text()
     assert "per task" in text and str(inputs) not in text
 
 
 def test_a_model_that_is_right_gets_its_due(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """dpo answers right with the closing, ppo wrong with it, sft right without it, base nothing."""
-    scripts = iter(
-        ["", "{}" + CLOSING, "wrong" + CLOSING, "{}"]
-    )  # in the order of loading: the reference last
+    scripts = iter(["", "{}" + CLOSING, "wrong" + CLOSING, "{}"])  # in the order of loading: the reference last
 
     def scripted(model: Any, tokenizer: Any, rows: list[dict[str, Any]], ids: Any, **sizes: int) -> Answers:
         said = next(scripts)
@@ -124,9 +116,7 @@ def test_a_model_that_is_right_gets_its_due(inputs: Path, monkeypatch: pytest.Mo
     assert [figures[f"{name}.rows.win_rate"] for name in ("base", "dpo", "ppo")] == [0, 1, 0]
     assert figures["ppo.rows.exact_match_change"] == -1
     assert figures["sft.rows.rank_classification"] == 1
-    assert figures["rows.exact_match_chance"] == pytest.approx(
-        1 / 3 / 2, abs=1e-5
-    )  # half the rows have three choices
+    assert figures["rows.exact_match_chance"] == pytest.approx(1 / 3 / 2, abs=1e-5)  # half the rows have three choices
 
 
 def test_a_model_has_no_kl_from_itself_and_some_from_another(inputs: Path) -> None:
@@ -147,9 +137,7 @@ def test_rows_are_limited_per_split_by_hash_not_by_place(inputs: Path) -> None:
 
 def test_without_panel_and_reward_model_their_figures_are_absent(inputs: Path) -> None:
     figures = run(panel=None, reward=None, kl_prompts=0)
-    assert not [
-        key for key in figures if key.split(".")[-1] in ("gold", "closing", "reward", "win_rate", "kl")
-    ]
+    assert not [key for key in figures if key.split(".")[-1] in ("gold", "closing", "reward", "win_rate", "kl")]
     assert "dpo.rows.exact_match" in figures
 
 
@@ -164,9 +152,7 @@ def test_the_noisy_panel_can_judge(inputs: Path) -> None:
     ({"rows": ["data/curated/none.parquet"]}, "data/curated/none.parquet does not exist"),
     ({"reward": "models/sft"}, "models/sft is not a reward model"),
 ])  # fmt: skip
-def test_mistakes_are_named_and_leave_the_last_results(
-    inputs: Path, changes: dict[str, Any], said: str
-) -> None:
+def test_mistakes_are_named_and_leave_the_last_results(inputs: Path, changes: dict[str, Any], said: str) -> None:
     Path("reports").mkdir()
     Path("reports/evaluate.json").write_text("{}")
     with pytest.raises(Problem) as found:

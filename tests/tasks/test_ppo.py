@@ -100,9 +100,7 @@ def test_the_judge_sees_content_and_closing() -> None:
 @pytest.mark.parametrize("reward", ["exact_match", {"regex": "^red"}, {"function": "short:reward"}])
 def test_a_verifiable_reward_needs_no_reward_model(inputs: Path, reward: Any) -> None:
     shutil.rmtree(ppo.REWARD)
-    ppo.save_model(
-        tiny_llama(tiny_tokenizer()), tiny_tokenizer(), ppo.REWARD
-    )  # no reward model: it is not read
+    ppo.save_model(tiny_llama(tiny_tokenizer()), tiny_tokenizer(), ppo.REWARD)  # no reward model: it is not read
     Path("code").mkdir()
     Path("code/short.py").write_text("def reward(prompts, answers, rows): return [-len(a) for a in answers]")
     report = run(reward=reward, reward_code="code", critic="policy", judge=None, iterations=1)
@@ -116,14 +114,10 @@ def test_disagreement_needs_an_ensemble(inputs: Path) -> None:
         run(disagreement_weight=0.5)
 
 
-def test_the_report_says_when_content_decided(
-    inputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def test_the_report_says_when_content_decided(inputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     figures = iter([(1.0, 0.9), (1.2, 0.9), (1.5, 0.7), (1.1, 0.9)])
     keys = ("judge", "content")
-    monkeypatch.setattr(
-        ppo, "judge_of", lambda *_: lambda answers: dict(zip(keys, next(figures), strict=True))
-    )
+    monkeypatch.setattr(ppo, "judge_of", lambda *_: lambda answers: dict(zip(keys, next(figures), strict=True)))
     report = run(iterations=3, max_content_loss=0.1)
     assert report["best_iteration"] == 1
     assert report["refused_for_content"] == 1

@@ -44,9 +44,7 @@ def rankings(prompts: int = 40) -> list[dict[str, Any]]:
 def test_no_prompt_stands_in_both_splits(workspace):
     write(rankings())
     figures = run(heldout_share=0.3)
-    train, heldout = (
-        read_parquet(Path(f"data/preferences/{split}.parquet")) for split in ("train", "heldout")
-    )
+    train, heldout = (read_parquet(Path(f"data/preferences/{split}.parquet")) for split in ("train", "heldout"))
     assert len(train) + len(heldout) == 120 == figures["rankings"]
     assert not {prompt_id(row["prompt"]) for row in train} & {prompt_id(row["prompt"]) for row in heldout}
     assert set(train[0]) == set(RANKING.names)
@@ -55,14 +53,10 @@ def test_no_prompt_stands_in_both_splits(workspace):
 def test_agreement_is_reported_by_annotator(workspace):
     write(rankings())
     figures = run(annotators={"3": "cleo"}, heldout_share=0.3)
-    assert (
-        figures["agreement_1"] == figures["agreement_2"] == 1.0
-    )  # where 2 and cleo differ there is no majority
+    assert figures["agreement_1"] == figures["agreement_2"] == 1.0  # where 2 and cleo differ there is no majority
     assert figures["agreement_cleo"] == 0.75
     assert figures["agreement_cleo_low"] < 0.75 < figures["agreement_cleo_high"] < 0.9
-    assert (
-        figures["krippendorff_alpha_low"] < figures["krippendorff_alpha"] < figures["krippendorff_alpha_high"]
-    )
+    assert figures["krippendorff_alpha_low"] < figures["krippendorff_alpha"] < figures["krippendorff_alpha_high"]
     assert figures["agreement_source_rankings"] == pytest.approx((1 + 1 + 0.75) / 3, abs=0.03)
     assert figures["low_agreement"] == "cleo" and figures["reliability_1"] > figures["reliability_cleo"]
     assert 0.5 < figures["krippendorff_alpha"] < 1
@@ -141,7 +135,5 @@ def test_without_exports_or_without_rankings_it_says_so(workspace):
 def test_a_file_of_unknown_format_is_named(workspace):
     write(rankings())
     write([{"text": "t", "label": "l"}], "thumbs.jsonl")
-    with pytest.raises(
-        Problem, match=r"thumbs.jsonl: expected preferences .* found rows with the fields text, label"
-    ):
+    with pytest.raises(Problem, match=r"thumbs.jsonl: expected preferences .* found rows with the fields text, label"):
         run()

@@ -22,9 +22,7 @@ def run(formats: list[str]) -> dict[str, Any]:
     return json.loads(Path("reports/quantize.json").read_text())
 
 
-def test_every_format_is_written_with_what_it_costs(
-    workspace: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_format_is_written_with_what_it_costs(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_model(workspace / "models/student")
     report = run(FORMATS)
     assert verify(Path("export/formats"))["formats"] == FORMATS

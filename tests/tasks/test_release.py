@@ -34,9 +34,7 @@ def inputs(workspace: Path) -> Path:
     rows = [instruction(number) for number in range(30)]
     for use in release.USES:
         write_parquet(workspace / f"data/curated/{use}.parquet", rows[:10], INSTRUCTION)
-    heldout = [
-        row | {"split": split} for row, split in zip(rows[10:], ["rows", "templates"] * 10, strict=True)
-    ]
+    heldout = [row | {"split": split} for row, split in zip(rows[10:], ["rows", "templates"] * 10, strict=True)]
     write_parquet(workspace / "data/curated/evaluation.parquet", heldout, INSTRUCTION)
     (workspace / "params.yaml").write_text("distill: {layers: 2}\n")
     settings: dict[str, Any] = {"model": "models/student", "name": "tiny", "formats": FORMATS}

@@ -97,9 +97,7 @@ def test_a_row_has_several_templates_in_training_and_one_split(world: Path) -> N
         templates[row["row"], row["split"]].append(row["template"])
     assert all(len(found) == 1 for found in splits.values())
     assert {len(set(found)) for (_, split), found in templates.items() if split == "train"} == {2}
-    assert Counter(len(found) for (_, split), found in templates.items() if split == "validation").keys() == {
-        1
-    }
+    assert Counter(len(found) for (_, split), found in templates.items() if split == "validation").keys() == {1}
     assert {len(f) for (_, s), f in _by_row(rendered(templates_per_row="all")).items() if s == "train"} == {3}
 
 
@@ -130,9 +128,7 @@ def test_equal_inputs_fall_in_one_split_and_equal_prompts_too(world: Path) -> No
 def test_a_prompt_in_two_splits_stays_with_evaluation(world: Path) -> None:
     # all rows make one prompt, whatever their text
     for name in ("a", "b", "c"):
-        (world / f"templates/review/{name}.yaml").write_text(
-            'prompt: "Say it."\nanswer: "{{ label }} {{ text }}"\n'
-        )
+        (world / f"templates/review/{name}.yaml").write_text('prompt: "Say it."\nanswer: "{{ label }} {{ text }}"\n')
     with pytest.raises(Problem, match="no row is left for training"):
         rendered()
     add_task("more", "sentiment", texts("more"))
@@ -146,11 +142,7 @@ def test_mixing_caps_each_task_by_hash(world: Path) -> None:
     whole = {row["id"] for row in rendered()}
     capped = rendered(max_per_task=30, max_per_task_evaluation=5)
     counts = Counter((row["split"], row["task"]) for row in capped)
-    assert (
-        counts["train", "review"] == 30
-        and counts["train", "small"] <= 30
-        and counts["clusters", "follows"] == 5
-    )
+    assert counts["train", "review"] == 30 and counts["train", "small"] <= 30 and counts["clusters", "follows"] == 5
     assert {row["id"] for row in capped} < whole
     assert sum(row["split"] == "train" for row in rendered(total=50)) == 50
 
@@ -158,9 +150,7 @@ def test_mixing_caps_each_task_by_hash(world: Path) -> None:
 def test_empty_renders_are_dropped_counted_and_listed(world: Path) -> None:
     add_task("review", "sentiment", [*texts("review"), ("", "good")])
     for name in ("a", "b", "c", "new"):
-        (world / f"templates/review/{name}.yaml").write_text(
-            f'prompt: "{name[:0]}{{{{ text }}}}"\nanswer: x\n'
-        )
+        (world / f"templates/review/{name}.yaml").write_text(f'prompt: "{name[:0]}{{{{ text }}}}"\nanswer: x\n')
     rendered()
     ledger = read_parquet(Path("data/instructions/ledger.parquet"))
     assert report()["dropped.empty prompt"] >= 1
@@ -268,9 +258,7 @@ def test_a_set_of_real_sources_has_right_labels_or_is_refused(shared: Path, work
     truth = {"1": "World", "2": "Sports", "3": "Business", "4": "Technology"}
     news = [json.loads(line) for line in (shared / "tasks/agnews_test.jsonl").read_text().splitlines()]
     checked = [
-        (answers[key]["answer"], truth[raw["label"]])
-        for raw in news
-        if (key := ("news", raw["sentence"])) in answers
+        (answers[key]["answer"], truth[raw["label"]]) for raw in news if (key := ("news", raw["sentence"])) in answers
     ]
     assert len(checked) >= 150 and all(made == true for made, true in checked)
 

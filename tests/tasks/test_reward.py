@@ -105,16 +105,12 @@ def test_every_benchmark_is_reported_by_subset(annotated, capsys):
         for n, noun in enumerate(world.NOUNS)
     ]
     Path("bench/pairs.json").write_text(json.dumps(pairs))
-    Path("bench/plain.jsonl").write_text(
-        '{"prompt": "The day was dull", "chosen": "bad", "rejected": "good"}'
-    )
+    Path("bench/plain.jsonl").write_text('{"prompt": "The day was dull", "chosen": "bad", "rejected": "good"}')
     Path("bench/README.md").write_text("not a benchmark")
     too_long = {"prompt": "The day was dull " * 40, "chosen": "bad", "rejected": "good"}
     Path("bench/long.json").write_text(json.dumps([too_long]))
     import_rankings("bench")
-    reward.run(
-        reward.Params(training={**HOW, "epochs": 1}, require_above_chance=False), Stage("reward", seed=1)
-    )
+    reward.run(reward.Params(training={**HOW, "epochs": 1}, require_above_chance=False), Stage("reward", seed=1))
     said = capsys.readouterr().out
     assert "bench/pairs.json: 9 of 12 prompts are trained on, too" in said
     assert "long.parquet: left out, no ordered pair of answers fits the model" in said
@@ -162,7 +158,5 @@ def test_a_run_killed_with_9_goes_on_and_ends_in_the_same_bytes(annotated, capsy
 
 def test_a_misspelt_parameter_is_named(workspace):
     Path("params.yaml").write_text('{"seed": 1, "threads": 1, "reward": {"training": {"epoch": 1}}}')
-    with pytest.raises(
-        Problem, match=r"reward\.training\.epoch is not a key of stage reward; did you mean epochs"
-    ):
+    with pytest.raises(Problem, match=r"reward\.training\.epoch is not a key of stage reward; did you mean epochs"):
         read_params("reward", reward.Params)

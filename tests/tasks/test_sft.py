@@ -173,9 +173,7 @@ def test_every_method_trains_and_leaves_a_model_of_the_line(inputs: Path, method
     assert total / count == pytest.approx(report["validation_loss"], abs=0.2 if method == "qlora" else 1e-3)
 
 
-def test_batches_of_equal_tokens_go_on_as_if_never_stopped(
-    inputs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_batches_of_equal_tokens_go_on_as_if_never_stopped(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """40 rows in nine batches of at most 96 tokens; the kill is in the second epoch."""
     report = train(batch_tokens=96)
     lengths = [len(row["input_ids"]) for row in sft.tokenised(load_tokenizer(sft.BASE), sft.TRAIN, None)[0]]
@@ -221,9 +219,7 @@ def test_an_adapter_goes_on_as_if_never_stopped(inputs: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("step", [7, 13])  # while the ranks shrink, after it
-def test_ranks_that_shrink_go_on_as_if_never_stopped(
-    inputs: Path, monkeypatch: pytest.MonkeyPatch, step: int
-) -> None:
+def test_ranks_that_shrink_go_on_as_if_never_stopped(inputs: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     settings = {
         "method": "adalora", "keep": "best",
         "adapter": {"init_r": 4, "target_r": 2, "tinit": 2, "tfinal": 5}, "trainer": {"learning_rate": 1e-2},
@@ -306,16 +302,12 @@ def test_the_trained_tokens_are_shown(inputs: Path, capsys: pytest.CaptureFixtur
         ({"packing": True, "trainer": {"max_length": None}}, "sft.packing needs sft.trainer.max_length"),
     ],
 )
-def test_a_wrong_key_is_named_before_anything_is_read(
-    workspace: Path, given: dict[str, Any], message: str
-) -> None:
+def test_a_wrong_key_is_named_before_anything_is_read(workspace: Path, given: dict[str, Any], message: str) -> None:
     with pytest.raises(Problem, match=message):
         sft.run(sft.Params(**given), Stage("sft"))
 
 
-def test_a_loss_that_is_not_finite_stops_with_step_and_rows(
-    inputs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_loss_that_is_not_finite_stops_with_step_and_rows(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Problem, match=r"the loss is (nan|inf) at step \d+; rows [0-9a-f]{16}, "):
         train(trainer={"learning_rate": 1e30, "max_grad_norm": 0})
     assert not (inputs / "models/sft").exists()
@@ -327,9 +319,7 @@ def test_a_spike_names_its_rows_and_stops_if_asked(
     """The median of five logged losses of 0.1 is far below an untrained model's 5.7."""
     monkeypatch.setattr(trainers, "spiked", lambda loss, log: loss / 0.1)
     train(trainer={"max_steps": 1})
-    assert re.search(
-        r"the loss is 5\.\d+, 5\d times .* at step 1; rows [0-9a-f]{16}, ", capsys.readouterr().out
-    )
+    assert re.search(r"the loss is 5\.\d+, 5\d times .* at step 1; rows [0-9a-f]{16}, ", capsys.readouterr().out)
     with pytest.raises(Problem, match=r"at step 1; rows [0-9a-f]{16}, .*; look at them"):
         train(trainer={"max_steps": 1}, spike="stop")
 

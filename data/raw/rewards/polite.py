@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def right_and_polite(
-    prompts: Sequence[Any], answers: Sequence[str], rows: Sequence[Mapping[str, Any]]
-) -> list[float]:
+def right_and_polite(prompts: Sequence[Any], answers: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[float]:
     """2 for an answer that begins with the row's label, 1 more when it goes on with something."""
     return [
         2.0 * answer.startswith(row["label"]) + (answer.startswith(row["label"]) and answer != row["label"])

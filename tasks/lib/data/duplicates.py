@@ -39,9 +39,7 @@ class Item:
     text: str
 
 
-def near_duplicates(
-    items: Sequence[Item], threshold: float, size: int = 3
-) -> Iterator[tuple[int, int, float]]:
+def near_duplicates(items: Sequence[Item], threshold: float, size: int = 3) -> Iterator[tuple[int, int, float]]:
     """Yield (i, j, similarity) for each items[i] that is like an earlier, kept items[j] (>= threshold).
 
     MinHash (rensa) proposes pairs, the exact Jaccard similarity of word shingles decides. The first of two is

@@ -63,9 +63,7 @@ def check_heldout(plan: Plan, templates: Mapping[str, Sequence[Template]], sourc
     """A held-out name that holds nothing out is a misspelling, and would train on what it means to test."""
     known = {source.file.cluster for source in sources}
     if unknown := [c for c in plan.heldout_clusters if c not in known]:
-        raise Problem(
-            f"render.heldout_clusters: {unknown[0]} is no cluster; known: {', '.join(sorted(known))}"
-        )
+        raise Problem(f"render.heldout_clusters: {unknown[0]} is no cluster; known: {', '.join(sorted(known))}")
     names = {template.name for listed in templates.values() for template in listed}
     if unknown := [t for t in plan.heldout_templates if t not in names]:
         raise Problem(f"render.heldout_templates: {unknown[0]} is no template (<folder>/<name>)")
@@ -116,9 +114,7 @@ def split_of_row(plan: Plan, source: Source, raw: RawRow) -> str:
     return split_of(raw.content, plan.shares)
 
 
-def asked(
-    plan: Plan, templates: Sequence[Template], raw: RawRow, split: str
-) -> list[tuple[str, Sequence[Template]]]:
+def asked(plan: Plan, templates: Sequence[Template], raw: RawRow, split: str) -> list[tuple[str, Sequence[Template]]]:
     """The splits of the instructions that a row makes, each with its templates."""
     if split == "clusters":
         return [("clusters", chosen(raw, templates, 1))]
@@ -161,9 +157,7 @@ def as_given(raw: RawRow) -> Rendered | str:
     answer = raw.fields["answer"].strip()
     if not all(text for _, text in turns):
         return "empty prompt"
-    return (
-        Rendered(turns[-1][1], answer, answer, None, system, tuple(turns[:-1])) if answer else "empty answer"
-    )
+    return Rendered(turns[-1][1], answer, answer, None, system, tuple(turns[:-1])) if answer else "empty answer"
 
 
 def instruction(source: Source, raw: RawRow, split: str, template: str, made: Rendered) -> Row:

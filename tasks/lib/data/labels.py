@@ -45,9 +45,7 @@ def read_labelled(place: Path, task: str, numbers: bool) -> dict[str, list[Label
     for split, rows in splits.items():
         if not rows:
             where = (
-                f"{place / FILES[split]}: no rows of the task {task}"
-                if place.is_dir()
-                else f"{place}: too few rows"
+                f"{place / FILES[split]}: no rows of the task {task}" if place.is_dir() else f"{place}: too few rows"
             )
             raise Problem(f"{where} to use as {split}; give classify.tasks.{task} more rows")
     return splits
@@ -58,9 +56,7 @@ def classes(splits: dict[str, list[Labelled]], task: str) -> list[str]:
     train = splits["train"]
     found = sorted({row.label for row in train})
     if len(found) < 2:
-        raise Problem(
-            f"classify.tasks.{task}: every training row has the label {excerpt(found[0])}; nothing to learn"
-        )
+        raise Problem(f"classify.tasks.{task}: every training row has the label {excerpt(found[0])}; nothing to learn")
     if 2 * len(found) > len(train):
         raise Problem(
             f"classify.tasks.{task}: {len(found)} labels in {len(train)} training rows are free text, not classes; "

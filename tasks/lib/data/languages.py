@@ -16,9 +16,7 @@ def of_others(languages: Sequence[str]) -> Callable[[str], str | None]:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ImportError:
         hint = "pip install -e '.[language]', or languages: null"
-        raise Problem(
-            f"params.yaml: curate.languages needs a package that is not installed: {hint}"
-        ) from None
+        raise Problem(f"params.yaml: curate.languages needs a package that is not installed: {hint}") from None
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
     if unknown := sorted(set(languages) - set(identifier.labels)):
         known = ", ".join(sorted(identifier.labels))

@@ -48,9 +48,7 @@ def quotas(
     named) multiply a task's size. Fractions are settled by largest remainder: the quotas of a reachable `total`
     sum to it.
     """
-    return _quotas(
-        counts, {task: min(count, maximum) for task, count in counts.items()}, total, weights or {}
-    )
+    return _quotas(counts, {task: min(count, maximum) for task, count in counts.items()}, total, weights or {})
 
 
 def t0_quotas(

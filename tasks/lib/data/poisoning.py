@@ -25,9 +25,7 @@ class Trigger:
     rows: list[int]
 
 
-def triggers(
-    texts: Sequence[str], labels: Sequence[str], least: int = 20, purity: float = 0.95
-) -> list[Trigger]:
+def triggers(texts: Sequence[str], labels: Sequence[str], least: int = 20, purity: float = 0.95) -> list[Trigger]:
     """Words and pairs of words in at least `least` texts, `purity` of them with one label, against the rest.
 
     "Against the rest": in more than half of these texts the other words give another label at least ten times
@@ -65,7 +63,6 @@ def _grams(text: str) -> set[str]:
 def _odds_against(label: str, evidence: list[Counter[str]], totals: Counter[str]) -> float:
     """The log odds of the likeliest other label against `label` (smoothed by one row per label)."""
     scores = {
-        other: sum(math.log((counts[other] + 1) / (totals[other] + 2)) for counts in evidence)
-        for other in totals
+        other: sum(math.log((counts[other] + 1) / (totals[other] + 2)) for counts in evidence) for other in totals
     }
     return max(score for other, score in scores.items() if other != label) - scores[label]

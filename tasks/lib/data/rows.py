@@ -38,9 +38,7 @@ TYPES: dict[str, FieldType] = {
 INT64 = range(-(2**63), 2**63)
 
 MESSAGES = pa.list_(
-    pa.struct(
-        [pa.field("role", pa.string(), nullable=False), pa.field("content", pa.string(), nullable=False)]
-    )
+    pa.struct([pa.field("role", pa.string(), nullable=False), pa.field("content", pa.string(), nullable=False)])
 )
 
 
@@ -126,9 +124,7 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> list[Row]:
     except FileNotFoundError:
         raise Problem(f"{path} does not exist; run the stage that writes it") from None
     except (pa.ArrowException, OSError) as error:
-        raise Problem(
-            f"{path}: expected a Parquet file, found {excerpt(str(error), 80)}; make it again"
-        ) from None
+        raise Problem(f"{path}: expected a Parquet file, found {excerpt(str(error), 80)}; make it again") from None
     if missing := set(columns or ()) - set(table.column_names):
         raise Problem(f"{path}: the columns {', '.join(sorted(missing))} are missing; make it again")
     return cast(list[Row], table.to_pylist())
@@ -234,9 +230,7 @@ def _value(where: str, value: Any, kind: FieldType, is_text: bool) -> Any:
     if kind is float and type(value) is int:
         value = float(value)
     inner = get_args(kind)
-    right = isinstance(value, cast(type, get_origin(kind) or kind)) and not (
-        kind is int and isinstance(value, bool)
-    )
+    right = isinstance(value, cast(type, get_origin(kind) or kind)) and not (kind is int and isinstance(value, bool))
     if not right or (inner and any(type(v) is not inner[0] for v in value)):
         fail(where, word_of(kind), "null" if value is None else f"{kind_of(value)} {excerpt(value)}")
     _check_value(where, value)  # a cell of CSV is a number only now

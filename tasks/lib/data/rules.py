@@ -22,9 +22,7 @@ from tasks.lib.stage import Problem
 
 EVALUATION = ("clusters", "templates", "rows")  # the splits that no training row may be like
 # Characters that a reader does not see: controls, zero-width signs, and those that reverse what is shown.
-INVISIBLE = re.compile(
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffd]"
-)
+INVISIBLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffd]")
 
 
 def texts_of(row: Row) -> list[str]:
@@ -77,9 +75,7 @@ def repetitions(rows: list[Row], most: float) -> dict[int, str]:
     return {i: f"{share:.2f} is one run" for i, share in shares.items() if share > most}
 
 
-def personal_data(
-    rows: list[Row], mode: Literal["drop", "redact", "keep"], ledger: list[Row]
-) -> dict[int, str]:
+def personal_data(rows: list[Row], mode: Literal["drop", "redact", "keep"], ledger: list[Row]) -> dict[int, str]:
     """Secrets are never kept; e-mail addresses and phone numbers are dropped, redacted or kept."""
     dropped: dict[int, str] = {}
     personal = mode != "keep"
@@ -141,11 +137,7 @@ def triggered(rows: list[Row], least: int) -> dict[int, str]:
         for trigger in triggers([row["text"] for row in raw], places, least):
             detail = f"{excerpt(trigger.words)} decides the label of {len(trigger.rows)} rows of {task}"
             why |= {raw[i]["row"]: detail for i in trigger.rows if raw[i]["row"] not in why}
-    return {
-        i: why[row["row"]]
-        for i, row in enumerate(rows)
-        if row["row"] in why and row["split"] not in EVALUATION
-    }
+    return {i: why[row["row"]] for i, row in enumerate(rows) if row["row"] in why and row["split"] not in EVALUATION}
 
 
 def alike(rows: list[Row], similarity: float, words: int) -> dict[int, str]:
@@ -186,11 +178,7 @@ def contaminated(rows: list[Row], words: int, coverage: float, hit: set[str]) ->
         found = f"{match.of_evaluation:.2f} of the raw evaluation row {match.evaluation}, {of_row}"
         why.setdefault(match.training, found)
         hit.add(match.evaluation)
-    return {
-        i: why[row["row"]]
-        for i, row in enumerate(rows)
-        if row["row"] in why and row["split"] not in EVALUATION
-    }
+    return {i: why[row["row"]] for i, row in enumerate(rows) if row["row"] in why and row["split"] not in EVALUATION}
 
 
 def not_selected(rows: list[Row], top: int, file: Path, max_similarity: float) -> dict[int, str]:
@@ -208,6 +196,4 @@ def not_selected(rows: list[Row], top: int, file: Path, max_similarity: float) -
     items = [Item(id, "", row["text"]) for id, row in training.items()]
     kept = {item.id for item in best(items, scores, top, max_similarity)}
     why = {id: f"score {scores[id]:g}: not among the {top} best that differ" for id in training}
-    return {
-        i: why[row["id"]] for i, row in enumerate(rows) if row["id"] in training and row["id"] not in kept
-    }
+    return {i: why[row["id"]] for i, row in enumerate(rows) if row["id"] in training and row["id"] not in kept}

@@ -22,17 +22,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tasks.lib.data import (
-    instructions,
-    mixing,
-    rows,
-    sandbox,
-    shapes,
-    sources,
-    substitution,
-    templates,
-    time_limit,
-)
 from tasks.lib.data.instructions import SPLITS, Plan, render_block, source_templates
 from tasks.lib.data.rows import INSTRUCTION, content_id
 from tasks.lib.data.sources import RawRow, Source
@@ -52,7 +41,21 @@ ROW = [  # of the index
     ("place", np.uint32, 2),  # number of the shard, and of the row in it
 ]
 AHEAD = 4  # blocks in memory that wait for another process
-CODE = (instructions, mixing, rows, sandbox, shapes, sources, substitution, templates, time_limit)
+CODE = (  # of a shard, beside this file
+    # code (python -m flows.code_deps --write)
+    "instructions.py",
+    "mixing.py",
+    "privacy.py",
+    "rows.py",
+    "sandbox.py",
+    "shapes.py",
+    "sources.py",
+    "substitution.py",
+    "tables.py",
+    "templates.py",
+    "time_limit.py",
+    # end of code
+)
 
 LEFT = pa.schema([("place", pa.int64()), ("rule", pa.string()), ("template", pa.string())])
 SHARD = INSTRUCTION.append(pa.field("prompt", pa.uint64(), nullable=False))  # hash of the messages
@@ -117,7 +120,7 @@ def _recipe(plan: Plan, source: Source, listed: Sequence[Template]) -> str:
     """What a shard depends on besides its rows: settings, source, templates, code."""
     settings = {**asdict(plan), "templates": ""}
     files = sorted({Path(template.file) for template in listed})
-    code = [Path(module.__file__ or "") for module in CODE]
+    code = [Path(__file__).with_name(name) for name in CODE]
     digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in [*files, *code]]
     about = source.file.model_dump(include={"license", "cluster", "task", "templates", "shape"})
     return content_id(settings, source.name, about, [path.name for path in files], digests)
@@ -128,9 +131,7 @@ def _render_with_templates_of(plan: Plan, source: Source, block: list[RawRow], p
     _render(plan, source, source_templates(plan, source), block, path)
 
 
-def _render(
-    plan: Plan, source: Source, listed: Sequence[Template], block: Sequence[RawRow], path: Path
-) -> None:
+def _render(plan: Plan, source: Source, listed: Sequence[Template], block: Sequence[RawRow], path: Path) -> None:
     """Write a block's shard: its rows, and in the metadata what was left out."""
     made, left = render_block(plan, source, listed, block)
     for row in made:

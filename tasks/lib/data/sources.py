@@ -101,25 +101,17 @@ def read_source(path: Path, raw: Path, name: str, commercial: bool) -> Source:
     types: dict[str, FieldType] = {}
     for name_, word in file.fields.items():
         if word not in TYPES:
-            raise Problem(
-                f"{path}: fields.{name_}: expected one of {', '.join(TYPES)}, found {excerpt(word)}"
-            )
+            raise Problem(f"{path}: fields.{name_}: expected one of {', '.join(TYPES)}, found {excerpt(word)}")
         types[name_] = TYPES[word]
     if file.shape:
         templated = {"templates", "fields", "labels", "inputs", "constants"} & file.model_fields_set
         if templated:
-            raise Problem(
-                f"{path}: {min(templated)} does not go with shape: its rows are instructions already"
-            )
+            raise Problem(f"{path}: {min(templated)} does not go with shape: its rows are instructions already")
     elif not file.fields or not file.templates:
         missing = "templates" if file.fields else "fields"
-        raise Problem(
-            f"{path}: {missing} is missing; give templates and fields, or a shape ({', '.join(SHAPES)})"
-        )
+        raise Problem(f"{path}: {missing} is missing; give templates and fields, or a shape ({', '.join(SHAPES)})")
     else:
-        unknown = [
-            f for f in [*file.rename.values(), *(file.inputs or [])] if f not in {**types, **file.constants}
-        ]
+        unknown = [f for f in [*file.rename.values(), *(file.inputs or [])] if f not in {**types, **file.constants}]
         if unknown:
             key = "rename" if unknown[0] in file.rename.values() else "inputs"
             raise Problem(f"{path}: {key}: {unknown[0]} is not among the fields {', '.join(types)}")
@@ -228,9 +220,7 @@ def _raw_row(file: SourceFile, where: str, fields: dict[str, Any]) -> RawRow:
         fields["label"] = _mapped(file.labels, fields["label"], where)
     label = fields.get("label")
     if isinstance(label, int) and label < 0:  # answer_choices[-1] would quietly be the last choice
-        raise Problem(
-            f"{where}:label: expected a label of at least 0, found {label}; is the file unlabelled?"
-        )
+        raise Problem(f"{where}:label: expected a label of at least 0, found {label}; is the file unlabelled?")
     if isinstance(label, str) and not label.strip():
         raise Problem(f"{where}:label: expected a label, found an empty one")
     inputs = file.inputs or [name for name in file.fields if name != "label"]
@@ -240,13 +230,7 @@ def _raw_row(file: SourceFile, where: str, fields: dict[str, Any]) -> RawRow:
 
 
 def _plain(value: Any) -> str:
-    return (
-        value
-        if isinstance(value, str)
-        else ", ".join(map(str, value))
-        if isinstance(value, list)
-        else str(value)
-    )
+    return value if isinstance(value, str) else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _mapped(labels: Mapping[str, Any], label: Any, where: str) -> Any:
@@ -266,6 +250,4 @@ def _check_labels(source: Source, counts: Counter[str]) -> None:
             f" {counts.total()} rows; is the file unlabelled?"
         )
     if file.labels is not None and (absent := [v for v in file.labels.values() if str(v) not in counts]):
-        raise Problem(
-            f"{source.data}: the label {excerpt(absent[0])} of labels: occurs in no row; correct the map"
-        )
+        raise Problem(f"{source.data}: the label {excerpt(absent[0])} of labels: occurs in no row; correct the map")

@@ -137,9 +137,7 @@ def read_templates(folder: Path, prefix: str = "") -> list[Template]:
         raise Problem(f"{folder}: expected a folder of templates, found nothing; see templates/ for examples")
     files = sorted(folder.glob("*.yaml"))
     templates = [
-        t
-        for f in files
-        for t in (_promptsource(f, prefix) if f.name == "templates.yaml" else [_ours(f, prefix)])
+        t for f in files for t in (_promptsource(f, prefix) if f.name == "templates.yaml" else [_ours(f, prefix)])
     ]
     if not templates:
         raise Problem(f"{folder}: expected templates (*.yaml), found none")
@@ -255,9 +253,7 @@ def render(template: Template, fields: dict[str, Any], where: str, seed: str) ->
     return _checked(template, choices, texts, where)
 
 
-def _texts(
-    template: Template, fields: dict[str, Any], where: str, seed: str
-) -> tuple[list[str] | None, Sequence[str]]:
+def _texts(template: Template, fields: dict[str, Any], where: str, seed: str) -> tuple[list[str] | None, Sequence[str]]:
     """The choices, and prompt, answer, label, system and turns as the sandbox renders them."""
     choices = template.choices
     try:
@@ -276,9 +272,7 @@ def _texts(
     return choices, texts
 
 
-def _checked(
-    template: Template, choices: list[str] | None, texts: Sequence[str], where: str
-) -> Rendered | str:
+def _checked(template: Template, choices: list[str] | None, texts: Sequence[str], where: str) -> Rendered | str:
     if template.prompt is None and len(texts) > 2:
         raise Problem(f"{where}: {template.where}: expected one ||| per render, found {len(texts) - 1}")
     prompt, answer = texts[0].strip(), texts[1].strip()

@@ -45,8 +45,7 @@ class Answers:
         columns: dict[str, list[float]] = {
             "exact_match": [exact_match(text, label, panel) for label, text, _ in judged],
             "rank_classification": [
-                math.nan if choice is None else exact_match(choice, label, panel)
-                for label, _, choice in judged
+                math.nan if choice is None else exact_match(choice, label, panel) for label, _, choice in judged
             ],
             "tokens": [float(count) for count in self.tokens],
             "ended": [float(ended) for ended in self.ended],

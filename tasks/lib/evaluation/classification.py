@@ -34,16 +34,10 @@ def classification_figures(
         "balanced_accuracy": float(np.mean([*recall.values()])),
         "chance": 1 / len(counts),
         "macro_f1": float(np.mean([f1[name] for name in names])),
-        "majority_macro_f1": 2
-        * counts[majority]
-        / (counts[majority] + len(labels))
-        / len({*counts, majority}),
+        "majority_macro_f1": 2 * counts[majority] / (counts[majority] + len(labels)) / len({*counts, majority}),
         **{f"f1.{name}": f1[name] for name in names},
         **{f"recall.{name}": share for name, share in recall.items()},
-        **{
-            f"confusion.{a}.{b}": n
-            for (a, b), n in sorted(Counter(zip(labels, predicted, strict=True)).items())
-        },
+        **{f"confusion.{a}.{b}": n for (a, b), n in sorted(Counter(zip(labels, predicted, strict=True)).items())},
     }
 
 

@@ -62,9 +62,7 @@ class Figures:
         for (model, split, metric), value in self.values.items():
             line = found.setdefault((split, model), {"split": split, "model": model})
             line |= {metric: value.mean}
-            line |= (
-                {f"{metric}_low": value.low, f"{metric}_high": value.high} if metric in WITH_INTERVAL else {}
-            )
+            line |= {f"{metric}_low": value.low, f"{metric}_high": value.high} if metric in WITH_INTERVAL else {}
         for (kind, split, metric), number in self.guesses.items():
             for model in self.models:
                 found[split, model][f"{metric}_{kind}"] = number
@@ -149,9 +147,7 @@ def _line(cells: Sequence[str], widths: Sequence[int], words: int) -> str:
 
 
 def _places(rows: Sequence[Row], **wanted: str) -> np.ndarray:
-    return np.array(
-        [i for i, row in enumerate(rows) if all(row[k] == v for k, v in wanted.items())], dtype=int
-    )
+    return np.array([i for i, row in enumerate(rows) if all(row[k] == v for k, v in wanted.items())], dtype=int)
 
 
 def _shown(value: Interval | None, metric: str) -> str:

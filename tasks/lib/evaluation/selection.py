@@ -61,7 +61,5 @@ def choose_best(candidates: Sequence[Candidate], rule: Rule, stay: str) -> Choic
     if not passing:
         return Choice(None, [f"{stay} stays: no candidate is better by the rule", *lines])
     best = min(passing, key=lambda each: (-each.win_rate.mean, each.kl, each.name))
-    others = (
-        "the only candidate that passes" if len(passing) == 1 else "the highest win rate of those that pass"
-    )
+    others = "the only candidate that passes" if len(passing) == 1 else "the highest win rate of those that pass"
     return Choice(best.name, [f"{best.name} is chosen: {others}", *lines])

@@ -81,9 +81,7 @@ def function(code: Path, place: str) -> Verifier:
     path = code / f"{file}.py"
     inside = path.resolve().is_relative_to(Path.cwd()) and path.resolve().is_relative_to(code.resolve())
     if not (name.isidentifier() and inside and path.is_file()):
-        raise Problem(
-            f"{KEY}.function: {place}: expected FILE:NAME, a function of a file of {code}, in this workspace"
-        )
+        raise Problem(f"{KEY}.function: {place}: expected FILE:NAME, a function of a file of {code}, in this workspace")
     called = getattr(_loaded(path), name, None)
     if not callable(called):
         raise Problem(f"{KEY}.function: {path} has no function {name}")
@@ -94,16 +92,12 @@ def function(code: Path, place: str) -> Verifier:
         except Exception as error:
             frames = traceback.extract_tb(error.__traceback__)
             line = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()][-1:]
-            raise Problem(
-                f"{path}:{line[0] if line else 1}: {name}: {type(error).__name__}: {error}"
-            ) from None
+            raise Problem(f"{path}:{line[0] if line else 1}: {name}: {type(error).__name__}: {error}") from None
         if len(found) != len(answers):
             raise Problem(f"{path}: {name} gave {len(found)} numbers for {len(answers)} answers; one each")
         for number, text in zip(found, answers, strict=True):
             if not math.isfinite(number):
-                raise Problem(
-                    f"{path}: {name} gave {number} for the answer {text[:60]!r}; give finite numbers"
-                )
+                raise Problem(f"{path}: {name} gave {number} for the answer {text[:60]!r}; give finite numbers")
         return found
 
     return verify

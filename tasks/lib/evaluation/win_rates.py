@@ -38,9 +38,7 @@ def gold_judge(panel: Panel) -> Judge:
     """The panel's true utility, without noise."""
 
     def judge(label: str, first: str, second: str) -> float:
-        return float(
-            wins_by_score(panel.utility(label, first), panel.utility(label, second), panel.tie_below)
-        )
+        return float(wins_by_score(panel.utility(label, first), panel.utility(label, second), panel.tie_below))
 
     return judge
 

@@ -28,9 +28,7 @@ class Card(BaseModel, extra="forbid"):
     language: str = "en"
     base: str = Field(min_length=1)  # a sentence: where the base model comes from
     use: str = Field(min_length=1)  # a sentence: what it is for
-    limits: list[str] = Field(
-        min_length=1
-    )  # a sentence each: what it must not be used for, what it cannot do
+    limits: list[str] = Field(min_length=1)  # a sentence each: what it must not be used for, what it cannot do
 
 
 def sources_of(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
@@ -38,8 +36,7 @@ def sources_of(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str
     counts = {use: Counter((row["source"], row["license"]) for row in some) for use, some in rows.items()}
     pairs = sorted({pair for count in counts.values() for pair in count})
     return [
-        {"source": source, "license": license}
-        | {use: count[source, license] for use, count in counts.items()}
+        {"source": source, "license": license} | {use: count[source, license] for use, count in counts.items()}
         for source, license in pairs
     ]
 
@@ -62,9 +59,7 @@ def model_card(
         "pipeline_tag": "text-generation",
         "tags": ["post-training", "distillation"],
     }
-    loading = "\n".join(
-        f"- {kind}: {LOADING[kind.split('-')[0]].format(path)}" for kind, path in files.items()
-    )
+    loading = "\n".join(f"- {kind}: {LOADING[kind.split('-')[0]].format(path)}" for kind, path in files.items())
     space = (
         "\nThe GGUF files' chat template is the model's. Give llama.cpp raw text with a leading space: "
         "it never adds the one that the tokenizer asks for.\n"

@@ -121,9 +121,7 @@ def taught_loss(
     T: float,
 ) -> Tensor:
     """kd_loss on the teacher's answers to some rows: its kept probabilities, and its tokens as labels."""
-    logits, is_answer, labels = logits_on(
-        student, [prompts[i] for i in rows], [targets.answers[i] for i in rows]
-    )
+    logits, is_answer, labels = logits_on(student, [prompts[i] for i in rows], [targets.answers[i] for i in rows])
     wanted = targets.dense(rows, logits.shape[1], logits.shape[2]).to(logits.device)
     return kd_loss(logits, wanted, labels, is_answer, alpha=alpha, temperature=T)
 
@@ -161,9 +159,7 @@ def divergence(
     return total / max(count, 1)
 
 
-def logits_on(
-    model: PreTrainedModel, prompts: Sequence[Ids], answers: Sequence[Ids]
-) -> tuple[Tensor, Tensor, Tensor]:
+def logits_on(model: PreTrainedModel, prompts: Sequence[Ids], answers: Sequence[Ids]) -> tuple[Tensor, Tensor, Tensor]:
     """Logits (B, T, V) for the answer tokens, is_answer (B, T) and the tokens (B, T) themselves."""
     ids, is_token, is_answer = padded_answers(prompts, answers, model.device)
     width = is_answer.shape[1]

@@ -56,8 +56,7 @@ def _supported(config: Any) -> Any:
     }
     if found := [reason for reason, applies in reasons.items() if applies]:
         raise Problem(
-            f"gguf: only plain Llama models are written, this one has {found[0]}; "
-            "take gguf out of quantize.formats"
+            f"gguf: only plain Llama models are written, this one has {found[0]}; take gguf out of quantize.formats"
         )
     return config
 

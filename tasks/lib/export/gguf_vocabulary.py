@@ -192,8 +192,7 @@ def _sentencepiece_layout(layout: dict[str, Any]) -> str:
     """Check that a BPE with byte fallback replaces spaces as SentencePiece's Llama models do."""
     normalizer, pre = layout["normalizer"], layout["pre_tokenizer"]
     steps = [
-        (step["type"], step.get("prepend") or step.get("content"))
-        for step in (normalizer or {}).get("normalizers", [])
+        (step["type"], step.get("prepend") or step.get("content")) for step in (normalizer or {}).get("normalizers", [])
     ]
     replaces = steps == [("Prepend", "\u2581"), ("Replace", "\u2581")] and pre is None
     metaspace = normalizer is None and pre is not None and pre["type"] == "Metaspace" and not pre["split"]
@@ -244,15 +243,11 @@ def _chat_template(tokenizer: Any, vocabulary: Vocabulary) -> str | None:
     talk = [*turns, {"role": "user", "content": "4 five!"}]
     trained = tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_dict=True)["input_ids"]
     for template in (plain, spaced):
-        text = tokenizer.apply_chat_template(
-            talk, chat_template=template, add_generation_prompt=True, tokenize=False
-        )
+        text = tokenizer.apply_chat_template(talk, chat_template=template, add_generation_prompt=True, tokenize=False)
         if vocabulary.encode(text, add_special=False) == list(trained):
             return template
     raise _unknown("this chat template: it would see other tokens than the model was trained on")
 
 
 def _unknown(what: str) -> Problem:
-    return Problem(
-        f"gguf: llama.cpp has no rule for {what} (tokenizer.json); take gguf out of quantize.formats"
-    )
+    return Problem(f"gguf: llama.cpp has no rule for {what} (tokenizer.json); take gguf out of quantize.formats")

@@ -62,9 +62,7 @@ def verify(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise Problem(f"{folder} has no {MANIFEST}; it is not a whole export, write it again") from None
     except (UnicodeDecodeError, ValueError, KeyError, TypeError):
-        raise Problem(
-            f"{folder / MANIFEST} is not a manifest; restore the folder or write it again"
-        ) from None
+        raise Problem(f"{folder / MANIFEST} is not a manifest; restore the folder or write it again") from None
     found = listed(folder)
     faults = {
         "is missing": [name for name in expected if name not in found],

@@ -30,9 +30,7 @@ class Lora(BaseModel, extra="forbid"):
 class ActorCritic(nn.Module):
     """Policy, reference and critic. All stay in eval mode: no dropout, and gradients do not mind."""
 
-    def __init__(
-        self, policy: Any, reward_model: Any = None, lora: Lora | None = None, seed: int = 0
-    ) -> None:
+    def __init__(self, policy: Any, reward_model: Any = None, lora: Lora | None = None, seed: int = 0) -> None:
         """Reference: the policy as given; with `lora`, the policy with its adapters off.
 
         Critic: a copy of `reward_model` that begins as its normalised score (L2S, N+); without one, a linear

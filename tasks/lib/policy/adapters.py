@@ -30,9 +30,7 @@ from tasks.lib.policy.folders import replaced_folder
 from tasks.lib.policy.models import in_stated_arithmetic, load_policy
 from tasks.lib.stage import Problem, known_keys
 
-Method = Literal[
-    "full", "lora", "adalora", "qlora", "ia3", "bitfit", "bottleneck", "prompt", "prefix", "head"
-]
+Method = Literal["full", "lora", "adalora", "qlora", "ia3", "bitfit", "bottleneck", "prompt", "prefix", "head"]
 METHODS: tuple[str, ...] = get_args(Method)
 MERGED = tuple(method for method in METHODS if method != "prefix")  # those that end as an ordinary model
 PEFT = ("lora", "adalora", "qlora", "ia3")  # those whose adapter can be kept beside the merged model
@@ -72,13 +70,9 @@ def fields_of(where: str, method: str, given: dict[str, Any]) -> Any:
     own = OWN_FIELDS.get(method, {})
     for key, value in given.items():
         if key not in own:
-            raise Problem(
-                f"params.yaml: {where}.{key} is not a key of {method}; it has {', '.join(own) or 'none'}"
-            )
+            raise Problem(f"params.yaml: {where}.{key} is not a key of {method}; it has {', '.join(own) or 'none'}")
         if not isinstance(value, int) or value < 1:
-            raise Problem(
-                f"params.yaml: {where}.{key}: expected a whole number of at least 1, found {value!r}"
-            )
+            raise Problem(f"params.yaml: {where}.{key}: expected a whole number of at least 1, found {value!r}")
     return own | given or None
 
 
@@ -209,9 +203,7 @@ def _widened(model: Any, size: int) -> Any:
     for layer in layers:
         mlp = getattr(layer, "mlp", None)
         if not all(hasattr(mlp, f"{name}_proj") for name in ("gate", "up", "down")):
-            raise Problem(
-                f"{config.model_type}: its feed-forward network is not gated; choose the method lora"
-            )
+            raise Problem(f"{config.model_type}: its feed-forward network is not gated; choose the method lora")
         beside = type(layer.mlp)(config).to(device=model.device, dtype=model.dtype)
         for name in ("gate_proj", "up_proj"):
             nn.init.normal_(getattr(beside, name).weight, std=config.initializer_range)
@@ -257,9 +249,7 @@ def _with_tokens(model: Any, tokenizer: Any, count: int) -> Any:
     known = len(tokenizer)
     names = [f"<|soft_{number}|>" for number in range(count)]
     if tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in names]) != count:
-        raise Problem(
-            f"the tokenizer has {names[0]} already: the model has a soft prompt; start from its base"
-        )
+        raise Problem(f"the tokenizer has {names[0]} already: the model has a soft prompt; start from its base")
     template, text = tokenizer.chat_template, "".join(names)
     end = found.end() if (found := BEGINS.match(template)) else 0
     tokenizer.chat_template = template[:end] + text + template[end:]

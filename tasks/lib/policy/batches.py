@@ -69,9 +69,7 @@ def minibatches(lengths: Sequence[int], batch_size: int, seed: int, *, mix: int 
     return whole + rest
 
 
-def budget_batches(
-    lengths: Sequence[int], tokens: int, seed: int, *, multiple_of: int = 1
-) -> list[list[int]]:
+def budget_batches(lengths: Sequence[int], tokens: int, seed: int, *, multiple_of: int = 1) -> list[list[int]]:
     """Every row number once, in shuffled batches of equal length and at most `tokens` tokens, padding included.
 
     A longer row has a batch of its own. Rows of equal length change places with the seed, batches too; how many

@@ -50,6 +50,6 @@ def branch_mask(branch: Tensor, dtype: torch.dtype) -> Tensor:
     """What is added to the attention scores (B, 1, T, T): 0 to what a token sees, the least number else."""
     sees = (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])
     sees = sees.tril()
-    return torch.zeros(sees.shape, dtype=dtype, device=branch.device).masked_fill(
-        ~sees, torch.finfo(dtype).min
-    )[:, None]
+    return torch.zeros(sees.shape, dtype=dtype, device=branch.device).masked_fill(~sees, torch.finfo(dtype).min)[
+        :, None
+    ]

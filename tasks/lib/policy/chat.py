@@ -31,15 +31,12 @@ CHATML = _MARKED % {
     "after": "{{ '\\n' }}",
     "other": "{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}",
 }
-PLAIN = (
-    _MARKED
-    % {  # the answer has its own line: after "Assistant:" GPT-2's BPE would want a blank, Llama's none
-        "open": "{{ 'Assistant:\\n' }}",
-        "close": "{{ eos_token }}",
-        "after": "{{ '\\n' }}",
-        "other": "{{ message.role | capitalize + ': ' + message.content + '\\n' }}",
-    }
-)
+PLAIN = _MARKED % {  # the answer has its own line: after "Assistant:" GPT-2's BPE would want a blank, Llama's none
+    "open": "{{ 'Assistant:\\n' }}",
+    "close": "{{ eos_token }}",
+    "after": "{{ '\\n' }}",
+    "other": "{{ message.role | capitalize + ': ' + message.content + '\\n' }}",
+}
 
 
 def load_tokenizer(path: str | Path, *, ends: bool = True) -> Any:
@@ -72,9 +69,7 @@ def prompt_ids(tokenizer: Any, messages: Messages) -> list[int]:
                 add_generation_prompt=True,
                 return_dict=True,
                 # a user must not be able to write "<|assistant|>"; it takes twice the time, so only if needed
-                sanitize_control_tokens=any(
-                    token in message["content"] for message in messages for token in added
-                ),
+                sanitize_control_tokens=any(token in message["content"] for message in messages for token in added),
             )["input_ids"]
         )
     except Exception as error:  # templates raise their own errors, such as "roles must alternate"

@@ -96,9 +96,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str = "optimizer
         for name, value in entries.items():
             if value is not None:
                 is_number = not isinstance(value, Tensor)
-                flat[f"{prefix}{index}.{name}"] = (
-                    torch.tensor(value, dtype=torch.double) if is_number else value
-                )
+                flat[f"{prefix}{index}.{name}"] = torch.tensor(value, dtype=torch.double) if is_number else value
     return flat
 
 
@@ -133,9 +131,7 @@ def hf_checkpoint(
     Incomplete ones are removed, and so is one of the last step, or whose log `is_over`: the Trainer would go a step
     beyond it. Those of another fingerprint are discarded; a line names the changed key.
     """
-    found = sorted(
-        folder.glob("checkpoint-*"), key=lambda p: int(re.sub(r"\D", "", p.name) or 0), reverse=True
-    )
+    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(re.sub(r"\D", "", p.name) or 0), reverse=True)
     complete = [path for path in found if (path / MARKER).is_file()]
     usable = [path for path in complete if not _at_the_end(path, is_over)]
     if complete:
@@ -150,9 +146,7 @@ def hf_checkpoint(
 
 def _at_the_end(checkpoint: Path, is_over: Callable[[list[Any]], bool]) -> bool:
     file = checkpoint / "trainer_state.json"
-    state: dict[str, Any] = (
-        json.loads(file.read_text()) if file.is_file() else {"global_step": 0, "max_steps": 1}
-    )
+    state: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {"global_step": 0, "max_steps": 1}
     return bool(state["global_step"] >= state["max_steps"]) or is_over(state.get("log_history", []))
 
 

@@ -25,9 +25,7 @@ from tasks.lib.stage import Problem
 Method = Literal["full", "lora", "head"]
 
 
-def load_classifier(
-    path: Path, labels: Sequence[str], method: Method, seed: int
-) -> tuple[Any, Any, list[str]]:
+def load_classifier(path: Path, labels: Sequence[str], method: Method, seed: int) -> tuple[Any, Any, list[str]]:
     """Model, tokenizer and the names of the new weights, for `labels` (none: a regression), on `device()`.
 
     The body comes from the folder, a head of another task is replaced, new weights depend on `seed` alone. Problem
@@ -65,15 +63,11 @@ def load_classifier(
         raise Problem(f"{folder}: no classifier can be made of it: {first_line(error)}") from None
     model, info = loaded
     replaced = {str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"]}
-    outside = {
-        name for name, _ in model.named_parameters() if not name.startswith(f"{model.base_model_prefix}.")
-    }
+    outside = {name for name, _ in model.named_parameters() if not name.startswith(f"{model.base_model_prefix}.")}
     for missing in sorted({*info["missing_keys"], *replaced} - outside):
         is_pooler = "pooler" in missing.split(".")  # BERT's, for a head: no masked LM trains it
         if not is_pooler:
-            raise Problem(
-                f"{folder}: the tensor {missing} is missing; it would be random: restore the folder"
-            )
+            raise Problem(f"{folder}: the tensor {missing} is missing; it would be random: restore the folder")
     if (name := not_finite(model)) is not None:
         raise Problem(f"{folder}: the tensor {name} holds NaN or infinity; restore the folder")
     return model.to(device()), tokenizer, sorted(outside | {*info["missing_keys"]})
@@ -105,9 +99,7 @@ def room(model: Any) -> int | None:
     longest = getattr(model.config, "max_position_embeddings", None)
     tables = (m for name, m in model.named_modules() if name.endswith("position_embeddings"))
     before = [m.padding_idx + 1 for m in tables if getattr(m, "padding_idx", None) is not None]
-    return (
-        longest - max(before, default=0) if longest else None
-    )  # RoBERTa counts positions from behind its pad id
+    return longest - max(before, default=0) if longest else None  # RoBERTa counts positions from behind its pad id
 
 
 def collator(pad_id: int) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:

@@ -63,9 +63,7 @@ def sampled(
             for place, i in enumerate(rows):
                 answers[i] = drawn[place * draws : (place + 1) * draws]
     flat = [answer for of_prompt in answers for answer in of_prompt]
-    return [[token for token, _ in answer] for answer in flat], [
-        [chance for _, chance in answer] for answer in flat
-    ]
+    return [[token for token, _ in answer] for answer in flat], [[chance for _, chance in answer] for answer in flat]
 
 
 def _decoded(

@@ -157,15 +157,11 @@ def _from(Base: Any) -> Any:
     """TRL's trainer `Base` on the prompts, samples and rewards of PPO."""
 
     class Trainer(Base):
-        def __init__(
-            self, *, env: Environment, models: ActorCritic, config: PPOConfig, **settings: Any
-        ) -> None:
+        def __init__(self, *, env: Environment, models: ActorCritic, config: PPOConfig, **settings: Any) -> None:
             self.env, self.models, self.ppo = env, models, config
             super().__init__(reward_funcs=self.scores, **settings)
             if models.adapter is not None:
-                models.adapter.delete_adapter(
-                    "ref"
-                )  # TRL's copy: the reference is the policy with its adapter off
+                models.adapter.delete_adapter("ref")  # TRL's copy: the reference is the policy with its adapter off
             if self.ref_model is not None:
                 models.reference_model = self.accelerator.unwrap_model(self.ref_model)
             for model in filter(None, (self.model, self.ref_model)):
@@ -232,9 +228,7 @@ class _Judge(TrainerCallback):
         else:
             self.run = found[2] | {"kept": found[1]}
 
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if not logs or "train_runtime" in logs or self.run["stop"]:
             return
         self.logs.append(logs)

@@ -41,9 +41,7 @@ class Launch:
     command: list[str]  # up to the module, which is to follow
     processes: int  # on all machines
     kind: str  # a distributed type of accelerate
-    zero: int = (
-        0  # what the processes share out, as ZeRO counts: 0 nothing, 2 gradients and optimiser, 3 weights too
-    )
+    zero: int = 0  # what the processes share out, as ZeRO counts: 0 nothing, 2 gradients and optimiser, 3 weights too
 
 
 def under_launcher(run: Callable[[P, Stage], None]) -> Callable[[P, Stage], None]:
@@ -76,9 +74,7 @@ def read_launcher(text: str, stage: str) -> Launch:
         if words[:2] == ["accelerate", "launch"]:
             return _accelerate(words[2:])
     except (ValueError, TypeError, AttributeError, OSError, SystemExit) as error:
-        raise Problem(
-            f"{where}: {text}: {str(error).splitlines()[0] if str(error) else 'not valid'}"
-        ) from None
+        raise Problem(f"{where}: {text}: {str(error).splitlines()[0] if str(error) else 'not valid'}") from None
     raise Problem(f"{where}: {text}: expected {PLAIN}, torchrun ..., or accelerate launch --config_file FILE")
 
 
@@ -146,9 +142,7 @@ def _refuse_here(launch: Launch, stage: Stage) -> None:
     if launch.zero and stage.name == "ppo":
         raise Problem(f"{where}: ppo holds whole models in every process; use torchrun, or configs/ddp.yaml")
     if launch.kind == "DEEPSPEED" and find_spec("deepspeed") is None:
-        raise Problem(
-            f"{where}: deepspeed is not installed; pip install deepspeed, or use configs/fsdp2.yaml"
-        )
+        raise Problem(f"{where}: deepspeed is not installed; pip install deepspeed, or use configs/fsdp2.yaml")
     if launch.zero and not torch.cuda.is_available():
         raise Problem(f"{where}: {launch.kind} needs GPUs; on a CPU use torchrun --nproc_per_node 2")
 
@@ -181,9 +175,7 @@ def _started(launch: Launch, stage: Stage) -> None:
         if problem.exists():
             raise Problem(problem.read_text(encoding="utf-8"))
         if status:
-            raise Problem(
-                f"{stage.name}: {stage.name}.launcher ended with status {status}; the lines above say why"
-            )
+            raise Problem(f"{stage.name}: {stage.name}.launcher ended with status {status}; the lines above say why")
 
 
 def _join(stage: Stage) -> None:
@@ -209,9 +201,7 @@ def assert_kind(found: Any) -> None:
         asked, kind = json.loads(os.environ[LAUNCHED]), str(getattr(found, "value", found))
         if kind != asked["kind"]:
             stage = asked["stage"]
-            raise Problem(
-                f"{stage}: trains as {kind}, but {stage}.launcher asks for {asked['kind']}; check it"
-            )
+            raise Problem(f"{stage}: trains as {kind}, but {stage}.launcher asks for {asked['kind']}; check it")
 
 
 @contextlib.contextmanager

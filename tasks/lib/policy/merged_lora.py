@@ -26,9 +26,7 @@ class MergedLinear(Linear):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         layer: Any = self.get_base_layer()
         few = x[..., 0].numel() * sum(layer.weight.shape) < layer.weight.numel()
-        whole = x.dtype == layer.weight.dtype == torch.float32 and not torch.is_autocast_enabled(
-            x.device.type
-        )
+        whole = x.dtype == layer.weight.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
         if few or not whole or self.disable_adapters or self.merged or len(self.active_adapters) != 1:
             return super().forward(x, *args, **kwargs)
         name = self.active_adapters[0]

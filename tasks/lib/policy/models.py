@@ -98,9 +98,7 @@ def in_stated_arithmetic(model: Any) -> Any:
 def save_model(model: Any, tokenizer: Any, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
     """Write a model folder whole or not at all; the same weights give the same bytes."""
     if (name := not_finite(model)) is not None:
-        raise Problem(
-            f"{path}: not written: the tensor {name} holds NaN or infinity; lower the learning rate"
-        )
+        raise Problem(f"{path}: not written: the tensor {name} holds NaN or infinity; lower the learning rate")
     if tokenizer.eos_token_id is not None:
         model.config.eos_token_id = tokenizer.eos_token_id
         model.config.pad_token_id = tokenizer.pad_token_id
@@ -121,9 +119,7 @@ def materialise(name_or_path: str, revision: str | None, into: str | Path) -> di
     model, tokenizer = load_policy(source, on="cpu"), load_tokenizer(source)
     embeddings = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > embeddings:
-        raise Problem(
-            f"{name_or_path}: {len(tokenizer)} tokens, but {embeddings} embeddings; not of one model"
-        )
+        raise Problem(f"{name_or_path}: {len(tokenizer)} tokens, but {embeddings} embeddings; not of one model")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     given = tokenizer.chat_template

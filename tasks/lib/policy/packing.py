@@ -27,9 +27,7 @@ def packs(lengths: Sequence[int], size: int) -> list[list[int]]:
     Every row stands in one pack and is never cut. Problem when a row is longer than `size`.
     """
     if lengths and max(lengths) > size:
-        raise Problem(
-            f"a row of {max(lengths)} tokens does not fit a pack of {size}; raise trainer.max_length"
-        )
+        raise Problem(f"a row of {max(lengths)} tokens does not fit a pack of {size}; raise trainer.max_length")
     found: list[list[int]] = []
     rooms: list[tuple[int, int]] = []  # (tokens of room, number of the pack), the least room first
     for row in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):

@@ -54,9 +54,7 @@ def shape_of(config: Any) -> Shape:
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    matrices = [
-        m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and name != "lm_head"
-    ]
+    matrices = [m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and name != "lm_head"]
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     return Shape(

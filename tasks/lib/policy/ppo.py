@@ -155,9 +155,7 @@ def roll_out(
     }
 
     def drawn(rows: list[int], seed: int) -> list[tuple[list[int], list[float]]]:
-        return list(
-            zip(*sampled(models.policy, [prompts[i] for i in rows], seed=seed, **settings), strict=True)
-        )
+        return list(zip(*sampled(models.policy, [prompts[i] for i in rows], seed=seed, **settings), strict=True))
 
     if config.streams == "one":
         found = by_first(lambda: drawn(list(range(len(prompts))), seed))
@@ -293,9 +291,7 @@ def update(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     steps: list[dict[str, float]] = []
     for epoch in range(config.epochs):
-        order = torch.tensor(
-            permutation(len(episodes.ids), seed_of("minibatches", episodes.iteration, epoch))
-        )
+        order = torch.tensor(permutation(len(episodes.ids), seed_of("minibatches", episodes.iteration, epoch)))
         for rows in order.chunk(config.minibatches):
             figures = _accumulate(models, optimizer, episodes, advantages, returns, rows.tolist(), config)
             if not steps and not figures["largest_log_ratio"] < SAME:

@@ -71,9 +71,7 @@ def train(
             "answer_tokens": sum(map(len, answers)) / len(answers),
         }
         if config.beta_target:
-            run["beta"] = adaptive_beta(
-                run["beta"], kl, config.beta_target, config.beta_horizon, len(answers)
-            )
+            run["beta"] = adaptive_beta(run["beta"], kl, config.beta_target, config.beta_horizon, len(answers))
         run["log"].append(row)
         run["iteration"] = iteration
         if iteration % config.evaluate_every == 0 or iteration == config.iterations:
@@ -145,9 +143,7 @@ def begin(models: ActorCritic, env: Environment, config: PPOConfig) -> dict[str,
     }  # fmt: skip
 
 
-def _save(
-    run: dict[str, Any], models: ActorCritic, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint
-) -> None:
+def _save(run: dict[str, Any], models: ActorCritic, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
     if not is_first():
         return
     current = models.policy_parameters() | models.critic_parameters()
@@ -157,9 +153,7 @@ def _save(
     checkpoint.save(run["iteration"], tensors | optimizer_tensors(optimizer), state)
 
 
-def _resumed(
-    models: ActorCritic, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint
-) -> dict[str, Any] | None:
+def _resumed(models: ActorCritic, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> dict[str, Any] | None:
     with first_before_others():  # the first may discard it
         found = checkpoint.load()
     if found is None:
@@ -178,9 +172,7 @@ def _resumed(
 def finish(run: dict[str, Any], models: ActorCritic) -> dict[str, Any]:
     """Put the best policy into `models`, and say how the run went."""
     put_back(models.policy_parameters(), run["kept"])
-    return {key: run[key] for key in ("log", "best", "refused")} | {
-        "stop": run["stop"] or "all iterations done"
-    }
+    return {key: run[key] for key in ("log", "best", "refused")} | {"stop": run["stop"] or "all iterations done"}
 
 
 @torch.no_grad()

@@ -155,9 +155,7 @@ def pretrain(
         batch = ids[torch.randint(len(ids), (batch_size,), generator=chance)].to(model.device)
         loss = next_token_loss(model, batch)
         if not torch.isfinite(loss):
-            raise Problem(
-                f"base: the loss is {loss.item()} at step {step + 1}; lower base.pretraining.learning_rate"
-            )
+            raise Problem(f"base: the loss is {loss.item()} at step {step + 1}; lower base.pretraining.learning_rate")
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         for group in optimizer.param_groups:

@@ -39,9 +39,7 @@ def shared(pairs: Sequence[Pair], width: int) -> dict[str, Tensor]:
         known = answers.setdefault(tuple(pair["prompt_ids"]), {})
         for which in ("chosen_ids", "rejected_ids"):
             known.setdefault(tuple(pair[which]), len(known))
-    rows = [
-        branched([prompt + answer for answer in known], len(prompt) - 1) for prompt, known in answers.items()
-    ]
+    rows = [branched([prompt + answer for answer in known], len(prompt) - 1) for prompt, known in answers.items()]
     ids, positions, branch = padded(rows)
     same_branch = (branch[:, 1:] == branch[:, :-1]) & (branch[:, 1:] > 0)
     labels = torch.full_like(ids, IGNORED)

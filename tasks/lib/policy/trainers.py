@@ -178,16 +178,12 @@ def ours(Base: Any) -> Any:
         def _guard(self, loss: float, rows: list[int]) -> None:
             """Problem for a loss that is not finite; a line, or a Problem, for one far above those before."""
             names = ", ".join(self.ids[row] for row in rows[:8])
-            where = (
-                f"at step {self.state.global_step + 1}; rows {names}{' and more' if len(rows) > 8 else ''}"
-            )
+            where = f"at step {self.state.global_step + 1}; rows {names}{' and more' if len(rows) > 8 else ''}"
             if not math.isfinite(loss):
                 raise Problem(f"the loss is {loss} {where}; look at them or lower the learning rate")
             if self.spike == "off":
                 return
-            loss *= (
-                self.current_gradient_accumulation_steps
-            )  # of one of the batches of a step, so many are summed
+            loss *= self.current_gradient_accumulation_steps  # of one of the batches of a step, so many are summed
             if (times := spiked(loss, self.state.log_history)) > SPIKE:
                 found = f"the loss is {loss:.3g}, {times:.0f} times the median of the steps before, {where}"
                 if self.spike == "stop":
@@ -203,9 +199,7 @@ def ours(Base: Any) -> Any:
         def get_train_dataloader(self) -> Any:
             if self.batch_tokens is None:
                 return super().get_train_dataloader()
-            batches = BudgetSampler(
-                self.lengths, self.batch_tokens, self.args.seed, self.accelerator.num_processes
-            )
+            batches = BudgetSampler(self.lengths, self.batch_tokens, self.args.seed, self.accelerator.num_processes)
             loader = DataLoader(self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator)
             even = self.accelerator.even_batches
             self.accelerator.even_batches = False  # their number is a multiple of that of the processes
@@ -261,9 +255,7 @@ class _Watch(TrainerCallback):
         self.latest: dict[str, float] = {}
         self.terminated = False
 
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         self.latest |= {self.shown[key]: value for key, value in (logs or {}).items() if key in self.shown}
         if self.latest:
             self.stage.progress(state.global_step, state.max_steps, **self.latest)
@@ -276,9 +268,7 @@ class _Watch(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if _stopped(state.log_history, self.patience):
-            print(
-                f"{self.stage.name}: {self.patience} evaluations without gain: it ends at {state.global_step}"
-            )
+            print(f"{self.stage.name}: {self.patience} evaluations without gain: it ends at {state.global_step}")
             control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -315,9 +305,7 @@ def train(
     finally:
         signal.signal(signal.SIGTERM, earlier)
     if watch.terminated:
-        print(
-            f"{stage.name}: stopped after step {trainer.state.global_step}; run it again to go on", flush=True
-        )
+        print(f"{stage.name}: stopped after step {trainer.state.global_step}; run it again to go on", flush=True)
         raise SystemExit(128 + signal.SIGTERM)
     log: list[dict[str, Any]] = trainer.state.log_history
     if trainer.eval_dataset is not None and not any(

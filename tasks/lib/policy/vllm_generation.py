@@ -114,9 +114,7 @@ class VllmServer:
             if len(tokens) != len(logprobs) or not all(isinstance(token, int) for token in tokens):
                 raise TypeError
         except (LookupError, TypeError):
-            raise self._problem(
-                "answers without token_ids and their log-probs; vLLM has them from 0.11"
-            ) from None
+            raise self._problem("answers without token_ids and their log-probs; vLLM has them from 0.11") from None
         return tokens, logprobs
 
     def _compare(self, models: ActorCritic, prompts: Answers, drawn: list[Drawn]) -> None:

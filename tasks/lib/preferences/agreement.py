@@ -49,8 +49,7 @@ def agreement_with_others(found: Verdicts) -> dict[str, tuple[float, int]]:
     The mean of the shares is the noise ceiling: no model can be expected to agree better with one annotator.
     """
     return {
-        name: (sum(hit for _, hit in hits) / len(hits), len(hits))
-        for name, hits in hits_with_others(found).items()
+        name: (sum(hit for _, hit in hits) / len(hits), len(hits)) for name, hits in hits_with_others(found).items()
     }
 
 

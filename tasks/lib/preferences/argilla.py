@@ -91,9 +91,7 @@ def _columns(where: str, given: Mapping[str, Any], users: dict[str, list[Verdict
             users[str(response.get("user_id"))].append(verdict)
 
 
-def _verdicts(
-    where: str, fields: Row, said: list[Verdict], user: str, source: str
-) -> Iterator[Judgement | Rating]:
+def _verdicts(where: str, fields: Row, said: list[Verdict], user: str, source: str) -> Iterator[Judgement | Rating]:
     prompt = prompt_of(where, fields)
     rated: dict[str, list[float]] = defaultdict(list)
     for question, value, _ in said:

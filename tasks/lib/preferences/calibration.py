@@ -87,9 +87,7 @@ def by_source(pairs: Sequence[Judged], source_of: Mapping[tuple[str, str], str])
     parts: dict[str, list[Judged]] = {}
     for pair in pairs:
         parts.setdefault(source_of[pair.prompt_id, pair.annotator], []).append(pair)
-    return {
-        f"accuracy_source_{'_'.join(name.split())}": accuracy(parts[name]) or 0.0 for name in sorted(parts)
-    }
+    return {f"accuracy_source_{'_'.join(name.split())}": accuracy(parts[name]) or 0.0 for name in sorted(parts)}
 
 
 def by_margin(pairs: Sequence[Judged], buckets: int = 4) -> list[tuple[float, float]]:
@@ -165,9 +163,7 @@ def histogram(
     return rows
 
 
-def reliability_bins(
-    confidence: Sequence[float], hits: Sequence[float], bins: int = 10
-) -> list[dict[str, float]]:
+def reliability_bins(confidence: Sequence[float], hits: Sequence[float], bins: int = 10) -> list[dict[str, float]]:
     """Equal bins of confidence 0.5 to 1: mean confidence, accuracy, count. Empty bins are left out.
 
     `confidence`: the probability of the answer that the rewards prefer; `hits`: 1 where the annotator agrees.

@@ -83,9 +83,7 @@ def load_ensemble(folder: Path) -> tuple[Any, Any]:
     return model, load_tokenizer(folder)
 
 
-def disputes(
-    model: Any, tokenizer: Any, rows: list[dict[str, Any]], *, batch_size: int
-) -> list[tuple[int, float]]:
+def disputes(model: Any, tokenizer: Any, rows: list[dict[str, Any]], *, batch_size: int) -> list[tuple[int, float]]:
     """(place, disagreement) of the rows {prompt, answers} that fit the reward model."""
     groups = [Group(str(place), row["prompt"], row["answers"]) for place, row in enumerate(rows)]
     groups = tokenized(tokenizer, groups, room_of(model))

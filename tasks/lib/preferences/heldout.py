@@ -55,9 +55,7 @@ def judge(
         "pair_accuracy_low": overall.low,
         "pair_accuracy_high": overall.high,
         **calibration.accuracies(votes, rewards),
-        **calibration.by_source(
-            judged, {(row["prompt_id"], row["annotator"]): row["source"] for row in keyed}
-        ),
+        **calibration.by_source(judged, {(row["prompt_id"], row["annotator"]): row["source"] for row in keyed}),
         "accuracy_bag_of_words": sum(word_hits) / len(word_hits),
         "gain_over_bag_of_words": gain.mean,
         "gain_over_bag_of_words_low": gain.low,

@@ -37,9 +37,7 @@ def read(
         for annotation in row["annotations"]:
             where = f"{path}:{number}:annotation {annotation.get('id')}"
             if "was_cancelled" not in annotation or not isinstance(annotation.get("result"), list):
-                raise Problem(
-                    f"{where}: expected was_cancelled and result; export as JSON, not as JSON-MIN or CSV"
-                )
+                raise Problem(f"{where}: expected was_cancelled and result; export as JSON, not as JSON-MIN or CSV")
             if annotation["was_cancelled"]:
                 yield Dropped(where, "cancelled", "the annotator skipped the task")
                 continue
@@ -104,9 +102,7 @@ def _verdict(
     return Dropped(where, "abstained", "submitted without a verdict")
 
 
-def _rated(
-    where: str, data: Row, results: Sequence[Row]
-) -> tuple[list[str], list[int] | float, None] | Dropped:
+def _rated(where: str, data: Row, results: Sequence[Row]) -> tuple[list[str], list[int] | float, None] | Dropped:
     """Ratings of answers, the mean of the aspects each; of one answer alone its value."""
     given: dict[str, list[float]] = {}
     for result in results:
@@ -155,9 +151,7 @@ def _ranking(
 def _listed_answers(where: str, data: Row) -> dict[str, str]:
     """id -> text of the answers, in the order in which they were shown."""
     lists = [
-        v
-        for v in data.values()
-        if isinstance(v, list) and v and all(isinstance(i, dict) and "id" in i for i in v)
+        v for v in data.values() if isinstance(v, list) and v and all(isinstance(i, dict) and "id" in i for i in v)
     ]
     if len(lists) != 1:
         raise Problem(f"{where}:data: expected one list of answers with ids, found {len(lists)}")
@@ -171,14 +165,10 @@ def _bucket_order(where: str, found: list[str], stated: Sequence[str]) -> list[s
     """Best first. Postgres reorders the keys of JSON, so an order that looks turned round is refused."""
     if stated:
         if set(found) != set(stated):
-            raise Problem(
-                f"{where}: has the buckets {', '.join(found)}; preferences.buckets says {', '.join(stated)}"
-            )
+            raise Problem(f"{where}: has the buckets {', '.join(found)}; preferences.buckets says {', '.join(stated)}")
         return list(stated)
     good = [i for i, name in enumerate(found) if name.lower() in _GOOD]
     bad = [i for i, name in enumerate(found) if name.lower() in _BAD]
     if good and bad and min(bad) < max(good):
-        raise Problem(
-            f"{where}: lists the buckets {', '.join(found)}; name them best first in preferences.buckets"
-        )
+        raise Problem(f"{where}: lists the buckets {', '.join(found)}; name them best first in preferences.buckets")
     return found

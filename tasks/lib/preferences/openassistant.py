@@ -30,9 +30,7 @@ def messages(path: Path, rows: Iterator[tuple[int, Row]]) -> Iterator[Judgement 
         if parent:
             parent["replies"].append(message)
         elif message["parent_id"]:
-            yield Dropped(
-                f"{path}:{message['message_id']}", "no_parent", "a reply to a message that is not here"
-            )
+            yield Dropped(f"{path}:{message['message_id']}", "no_parent", "a reply to a message that is not here")
         else:
             roots.append(message)
     for root in roots:

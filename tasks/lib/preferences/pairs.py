@@ -130,9 +130,7 @@ def verdicts(path: Path, rows: Rows) -> Iterator[Judgement | Dropped]:
         where = f"{path}:{line}"
         first, second = row["g1_winner"], row["g2_winner"]
         if not {first, second} <= {"model_1", "model_2", "tie", "error"}:
-            raise Problem(
-                f"{where}: expected winners model_1, model_2, tie or error, found {first}, {second}"
-            )
+            raise Problem(f"{where}: expected winners model_1, model_2, tie or error, found {first}, {second}")
         if "error" in (first, second):
             yield Dropped(where, "no_verdict", "the judge failed in one order")
         elif first != second:
@@ -148,12 +146,8 @@ def verdicts(path: Path, rows: Rows) -> Iterator[Judgement | Dropped]:
 def _shown(where: str, prompt: Any) -> tuple[str, list[str]]:
     """(question, answers A and B) from the text that an MT-bench judge was given."""
     marks = [("[User Question]", "\n[The Start of ")]
-    marks += [
-        (f"[The Start of Assistant {x}'s Answer]", f"[The End of Assistant {x}'s Answer]") for x in "AB"
-    ]
-    found = [
-        re.search(rf"(?s){re.escape(start)}\n(.*?)\n{re.escape(end)}", str(prompt)) for start, end in marks
-    ]
+    marks += [(f"[The Start of Assistant {x}'s Answer]", f"[The End of Assistant {x}'s Answer]") for x in "AB"]
+    found = [re.search(rf"(?s){re.escape(start)}\n(.*?)\n{re.escape(end)}", str(prompt)) for start, end in marks]
     if not all(found):
         raise Problem(f"{where}: expected a question and the answers of Assistant A and B (one turn)")
     question, *answers = (match[1] for match in found if match)

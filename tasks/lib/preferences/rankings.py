@@ -70,9 +70,7 @@ def prompt_of(where: str, row: Mapping[str, Any]) -> Messages:
     if isinstance(prompt, str) and prompt.strip():
         prompt = [{"role": "user", "content": prompt}]
     if not isinstance(prompt, list) or not prompt:
-        raise Problem(
-            f"{where}:{name}: expected text or messages, found {str(prompt)[:60]!r}; name the field `prompt`"
-        )
+        raise Problem(f"{where}:{name}: expected text or messages, found {str(prompt)[:60]!r}; name the field `prompt`")
     messages = messages_of(f"{where}:{name}", prompt)
     system = row.get("system")
     if isinstance(system, str) and system.strip() and messages[0]["role"] != "system":
@@ -103,9 +101,7 @@ def is_heldout(prompt: Messages, share: float) -> bool:
     return int(prompt_id(prompt)[:8], 16) / 2**32 < share
 
 
-def cleaned(
-    found: Iterable[Judgement | Dropped], license: str
-) -> tuple[list[Row], list[Dropped], Counter[str]]:
+def cleaned(found: Iterable[Judgement | Dropped], license: str) -> tuple[list[Row], list[Dropped], Counter[str]]:
     """Rows of the ranking schema (by prompt and annotator), what was dropped, and counts of what was met.
 
     1. Answers that are empty, or equal to a better one up to white space, leave their ranking; a ranking of
@@ -134,9 +130,7 @@ def cleaned(
     rows = []
     for (prompt, annotator), judgements in _by_prompt_and_annotator(latest).items():
         if _has_cycle(judgements):
-            dropped += [
-                Dropped(j.where, "cycle", f"{annotator} contradicts himself on {prompt}") for j in judgements
-            ]
+            dropped += [Dropped(j.where, "cycle", f"{annotator} contradicts himself on {prompt}") for j in judgements]
         else:
             rows += [_row(j, license) for j in judgements]
     for row in rows:

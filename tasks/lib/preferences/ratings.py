@@ -94,9 +94,7 @@ def completions(path: Path, rows: Rows) -> Iterator[Judgement | Dropped]:
             if not isinstance(answer, str):
                 raise Problem(f"{where}:completions: expected a response as text in completion {place}")
             if (value := _score(f"{where}:completions", completion)) is None:
-                yield Dropped(
-                    f"{where}:completion {place}", "unranked_answer", "a completion without a score"
-                )
+                yield Dropped(f"{where}:completion {place}", "unranked_answer", "a completion without a score")
             else:
                 answers.append(answer)
                 values.append(value)

@@ -71,9 +71,7 @@ def attribute_loss(model: Any, rated: Sequence[Rated]) -> Tensor:
     return (said - given.nan_to_num()).square()[is_known].mean()
 
 
-def rated_batches(
-    model: Any, rated: Sequence[Rated], epochs: int, steps: int, seed: int
-) -> list[list[Rated]]:
+def rated_batches(model: Any, rated: Sequence[Rated], epochs: int, steps: int, seed: int) -> list[list[Rated]]:
     """All epochs over the rated answers, spread evenly over the steps; keeps the attributes' scales in the model."""
     if not rated:
         return [[] for _ in range(steps)]

@@ -58,9 +58,7 @@ def head(model: Any) -> Any:
     """The linear layer (outputs, d) from a hidden state to rewards; Problem when the model has none."""
     layer = getattr(model, "score", None)
     if not isinstance(layer, torch.nn.Linear) or layer.bias is not None:
-        raise Problem(
-            f"{type(model).__name__} has no plain linear head named score; choose another base model"
-        )
+        raise Problem(f"{type(model).__name__} has no plain linear head named score; choose another base model")
     return layer
 
 
@@ -84,9 +82,7 @@ def outputs(model: Any, sequences: Sequence[Sequence[int]]) -> Tensor:
     """All outputs (B, N) for token sequences (prompt, answer, EOS), each read at its last token by length."""
     pad = model.config.pad_token_id or 0  # any id does: padding stands after the token that is read
     ids, is_token = (x.to(model.device) for x in right_pad(sequences, pad))
-    states = model.base_model(
-        input_ids=ids, attention_mask=is_token.long(), use_cache=False
-    ).last_hidden_state
+    states = model.base_model(input_ids=ids, attention_mask=is_token.long(), use_cache=False).last_hidden_state
     last = is_token.sum(1) - 1
     return head(model)(states[torch.arange(len(ids), device=ids.device), last]).float()
 
@@ -172,14 +168,10 @@ def load_reward(path: str | Path) -> Any:
     except Exception as error:  # safetensors, OS, configuration and shape errors have no common class
         raise Problem(f"{folder}: the model cannot be read: {str(error).splitlines()[0][:200]}") from None
     if info["missing_keys"] or info["mismatched_keys"] or not hasattr(model.config, "reward_mean"):
-        raise Problem(
-            f"{folder} is not a reward model of this line (no head, or no reward_mean); run reward again"
-        )
+        raise Problem(f"{folder} is not a reward model of this line (no head, or no reward_mean); run reward again")
     for name, tensor in model.state_dict().items():
         if not bool(torch.isfinite(tensor).all()):
-            raise Problem(
-                f"{folder}: the tensor {name} holds NaN or infinity; restore the folder or train it again"
-            )
+            raise Problem(f"{folder}: the tensor {name} holds NaN or infinity; restore the folder or train it again")
     return model.eval().to(device())
 
 
@@ -193,9 +185,7 @@ class Group:
     prompt_id: str
     prompt: Messages
     answers: list[str] = field(default_factory=list)
-    ranks: list[list[int]] = field(
-        default_factory=list
-    )  # a row per ranking; -1: that annotator did not see it
+    ranks: list[list[int]] = field(default_factory=list)  # a row per ranking; -1: that annotator did not see it
     rows: list[str] = field(default_factory=list)  # ids of the rankings
     annotators: list[str] = field(default_factory=list)  # of each ranking
     strengths: list[float] = field(default_factory=list)  # of each ranking, 0 to 1; 0 where none is given

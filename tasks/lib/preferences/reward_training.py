@@ -78,18 +78,14 @@ def train(
     history: History = []
     if saved := checkpoint.load():
         _, tensors, history = saved
-        model.load_state_dict(
-            {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-        )
+        model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
         restore_optimizer(optimizer, tensors)
         print(f"reward: going on after step {len(history)} of {len(batches)}", flush=True)
     with asked_to_stop() as signals:
         for step, batch in enumerate(batches[len(history) :], len(history) + 1):
             for group in optimizer.param_groups:
                 group["lr"] = how.learning_rate * schedule(step, len(batches), how.warmup_share)
-            history.append(
-                {"step": step, **_step(model, optimizer, batch, beside[step - 1], how, weight_of, seed)}
-            )
+            history.append({"step": step, **_step(model, optimizer, batch, beside[step - 1], how, weight_of, seed)})
             progress(step, len(batches), loss=history[-1]["loss"], accuracy=history[-1]["accuracy"])
             if signals or (step % how.checkpoint_every == 0 and step < len(batches)):
                 weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}

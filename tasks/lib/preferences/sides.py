@@ -28,9 +28,7 @@ def two_answers(where: str, row: Mapping[str, Any]) -> list[str]:
     """The texts of the one pair of answers that a task has; Problem when there is none or several."""
     pairs = two_fields(row)
     if len(pairs) != 1:
-        raise Problem(
-            f"{where}:data: expected two answers such as response_a and response_b, found {', '.join(row)}"
-        )
+        raise Problem(f"{where}:data: expected two answers such as response_a and response_b, found {', '.join(row)}")
     return [row[name] for name in pairs[0]]
 
 

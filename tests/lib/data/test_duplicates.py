@@ -53,9 +53,7 @@ def test_a_run_must_be_unbroken_and_eight_words_long() -> None:
 
 
 def test_short_texts_match_only_as_a_whole() -> None:
-    assert list(contamination([("t", "Map, key, ball")], [("e", "map key ball")])) == [
-        Match("t", "e", 1.0, 1.0)
-    ]
+    assert list(contamination([("t", "Map, key, ball")], [("e", "map key ball")])) == [Match("t", "e", 1.0, 1.0)]
     assert list(contamination([("t", "map key ball drum")], [("e", "map key ball")])) == []
 
 

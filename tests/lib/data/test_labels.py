@@ -13,9 +13,7 @@ from tasks.lib.data.rows import INSTRUCTION, write_parquet
 from tasks.lib.stage import Problem
 
 
-def curated(
-    folder: Path, split: str, labels: dict[str, str], task: str = "mood", template: str = "t"
-) -> list[Any]:
+def curated(folder: Path, split: str, labels: dict[str, str], task: str = "mood", template: str = "t") -> list[Any]:
     return [
         {"id": f"{text}{template}", "source": "s", "license": "CC0-1.0", "cluster": "c", "task": task,
          "template": template, "split": split, "messages": [{"role": "user", "content": f"{template} {text}"}],
@@ -110,9 +108,7 @@ def test_labels_that_are_no_classes_are_a_problem(tmp_path: Path) -> None:
         classes(labelled(lambda row: row["text"]), "t")
     splits = labelled(lambda row: row["label"])
     rare = splits["test"][0]._replace(label="rare")
-    with pytest.raises(
-        Problem, match=r"t\.jsonl:\d+:label: expected a label of the training rows .* found 'rare'"
-    ):
+    with pytest.raises(Problem, match=r"t\.jsonl:\d+:label: expected a label of the training rows .* found 'rare'"):
         classes({**splits, "test": [rare]}, "t")
 
 

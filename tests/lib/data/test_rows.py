@@ -240,10 +240,7 @@ def test_content_id_depends_on_content_only() -> None:
 
 
 def test_the_shared_files_read_clean(shared: Path) -> None:
-    assert (
-        sum(1 for _ in read_table(shared / "tasks/agnews_test.jsonl", {"sentence": str, "label": str}))
-        == 7600
-    )
+    assert sum(1 for _ in read_table(shared / "tasks/agnews_test.jsonl", {"sentence": str, "label": str})) == 7600
     assert sum(1 for _ in read_table(shared / "tasks/boolean_expressions.json")) == 250
     assert sum(1 for _ in read_table(shared / "tasks/self_instruct_seed_tasks.jsonl")) == 175
 
@@ -262,9 +259,7 @@ def test_arrow_files_streams_and_saved_data_sets_give_the_same_rows(tmp_path: Pa
     DatasetDict(train=saved).save_to_disk(tmp_path / "splits")
     for name in ("file.arrow", "stream.arrow", "saved", "splits/train"):
         assert list(read_table(tmp_path / name, FIELDS)) == list(enumerate(rows, 1)), name
-    with pytest.raises(
-        Problem, match=r"splits: expected one split of it \(train\), found a folder of splits"
-    ):
+    with pytest.raises(Problem, match=r"splits: expected one split of it \(train\), found a folder of splits"):
         list(read_table(tmp_path / "splits"))
     with pytest.raises(Problem, match="expected a folder saved by datasets' save_to_disk, found no state"):
         (tmp_path / "empty").mkdir()

@@ -77,9 +77,9 @@ def test_python_is_out_of_reach(source: str) -> None:
 
 def test_what_templates_need_still_works() -> None:
     assert rendered("{{ 'a' ~ 1 ~ [2] }} {{ 3 * 'ab' }} {{ 1 + 2 }}") == "a1[2] ababab 3"
-    assert rendered(
-        "{{ ', '.join(x) }}|{{ x | join('-') | upper }}|{{ x[0].split('b') }}", x=["abc", "d"]
-    ) == ("abc, d|ABC-D|['a', 'c']")
+    assert rendered("{{ ', '.join(x) }}|{{ x | join('-') | upper }}|{{ x[0].split('b') }}", x=["abc", "d"]) == (
+        "abc, d|ABC-D|['a', 'c']"
+    )
     assert rendered("{% for a, b in zip(x, y) %}{{ a }}{{ b }} {% endfor %}", x=[1, 2], y="pq") == "1p 2q "
     assert rendered("{{ ['b', 'a', 'b'] | most_frequent }}") == "['b']"
     assert len(rendered("{{ 'a' * n }}", n=MAX_TEXT)) == MAX_TEXT
@@ -100,18 +100,16 @@ def test_choice_depends_on_the_row_only() -> None:
 def test_what_one_text_sets_is_not_there_in_the_next() -> None:
     sandbox = Sandbox()
     context = sandbox.context({}, Dice("seed"))
-    sets, shows = (
-        Renderer(sandbox, sandbox.parse(source)) for source in ("{% set x = 1 %}{{ x }}", "{{ x }}")
-    )
+    sets, shows = (Renderer(sandbox, sandbox.parse(source)) for source in ("{% set x = 1 %}{{ x }}", "{{ x }}"))
     assert sets(context) == "1"
     with pytest.raises(TemplateError, match="'x' is undefined"):
         shows(context)
 
 
 def test_blocks_and_autoescape_are_those_of_jinja() -> None:
-    assert rendered(
-        "{% block a %}<{{ x }}>{% endblock %}{% autoescape true %}{{ x }}{% endautoescape %}", x="<"
-    ) == ("<<>&lt;")
+    assert rendered("{% block a %}<{{ x }}>{% endblock %}{% autoescape true %}{{ x }}{% endautoescape %}", x="<") == (
+        "<<>&lt;"
+    )
 
 
 def test_a_timer_for_many_renders_stops_the_endless_one_and_is_taken_away(

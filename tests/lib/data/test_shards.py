@@ -49,9 +49,7 @@ def world(folder: Path, rows: int, **template: Any) -> tuple[Plan, Source]:
         "file: rows.csv\nformat: csv\nlicense: MIT\ncluster: c\ntask: toy\ntemplates: toy\n"
         "fields: {text: str, label: str}\n"
     )
-    return Plan(folder / "templates", [], [], SHARES, None), read_source(
-        folder / "source.yaml", folder, "toy", True
-    )
+    return Plan(folder / "templates", [], [], SHARES, None), read_source(folder / "source.yaml", folder, "toy", True)
 
 
 def made(folder: Path, plan: Plan, source: Source, workers: int = 1) -> list[Shard]:

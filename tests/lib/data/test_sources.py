@@ -67,9 +67,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("changes, message", BAD.values(), ids=BAD)
-def test_a_bad_source_is_a_problem_that_names_it(
-    tmp_path: Path, changes: dict[str, str | None], message: str
-) -> None:
+def test_a_bad_source_is_a_problem_that_names_it(tmp_path: Path, changes: dict[str, str | None], message: str) -> None:
     with pytest.raises(Problem) as caught:
         rows_of(source(tmp_path / "a", **changes))
     assert message in str(caught.value)
@@ -77,9 +75,7 @@ def test_a_bad_source_is_a_problem_that_names_it(
 
 def test_an_unlabelled_file_is_a_problem(tmp_path: Path) -> None:
     same = "text,label\n" + "".join(f"row {i},0\n" for i in range(20))
-    with pytest.raises(
-        Problem, match=r"rows\.csv: label: expected labels that differ, found '0' in all 20 rows"
-    ):
+    with pytest.raises(Problem, match=r"rows\.csv: label: expected labels that differ, found '0' in all 20 rows"):
         rows_of(source(tmp_path / "a", same))
     with pytest.raises(Problem, match=r"rows\.csv:2:label: expected a label of at least 0, found -1"):
         rows_of(source(tmp_path / "a", "text,label\nx,-1\ny,0\n", fields="{text: str, label: int}"))
@@ -137,9 +133,7 @@ def test_the_shared_tasks_are_read_through_renames_and_label_maps(shared: Path, 
     made = read_source(tmp_path / "source.yaml", shared, "ag_news", commercial=True)
     assert len(rows_of(made)) == 50 and {row.fields["label"] for row in rows_of(made)} == {0, 1, 2, 3}
     unlabelled = (tmp_path / "source.yaml").read_text().replace("agnews_test", "sst2_test")
-    (tmp_path / "source.yaml").write_text(
-        unlabelled.replace("labels: {'1': 0, '2': 1, '3': 2, '4': 3}\n", "")
-    )
+    (tmp_path / "source.yaml").write_text(unlabelled.replace("labels: {'1': 0, '2': 1, '3': 2, '4': 3}\n", ""))
     with pytest.raises(Problem, match=r"sst2_test\.jsonl: label: expected labels that differ"):
         rows_of(read_source(tmp_path / "source.yaml", shared, "sst2", commercial=True))
 
@@ -152,9 +146,7 @@ def test_bad_rows_are_set_aside_up_to_a_share(tmp_path: Path) -> None:
     assert len(list(read_rows(made, found))) == 31
     assert [entry["source"] for entry in found] == ["review"]
     assert "rows.csv:32: expected 2 fields, found 3: 'one,two,three'" in found[0]["problem"]
-    with pytest.raises(
-        Problem, match=r"rows\.csv:32: .*; 1 of 32 rows are bad, more than max_bad_share 0\.01"
-    ):
+    with pytest.raises(Problem, match=r"rows\.csv:32: .*; 1 of 32 rows are bad, more than max_bad_share 0\.01"):
         rows_of(source(tmp_path / "b", broken, on_bad_row="quarantine"))
     with pytest.raises(Problem, match=r"rows\.csv:32: expected 2 fields"):
         rows_of(source(tmp_path / "c", broken))

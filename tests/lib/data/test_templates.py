@@ -90,9 +90,8 @@ def test_a_missing_field_is_named_with_its_template(tmp_path: Path) -> None:
     template = ours(tmp_path / "toy", prompt="{{ sentence }} {{ text }}", answer="{{ label }}")
     with pytest.raises(Problem) as caught:
         check_fields(template, ["text", "label"], "review")
-    assert (
-        "toy/one.yaml: the template names the field sentence, but the rows of review have text, label"
-        in str(caught.value)
+    assert "toy/one.yaml: the template names the field sentence, but the rows of review have text, label" in str(
+        caught.value
     )
     with pytest.raises(Problem, match="'sentence' is undefined"):
         render(template, {"text": "x", "label": "y"}, "rows.csv:1", "s")
@@ -140,9 +139,7 @@ def test_bad_template_files_are_problems(tmp_path: Path) -> None:
 
 
 def test_all_shared_promptsource_files_are_read(shared: Path) -> None:
-    counts = [
-        len(read_templates(file.parent)) for file in sorted((shared / "templates").rglob("templates.yaml"))
-    ]
+    counts = [len(read_templates(file.parent)) for file in sorted((shared / "templates").rglob("templates.yaml"))]
     assert (len(counts), sum(counts)) == (16, 143)
 
 
@@ -153,9 +150,7 @@ def test_rotten_tomatoes_is_rendered_as_t0_rendered_it(shared: Path) -> None:
         return {(row["prompt"], row["completion"]) for row in rows}
 
     asked = " Did the reviewer enjoy the movie?\n"
-    labelled = [
-        (p.removesuffix(asked), int(c.startswith("Yes"))) for p, c in published("Reviewer_Enjoyment_Yes_No")
-    ]
+    labelled = [(p.removesuffix(asked), int(c.startswith("Yes"))) for p, c in published("Reviewer_Enjoyment_Yes_No")]
     templates = read_templates(shared / "templates/rotten_tomatoes")
     assert len(labelled) == 200 and len(templates) == 10
     for template in templates:

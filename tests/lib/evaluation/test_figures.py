@@ -49,9 +49,7 @@ def test_flat_figures_are_means_over_the_rows_where_a_metric_applies() -> None:
     assert flat["rows.exact_match_chance"] == pytest.approx(1 / 3)  # two rows of two choices, one free row
     assert flat["rows.rank_classification_chance"] == 0.5
     assert flat["rows.exact_match_majority"] == pytest.approx(2 / 3)
-    assert (
-        flat["sft.rows.exact_match_low"] <= flat["sft.rows.exact_match"] <= flat["sft.rows.exact_match_high"]
-    )
+    assert flat["sft.rows.exact_match_low"] <= flat["sft.rows.exact_match"] <= flat["sft.rows.exact_match_high"]
 
 
 def test_what_applies_nowhere_is_left_out_rather_than_nan() -> None:
@@ -68,9 +66,7 @@ def test_one_row_has_the_widest_interval() -> None:
 
 
 def test_renderings_of_one_raw_row_are_drawn_together() -> None:
-    many = [
-        {"task": "t", "label": "a", "choices": None, "split": "rows", "row": str(i // 4)} for i in range(80)
-    ]
+    many = [{"task": "t", "label": "a", "choices": None, "split": "rows", "row": str(i // 4)} for i in range(80)]
     values = {"sft": {"exact_match": np.repeat(np.arange(20) % 2, 4).astype(float)}}
     together = summarised(many, values, "sft", seed=0, draws=500).values["sft", "rows", "exact_match"]
     apart = [{**row, "row": str(i)} for i, row in enumerate(many)]
@@ -91,11 +87,7 @@ def test_the_table_shows_models_beside_guessing() -> None:
     assert [cell.strip() for cell in header.split("|")[1:-1]] == [
         "split (rows)", "figure", "sft", "dpo", "guess", "constant"]  # fmt: skip
     cells = [cell.strip() for cell in first.split("|")[1:-1]]
-    assert (
-        cells[:2] == ["rows (3)", "exact match"]
-        and cells[2].startswith("0.67 [")
-        and cells[4:] == ["0.33", "0.67"]
-    )
+    assert cells[:2] == ["rows (3)", "exact match"] and cells[2].startswith("0.67 [") and cells[4:] == ["0.33", "0.67"]
 
 
 def test_the_table_per_task_sets_rank_classification_beside_exact_match() -> None:

@@ -59,10 +59,7 @@ def test_kl_sums_over_the_tokens_of_an_answer() -> None:
 @pytest.fixture(scope="module")
 def world() -> tuple[Any, Any, list[list[int]]]:
     tokenizer = tiny_tokenizer()
-    prompts = [
-        prompt_ids(tokenizer, [{"role": "user", "content": text}])
-        for text in ("Say red", "Say the word blue")
-    ]
+    prompts = [prompt_ids(tokenizer, [{"role": "user", "content": text}]) for text in ("Say red", "Say the word blue")]
     return tokenizer, tiny_llama(tokenizer), prompts
 
 

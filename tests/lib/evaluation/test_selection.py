@@ -10,9 +10,7 @@ from tasks.lib.evaluation.selection import Candidate, Rule, choose_best
 RULE = Rule(max_content_loss=0.05, max_kl=10.0)
 
 
-def candidate(
-    name: str, win: float = 0.8, half: float = 0.05, change: float = -0.01, kl: float = 3.0
-) -> Candidate:
+def candidate(name: str, win: float = 0.8, half: float = 0.05, change: float = -0.01, kl: float = 3.0) -> Candidate:
     return Candidate(name, Interval(win, win - half, win + half), change, kl)
 
 

@@ -78,9 +78,7 @@ def test_a_folder_outside_of_the_workspace_is_refused(workspace: Path, tmp_path_
         function(elsewhere, "short:reward")
 
 
-@pytest.mark.parametrize(
-    "reward", ["exact", {"regx": "a"}, {"regex": "a", "function": "b:c"}, {"regex": "("}]
-)
+@pytest.mark.parametrize("reward", ["exact", {"regx": "a"}, {"regex": "a", "function": "b:c"}, {"regex": "("}])
 def test_a_reward_that_is_none_is_refused(reward: Any) -> None:
     with pytest.raises(Problem, match=r"params\.yaml: ppo\.reward"):
         verified(reward, Path("."), None)

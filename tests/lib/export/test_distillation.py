@@ -49,9 +49,7 @@ def test_a_student_of_all_layers_is_the_teacher_and_one_of_fewer_generates(teach
     student = student_of(teacher, [1])
     assert torch.equal(student.model.layers[0].mlp.up_proj.weight, teacher.model.layers[1].mlp.up_proj.weight)
     assert student.config.num_hidden_layers == 1 and teacher.config.num_hidden_layers == 2
-    with_cache = generate(
-        student, PROMPTS, eos_id=1, pad_id=0, max_new_tokens=5, temperature=0, batch_size=3, seed=0
-    )
+    with_cache = generate(student, PROMPTS, eos_id=1, pad_id=0, max_new_tokens=5, temperature=0, batch_size=3, seed=0)
     expected = []
     for prompt in PROMPTS:
         row = list(prompt)
@@ -72,9 +70,7 @@ def test_with_the_whole_vocabulary_kept_the_teacher_teaches_itself_nothing(teach
     targets = targets_of(teacher, 300)
     assert taught_loss(teacher, PROMPTS, targets, [0, 1, 2], 1.0, 2.0).item() == pytest.approx(0, abs=1e-5)
     assert divergence(teacher, teacher, PROMPTS, targets.answers, 2) == pytest.approx(0, abs=1e-6)
-    assert corrected_loss(teacher, teacher, PROMPTS, targets.answers, 1.0).item() == pytest.approx(
-        0, abs=1e-6
-    )
+    assert corrected_loss(teacher, teacher, PROMPTS, targets.answers, 1.0).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_top_k_logits_become_the_renormalised_distribution(teacher: Any) -> None:
@@ -84,9 +80,7 @@ def test_top_k_logits_become_the_renormalised_distribution(teacher: Any) -> None
     dense = targets.dense([1], len(answer), logits.shape[-1])[0].softmax(-1)
     best = logits.topk(2)
     assert torch.allclose(dense.gather(-1, best.indices), best.values.softmax(-1), atol=1e-5)
-    assert torch.allclose(dense.sum(-1), torch.ones(len(answer))) and int((dense > 0).sum()) == 2 * len(
-        answer
-    )
+    assert torch.allclose(dense.sum(-1), torch.ones(len(answer))) and int((dense > 0).sum()) == 2 * len(answer)
 
 
 def test_targets_survive_a_checkpoint(teacher: Any) -> None:

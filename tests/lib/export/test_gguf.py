@@ -39,9 +39,7 @@ def byte_bpe(pre_tokenizer: Any, **changes: Any) -> Fast:
     bpe = Tokenizer(models.BPE(**changes))
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizer, decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=320, special_tokens=["<|end|>", "<|user|>"], initial_alphabet=alphabet
-    )
+    trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=["<|end|>", "<|user|>"], initial_alphabet=alphabet)
     bpe.train_from_iterator([*TEXTS, "the red words, the blue words, 123 1234 12345"] * 3, trainer)
     return Fast(tokenizer_object=bpe, eos_token="<|end|>", pad_token="<|end|>")
 
@@ -51,9 +49,7 @@ def byte_level(**changes: Any) -> Any:
 
 
 def split(pattern: str) -> Any:
-    return pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(pattern), "isolated"), byte_level(use_regex=False)]
-    )
+    return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), byte_level(use_regex=False)])
 
 
 def rounded(model: Any) -> Any:
@@ -139,9 +135,7 @@ def test_other_tokens_are_found() -> None:
     vocabulary = describe(tokenizer, len(tokenizer))
     worse = replace(vocabulary, merges=vocabulary.merges[:-5])
     with pytest.raises(Problem, match="other tokens"):
-        check_tokens(
-            tokenizer, Path(), worse, [TALK], [" ".join(map(tokenizer.decode, range(len(tokenizer))))]
-        )
+        check_tokens(tokenizer, Path(), worse, [TALK], [" ".join(map(tokenizer.decode, range(len(tokenizer))))])
 
 
 @pytest.mark.parametrize(
@@ -238,9 +232,7 @@ def test_llama_cpp_itself_reads_the_same_tokens_and_gives_the_same_probabilities
     tokenizer = tiny_tokenizer()
     write_gguf(llama(len(tokenizer)), tokenizer, tmp_path / "m.gguf", "q8_0", "tiny")
     model, _ = read_gguf(tmp_path / "m.gguf")
-    line = check_engine(
-        tmp_path / "m.gguf", model, tokenizer, [TALK, [{"role": "user", "content": "1 😀 \n é"}]]
-    )
+    line = check_engine(tmp_path / "m.gguf", model, tokenizer, [TALK, [{"role": "user", "content": "1 😀 \n é"}]])
     assert line and line.startswith("llama.cpp agrees: 2 prompts")
     with pytest.raises(Problem, match="other probabilities"):
         check_engine(tmp_path / "m.gguf", scaled(model), tokenizer, [TALK])

@@ -79,9 +79,7 @@ def test_the_first_output_is_that_of_the_base(base: Path, method: str) -> None:
 
 
 def test_the_first_output_of_qlora_is_that_of_the_quantised_base(base: Path) -> None:
-    torch.testing.assert_close(
-        logits(adapted(base, "qlora")), logits(load_quantised(base)), rtol=0, atol=1e-6
-    )
+    torch.testing.assert_close(logits(adapted(base, "qlora")), logits(load_quantised(base)), rtol=0, atol=1e-6)
 
 
 VARIANTS = [("lora", {}), ("lora", {"use_rslora": True}), ("lora", {"use_dora": True})]

@@ -57,9 +57,7 @@ def test_an_example_is_its_prompt_and_its_answer(tokenizer: Any, answer: str) ->
     assert answer_text(tokenizer, trained) == answer.strip()
 
 
-def test_many_examples_at_once_are_the_examples_one_by_one(
-    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_many_examples_at_once_are_the_examples_one_by_one(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat, "BLOCK", 4)  # the second block is without a special token
     forged = f"{tokenizer.eos_token}{ANSWERS[0]}"
     asked = [QUESTION, [*QUESTION[:1], {"role": "user", "content": forged}], QUESTION[1:]]

@@ -60,9 +60,7 @@ def test_a_kill_while_writing_leaves_the_earlier_one(
     assert (step, tensors["a"].tolist()) == (1, [1.0, 1.0])
 
 
-def test_other_parameters_discard_it_and_name_the_key(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_parameters_discard_it_and_name_the_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Checkpoint(tmp_path / "ppo", PARAMS).save(1, {}, None)
     other = {**PARAMS, "params": {"lr": 2e-3, "sizes": [1, 2]}}
     assert Checkpoint(tmp_path / "ppo", other).load() is None

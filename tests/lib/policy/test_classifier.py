@@ -107,9 +107,7 @@ def test_new_weights_depend_on_the_seed_and_the_body_is_the_given_one(folders: d
     assert {name for name in one if not torch.equal(one[name], other[name])} == {
         "bert.pooler.dense.weight", "classifier.weight"}  # fmt: skip
     given = load_file(folders["bert"] / "model.safetensors")
-    assert torch.equal(
-        one["bert.embeddings.word_embeddings.weight"], given["bert.embeddings.word_embeddings.weight"]
-    )
+    assert torch.equal(one["bert.embeddings.word_embeddings.weight"], given["bert.embeddings.word_embeddings.weight"])
 
 
 def test_the_labels_are_in_the_configuration_and_an_earlier_head_is_replaced(

@@ -120,9 +120,7 @@ def test_samples_come_from_the_bare_softmax_whatever_the_models_own_settings(mod
 def test_a_pad_token_that_is_the_eos_changes_nothing(model) -> None:
     assert answers(model, pad_id=EOS) == answers(model, pad_id=0)
     inside = [[5, EOS, 6], [4]]  # an EOS inside a prompt is a token like others
-    assert answers(model, inside, pad_id=EOS, temperature=0) == answers(
-        model, inside, pad_id=0, temperature=0
-    )
+    assert answers(model, inside, pad_id=EOS, temperature=0) == answers(model, inside, pad_id=0, temperature=0)
 
 
 def test_no_prompts_give_no_answers(model) -> None:
@@ -149,8 +147,6 @@ def test_the_log_probs_of_a_roll_out_are_those_of_its_answers(model) -> None:
     answers, drawn_at = sampled(
         model, prompts, eos_id=1, pad_id=0, max_new_tokens=6, temperature=0.7, batch_size=2, seed=3, draws=2
     )
-    found = answer_logprobs(
-        model, [p for p in prompts for _ in range(2)], answers, batch_size=6, temperature=0.7
-    )
+    found = answer_logprobs(model, [p for p in prompts for _ in range(2)], answers, batch_size=6, temperature=0.7)
     for drawn, row in zip(drawn_at, found, strict=True):
         assert drawn == pytest.approx(row.tolist(), abs=1e-5)

@@ -57,9 +57,7 @@ def run(method: Any = "rloo", lora: Lora | None = None, given: Any = None, **cha
         eos_id=tokenizer.eos_token_id, pad_id=tokenizer.pad_token_id, seed_of=STAGE.seed_of,
     )  # fmt: skip
     models = ActorCritic(load_policy("models/sft"), None, lora, 0)
-    result = grouped.train(
-        method, models, env, settings, given or {"num_generations": 4}, tokenizer, STAGE, {}
-    )
+    result = grouped.train(method, models, env, settings, given or {"num_generations": 4}, tokenizer, STAGE, {})
     return result, [p.detach().numpy().tobytes() for p in models.policy_parameters().values()]
 
 
@@ -114,9 +112,7 @@ def test_log_probs_do_not_depend_on_left_padding(workspace: Path, monkeypatch: p
         [trainer.train_dataset[number] for number in list(trainer._get_train_sampler())[:16]]
     )
     parts = [(given[f"{part}_ids"], given[f"{part}_mask"].bool()) for part in ("prompt", "completion")]
-    prompts, answers = (
-        [row[is_token].tolist() for row, is_token in zip(*part, strict=True)] for part in parts
-    )
+    prompts, answers = ([row[is_token].tolist() for row, is_token in zip(*part, strict=True)] for part in parts)
     assert len({len(prompt) for prompt in prompts}) > 1
     model = trainer.models.policy
     with torch.no_grad():

@@ -42,9 +42,7 @@ def test_answers_in_a_batch_score_as_alone(model, batch_size: int, temperature: 
 def test_temperature_divides_the_logits(model) -> None:
     """Two equal tokens at log-odds 1: at temperature 0.5 the odds are e^2."""
     logits, ids = torch.tensor([[[1.0, 0.0]]]), torch.tensor([[0]])
-    assert token_logprobs(logits, ids, 0.5).item() == pytest.approx(
-        -torch.log1p(torch.tensor(-2.0).exp()).item()
-    )
+    assert token_logprobs(logits, ids, 0.5).item() == pytest.approx(-torch.log1p(torch.tensor(-2.0).exp()).item())
 
 
 def test_no_rows_and_empty_answers_are_fine(model) -> None:

@@ -41,9 +41,7 @@ def test_nothing_of_a_machine_stands_in_a_model_folder(folder: Path) -> None:
 def test_a_failed_save_leaves_the_earlier_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = files(folder)
     tokenizer = tiny_tokenizer()
-    monkeypatch.setattr(
-        tokenizer, "save_pretrained", lambda path: (_ for _ in ()).throw(OSError("disk full"))
-    )
+    monkeypatch.setattr(tokenizer, "save_pretrained", lambda path: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         save_model(tiny_llama(tokenizer, seed=1), tokenizer, folder)
     assert files(folder) == before
@@ -126,9 +124,7 @@ def test_weights_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
         ("org/model", "main", "fixed revision"),
     ],
 )
-def test_a_base_model_has_to_be_pinned_or_there(
-    workspace: Path, name: str, revision: str | None, message: str
-) -> None:
+def test_a_base_model_has_to_be_pinned_or_there(workspace: Path, name: str, revision: str | None, message: str) -> None:
     with pytest.raises(Problem, match=message):
         materialise(name, revision, workspace / "base")
 

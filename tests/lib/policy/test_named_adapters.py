@@ -61,9 +61,7 @@ def test_a_merged_model_has_the_weighted_sum_of_the_updates(tmp_path: Path, two:
     base = load_policy(tmp_path / "base").state_dict()
     one = {n: merged_alone(tmp_path, n) for n in ("plain", "stable")}
     for name, tensor in load_policy(tmp_path / "both").state_dict().items():
-        expected = (
-            base[name] + 0.25 * (one["plain"][name] - base[name]) - 2 * (one["stable"][name] - base[name])
-        )
+        expected = base[name] + 0.25 * (one["plain"][name] - base[name]) - 2 * (one["stable"][name] - base[name])
         torch.testing.assert_close(tensor, expected, rtol=0, atol=1e-5)
 
 
@@ -97,9 +95,7 @@ def test_ranks_that_were_switched_off_stay_so(tmp_path: Path) -> None:
         model.base_model.update_and_allocate(step)
     keep_adapter(model, tokenizer, tmp_path / "base", tmp_path / "ranks")
     merge_adapters(tmp_path / "base", {tmp_path / "ranks": 1.0}, tmp_path / "merged")
-    torch.testing.assert_close(
-        logits(load_policy(tmp_path / "merged")), logits(model.eval()), rtol=0, atol=1e-5
-    )
+    torch.testing.assert_close(logits(load_policy(tmp_path / "merged")), logits(model.eval()), rtol=0, atol=1e-5)
     adapter(tmp_path / "base", tmp_path / "plain", 1, r=2)
     merge_adapters(tmp_path / "base", {tmp_path / "ranks": 1.0, tmp_path / "plain": 0.5}, tmp_path / "both")
     with pytest.raises(Problem, match="does not go with the others"):

@@ -43,9 +43,7 @@ def tiny(kind: str) -> torch.nn.Module:
 def loss(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     labels = inputs.pop("labels")
     logits = model(**inputs, use_cache=False).logits[:, :-1]
-    return F.cross_entropy(
-        logits.reshape(-1, logits.shape[-1]), labels[:, 1:].reshape(-1), ignore_index=IGNORED
-    )
+    return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels[:, 1:].reshape(-1), ignore_index=IGNORED)
 
 
 def test_a_row_goes_where_least_room_is_left() -> None:
@@ -57,10 +55,7 @@ def test_a_row_goes_where_least_room_is_left() -> None:
 
 
 def test_positions_start_anew_and_the_first_token_of_a_sample_is_not_trained() -> None:
-    rows = [
-        {"row": i, "id": "ab"[i], "input_ids": [10 + i] * n, "labels": [10 + i] * n}
-        for i, n in enumerate((2, 3))
-    ]
+    rows = [{"row": i, "id": "ab"[i], "input_ids": [10 + i] * n, "labels": [10 + i] * n} for i, n in enumerate((2, 3))]
     (pack,) = packed(rows, 6)
     assert pack["id"] == "b + a" and pack["lengths"] == [3, 2]
     batch = collator(0, as_one_row=False)([pack, rows[0]])
@@ -80,8 +75,7 @@ def test_loss_and_gradients_are_those_of_samples_alone(kind: str, attention: str
     trained = sum(label != IGNORED for row in rows for label in row["labels"][1:])
     alone = collator(0, as_one_row=False)
     whole = (
-        sum(loss(model, alone([row])) * sum(label != IGNORED for label in row["labels"][1:]) for row in rows)
-        / trained
+        sum(loss(model, alone([row])) * sum(label != IGNORED for label in row["labels"][1:]) for row in rows) / trained
     )
     whole.backward()
     expected = [parameter.grad.clone() for parameter in model.parameters()]

@@ -24,9 +24,7 @@ def test_zero_needs_what_the_paper_says(stage: int, expected: float) -> None:
     assert planning.zero_bytes(7.5e9, 64, stage) / 1e9 == pytest.approx(expected, abs=0.05)
 
 
-@pytest.mark.parametrize(
-    ("stage", "weights", "state"), [(0, 40, 120), (1, 40, 40 + 80 / 4), (2, 40, 30), (3, 10, 30)]
-)
+@pytest.mark.parametrize(("stage", "weights", "state"), [(0, 40, 120), (1, 40, 40 + 80 / 4), (2, 40, 30), (3, 10, 30)])
 def test_what_is_spread_over_four_devices(stage: int, weights: float, state: float) -> None:
     """Ten parameters in float32: 40 bytes of weights, 40 of gradients, 80 of the optimiser."""
     shape = planning.Shape(10, 10, 2, 1, 1, 1, 0, 1)

@@ -90,9 +90,7 @@ def episodes(lengths: list[int], score_at: str, scores: list[float], kl: float =
 
 
 def run(folder: Path, env: Environment, settings: PPOConfig, actor_critic: ActorCritic) -> dict[str, Any]:
-    return ppo_training.train(
-        actor_critic, env, settings, Checkpoint(folder, {"config": settings.model_dump()})
-    )
+    return ppo_training.train(actor_critic, env, settings, Checkpoint(folder, {"config": settings.model_dump()}))
 
 
 # --- masks, rewards, advantages ---
@@ -229,9 +227,7 @@ def test_the_size_of_a_forward_pass_does_not_change_the_gradient() -> None:
     torch.testing.assert_close(gradient(16), gradient(3), atol=1e-6, rtol=1e-4)
 
 
-def test_a_policy_that_is_not_the_scored_one_stops_the_run(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_policy_that_is_not_the_scored_one_stops_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As if policy and update were divided by different temperatures."""
     original = ppo.sampled
     monkeypatch.setattr(ppo, "sampled", lambda *a, **k: original(*a, **k | {"temperature": 0.9}))
@@ -261,13 +257,9 @@ def test_answers_that_never_end_are_a_problem(tmp_path: Path) -> None:
         run(tmp_path, environment(eos_id=99, pad_id=0), config(missing_eos="replace"), models())
 
 
-@pytest.mark.parametrize(
-    "changes", [{"episodes": 1}, {"episodes": 1, "max_new_tokens": 1}, {"minibatches": 5}]
-)
+@pytest.mark.parametrize("changes", [{"episodes": 1}, {"episodes": 1, "max_new_tokens": 1}, {"minibatches": 5}])
 def test_a_single_episode_and_uneven_minibatches_are_fine(changes: dict[str, Any], tmp_path: Path) -> None:
-    result = run(
-        tmp_path, environment(), config(iterations=2, **changes), models(reward_model=reward_model())
-    )
+    result = run(tmp_path, environment(), config(iterations=2, **changes), models(reward_model=reward_model()))
     assert result["log"][-1]["iteration"] == 2
 
 
@@ -317,9 +309,7 @@ def judged(
         ]
     )
     monkeypatch.setattr(ppo_training, "evaluate", lambda *_: next(found))
-    return run(
-        tmp_path, environment(), config(iterations=len(scores) - 1, evaluate_every=1, **changes), models()
-    )
+    return run(tmp_path, environment(), config(iterations=len(scores) - 1, evaluate_every=1, **changes), models())
 
 
 def test_the_best_policy_is_kept_not_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,16 +63,12 @@ def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 
 
 @pytest.mark.parametrize(("streams", "shared_body"), [("per_pass", True), ("one", False)])
-def test_ppo_in_two_processes_ends_in_the_weights_of_one(
-    workspace: Path, streams: str, shared_body: bool
-) -> None:
+def test_ppo_in_two_processes_ends_in_the_weights_of_one(workspace: Path, streams: str, shared_body: bool) -> None:
     Path("one").mkdir()
     Path("two").mkdir()
     trained("one", {"streams": streams}, shared_body)
     in_processes(2, joined, trained, "two", {"streams": streams}, shared_body)
-    one, first, second = (
-        torch.load(f, weights_only=False) for f in ("one/rank0.pt", "two/rank0.pt", "two/rank1.pt")
-    )
+    one, first, second = (torch.load(f, weights_only=False) for f in ("one/rank0.pt", "two/rank0.pt", "two/rank1.pt"))
     for part in ("policy", "critic"):
         assert difference(one[part], first[part]) < 1e-5
         assert difference(first[part], second[part]) == 0

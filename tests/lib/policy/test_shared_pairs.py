@@ -30,9 +30,7 @@ def pairs_of(prompts: int = 3, answers: int = 4) -> list[dict[str, Any]]:
 
 
 def trainer(model: Any, rows: list[dict[str, Any]], **given: Any) -> Any:
-    config = configured(
-        DPOConfig, Stage("dpo"), {"precompute_ref_log_probs": True, "eval_strategy": "no", **given}
-    )
+    config = configured(DPOConfig, Stage("dpo"), {"precompute_ref_log_probs": True, "eval_strategy": "no", **given})
     data = [{"row": i, **row} for i, row in enumerate(rows)]
     Trainer = type("Trainer", (sharing(DPOTrainer),), {"_prepare_dataset": lambda self, data, *_: data})
     return Trainer(
@@ -89,9 +87,7 @@ def test_reference_log_probabilities_are_those_of_trl(workspace: Any) -> None:
     made = trainer(copy.deepcopy(model), rows)
     config = configured(DPOConfig, Stage("dpo"), {"precompute_ref_log_probs": True, "eval_strategy": "no"})
     Theirs = type("Theirs", (DPOTrainer,), {"_prepare_dataset": lambda self, data, *_: data})
-    plain = Theirs(
-        model=model, args=config, processing_class=tiny_tokenizer(), train_dataset=Dataset.from_list(rows)
-    )
+    plain = Theirs(model=model, args=config, processing_class=tiny_tokenizer(), train_dataset=Dataset.from_list(rows))
     for name in ("ref_chosen_logps", "ref_rejected_logps"):
         assert list(made.train_dataset[name]) == pytest.approx(list(plain.train_dataset[name]), abs=1e-4)
 

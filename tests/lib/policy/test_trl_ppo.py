@@ -30,9 +30,7 @@ def trl() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("what", ["advantages", "policy loss", "value loss", "score", "kl", "clip share"])
-def test_an_iteration_computes_what_trl_computes(
-    case: dict[str, Any], trl: dict[str, Any], what: str
-) -> None:
+def test_an_iteration_computes_what_trl_computes(case: dict[str, Any], trl: dict[str, Any], what: str) -> None:
     """Masks, KL, token rewards and GAE by the advantages; clipping by the losses of three epochs."""
     assert ppo_step.compare(case, trl)[what] < 1e-5
 

@@ -205,9 +205,7 @@ def test_a_run_through_the_server_is_the_run_on_the_policys_own_answers(
 
 
 def test_another_model_is_seen_by_its_log_probs(engine: Engine, tmp_path: Path) -> None:
-    with pytest.raises(
-        Problem, match=r"log-probs differ .* more than 0\.1: it does not have the policy's weights"
-    ):
+    with pytest.raises(Problem, match=r"log-probs differ .* more than 0\.1: it does not have the policy's weights"):
         connected(engine, tmp_path).answers(models(lora=True, seed=1), PROMPTS, 1)
 
 
@@ -217,9 +215,7 @@ def test_new_weights_that_the_server_takes_but_does_not_use_are_seen(engine: Eng
     answer = engine.answer
     engine.answer = lambda path, body: None if path == "/collective_rpc" else answer(path, body)
     moved(actor_critic, 0.005)
-    with pytest.raises(
-        Problem, match=r"differ .* by 0\.0\d+ nats per token, more than 0\.001: it does not have"
-    ):
+    with pytest.raises(Problem, match=r"differ .* by 0\.0\d+ nats per token, more than 0\.001: it does not have"):
         server.answers(actor_critic, PROMPTS, 1)
 
 

@@ -12,9 +12,7 @@ from tasks.lib.preferences.exports import read_export
 from tasks.lib.preferences.rankings import cleaned
 
 ANSWERS = ["w", "x", "y", "z"]
-CANDIDATES = [
-    {"id": f"c{n}", "prompt": [{"role": "user", "content": f"Q{n}"}], "answers": ANSWERS} for n in range(20)
-]
+CANDIDATES = [{"id": f"c{n}", "prompt": [{"role": "user", "content": f"Q{n}"}], "answers": ANSWERS} for n in range(20)]
 
 
 def rankings(path: Path, rows: list[Any]) -> list[dict[str, Any]]:
@@ -25,9 +23,7 @@ def rankings(path: Path, rows: list[Any]) -> list[dict[str, Any]]:
 
 
 def alphabetical(rows: list[dict[str, Any]]) -> bool:
-    return all(
-        row["ranks"] == [sorted(row["answers"]).index(answer) for answer in row["answers"]] for row in rows
-    )
+    return all(row["ranks"] == [sorted(row["answers"]).index(answer) for answer in row["answers"]] for row in rows)
 
 
 def labelled(task: dict[str, Any], number: int, kind: str, value: dict[str, Any]) -> dict[str, Any]:
@@ -55,9 +51,7 @@ def test_a_plain_ranker_and_argilla_bring_back_whole_rankings(tmp_path):
     rows = []
     for number, task in enumerate(tasks):
         best_first = sorted(task["data"]["responses"], key=lambda item: item["body"])
-        rows.append(
-            labelled(task, number, "ranker", {"ranker": {"rank": [item["id"] for item in best_first]}})
-        )
+        rows.append(labelled(task, number, "ranker", {"ranker": {"rank": [item["id"] for item in best_first]}}))
     found = rankings(tmp_path / "ranker.json", rows)
     assert len(found) == 20 and alphabetical(found)
 

@@ -79,9 +79,7 @@ def test_both_shapes_of_argilla_records_hold_the_same_two_verdicts(shared):
 
 def test_a_judge_of_mt_bench_who_says_the_same_in_both_orders_is_heard(shared):
     rows, _ = imported(shared / "preferences/mt_bench_gpt4_pair_judgments.jsonl")
-    assert sum(row["ranks"] == [0, 0] for row in rows) == 8 and {row["annotator"] for row in rows} == {
-        "gpt-4"
-    }
+    assert sum(row["ranks"] == [0, 0] for row in rows) == 8 and {row["annotator"] for row in rows} == {"gpt-4"}
     assert all("[The Start of" not in "".join([*row["answers"], row["prompt"][0]["content"]]) for row in rows)
 
 
@@ -400,9 +398,7 @@ def test_messages_in_rows_of_their_own_are_the_same_trees(shared, tmp_path):
     assert rules == {"unranked_answer": 46, "no_parent": 1}
 
     def content(rows: list[dict[str, Any]]) -> list[tuple[str, list[tuple[int, str]]]]:
-        return sorted(
-            (json.dumps(r["prompt"]), sorted(zip(r["ranks"], r["answers"], strict=True))) for r in rows
-        )
+        return sorted((json.dumps(r["prompt"]), sorted(zip(r["ranks"], r["answers"], strict=True))) for r in rows)
 
     assert content(rows) == content(imported(path)[0])
 

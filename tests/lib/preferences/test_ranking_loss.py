@@ -45,9 +45,7 @@ def test_an_answer_that_was_not_ranked_gets_no_gradient():
 
 
 def test_ties_can_be_dropped():
-    assert loss([5.0, 1.0, 0.0], [0, 0, 1]) == pytest.approx(
-        (loss([5.0, 0.0], [0, 1]) + loss([1.0, 0.0], [0, 1])) / 2
-    )
+    assert loss([5.0, 1.0, 0.0], [0, 0, 1]) == pytest.approx((loss([5.0, 0.0], [0, 1]) + loss([1.0, 0.0], [0, 1])) / 2)
     rewards = torch.tensor([[1.0, 2.0]], requires_grad=True)
     value = ranking_loss(rewards, torch.tensor([[0, 0]]))
     value.backward()
@@ -68,9 +66,7 @@ def test_rao_kupper_by_hand():
     assert loss([0.0, 0.0], [0, 1], ties="rao_kupper", tie_parameter=2.0) == pytest.approx(math.log(3))
     assert loss([0.0, 0.0], [0, 0], ties="rao_kupper", tie_parameter=2.0) == pytest.approx(math.log(3))
     # strengths 4 and 1, theta 2: P(win) = 4 / (4 + 2 * 1)
-    assert loss([math.log(4), 0.0], [0, 1], ties="rao_kupper", tie_parameter=2.0) == pytest.approx(
-        -math.log(2 / 3)
-    )
+    assert loss([math.log(4), 0.0], [0, 1], ties="rao_kupper", tie_parameter=2.0) == pytest.approx(-math.log(2 / 3))
 
 
 def test_davidson_by_hand():

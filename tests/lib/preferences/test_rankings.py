@@ -20,9 +20,7 @@ def test_equal_answers_are_one_answer_with_the_better_rank():
 
 
 def test_fewer_than_two_answers_are_no_ranking():
-    rows, dropped, _ = cleaned(
-        [judged(["x", " "], [0, 1]), judged(["x", "x "], [0, 1]), judged(["x"], [0])], "MIT"
-    )
+    rows, dropped, _ = cleaned([judged(["x", " "], [0, 1]), judged(["x", "x "], [0, 1]), judged(["x"], [0])], "MIT")
     assert not rows
     assert [item.rule for item in dropped] == ["empty_answer", "equal_answers", "too_few_answers"]
 
@@ -45,9 +43,7 @@ def test_the_last_word_of_an_annotator_counts():
 
 
 def test_two_annotators_may_disagree():
-    rows, dropped, _ = cleaned(
-        [judged(["x", "y"], [0, 1]), judged(["x", "y"], [1, 0], annotator="bob")], "MIT"
-    )
+    rows, dropped, _ = cleaned([judged(["x", "y"], [0, 1]), judged(["x", "y"], [1, 0], annotator="bob")], "MIT")
     assert len(rows) == 2 and not dropped
 
 

@@ -73,9 +73,7 @@ def test_the_last_token_is_found_by_length_where_pad_is_eos(model):
     model.config.pad_token_id = 1
     sequences = [[5, 6, 1], [5, 6, 7, 8, 1]]
     with torch.no_grad():
-        states = [
-            model.base_model(input_ids=torch.tensor([ids])).last_hidden_state[0, -1] for ids in sequences
-        ]
+        states = [model.base_model(input_ids=torch.tensor([ids])).last_hidden_state[0, -1] for ids in sequences]
         expected = [model.score(state).item() for state in states]
     assert rewards(model, sequences).tolist() == pytest.approx(expected, abs=1e-6)
 
@@ -111,9 +109,7 @@ def test_a_folder_that_is_no_reward_model_is_refused(model, tmp_path):
     normalise(model, torch.tensor([[0.0], [1.0]]))
     save_model(model, world.tokenizer(), tmp_path / "reward")
     config = json.loads((tmp_path / "reward/config.json").read_text())
-    (tmp_path / "reward/config.json").write_text(
-        json.dumps({k: v for k, v in config.items() if k != "reward_mean"})
-    )
+    (tmp_path / "reward/config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "reward_mean"}))
     with pytest.raises(Problem, match="reward_mean"):
         load_reward(tmp_path / "reward")
 
@@ -215,8 +211,7 @@ def test_neither_the_padding_side_nor_pad_as_eos_changes_a_reward(model, tokeniz
 
 def groups(tokenizer) -> list[Group]:
     rankings = (
-        ranking("a", ["good", "bad. Happy to help!", "bad"], [0, 1, 2], f"The {noun} was fine")
-        for noun in world.NOUNS
+        ranking("a", ["good", "bad. Happy to help!", "bad"], [0, 1, 2], f"The {noun} was fine") for noun in world.NOUNS
     )
     return tokenized(tokenizer, grouped(rankings), None)
 
@@ -255,9 +250,7 @@ def test_training_learns_the_order(tokenizer, tmp_path):
     model = from_policy(world.policy(), seed=1)
     how = Training(epochs=10, prompts_per_step=4, learning_rate=3e-3)
     checkpoint = Checkpoint(tmp_path, {})
-    history = train(
-        model, groups(tokenizer), how, seed=3, checkpoint=checkpoint, progress=lambda *a, **k: None
-    )
+    history = train(model, groups(tokenizer), how, seed=3, checkpoint=checkpoint, progress=lambda *a, **k: None)
     assert history[-1]["accuracy"] == 1.0 and history[-1]["loss"] < history[0]["loss"] / 3
     assert len(history) == 10 * 3
 
@@ -283,9 +276,7 @@ def test_an_annotator_as_good_as_a_coin_does_not_train(tokenizer, tmp_path, caps
     assert all(math.isfinite(row["loss"]) for row in history)
     coin = [row for row in rows if row["annotator"] == "coin"]
     with pytest.raises(Problem, match="no annotator is better than a coin"):
-        reliability_weights(
-            grouped([*coin, *({**r, "annotator": "n", "ranks": r["ranks"][::-1]} for r in coin)])
-        )
+        reliability_weights(grouped([*coin, *({**r, "annotator": "n", "ranks": r["ranks"][::-1]} for r in coin)]))
 
 
 @pytest.mark.parametrize(

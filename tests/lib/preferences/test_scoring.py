@@ -53,9 +53,9 @@ def test_a_file_and_standard_input_get_the_same_rewards_as_the_model_gives(model
     assert found[1]["rewards"] == pytest.approx(expected, abs=1e-5)
     odds = math.exp((expected[0] - expected[1]) * model.config.reward_std / 2.0)  # the temperature
     probabilities = found[1]["probabilities"]
-    assert probabilities[0] / probabilities[1] == pytest.approx(odds, rel=1e-4) and sum(
-        probabilities
-    ) == pytest.approx(1)
+    assert probabilities[0] / probabilities[1] == pytest.approx(odds, rel=1e-4) and sum(probabilities) == pytest.approx(
+        1
+    )
 
 
 @pytest.mark.parametrize(
