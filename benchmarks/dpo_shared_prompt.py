@@ -29,9 +29,9 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from benchmarks.reward_training import END, LIKED, PAD, VOCABULARY, tokenizer
 from tasks.dpo import groups_of
-from tasks.lib.policy.shared_pairs import collator, sharing
-from tasks.lib.policy.trainers import configured, ours
+from tasks.lib.dpo.shared_pairs import collator, sharing
 from tasks.lib.stage import Stage
+from tasks.lib.training.hf_trainer import configured, ours
 
 K, PROMPT, ANSWER, TRAIN, HELDOUT, PAIRS_PER_STEP = 4, 48, 16, 64, 32, 12
 USE_TRITON = utils._use_triton  # what TRL scores without ours

@@ -22,11 +22,11 @@ from typing import Any
 import torch
 
 from benchmarks.trl_ppo import four_models, sizes
-from tasks.lib.policy import ppo
-from tasks.lib.policy.actor_critic import ActorCritic, Lora
-from tasks.lib.policy.passes import in_passes, lengths_of
-from tasks.lib.policy.ranks import spread
-from tasks.lib.preferences.reward_model import score
+from tasks.lib.models.passes import in_passes, lengths_of
+from tasks.lib.reward.reward_model import score
+from tasks.lib.rl import ppo
+from tasks.lib.rl.actor_critic import ActorCritic, Lora
+from tasks.lib.training.distributed import spread
 
 DEMO = {
     "vocab_size": 1024, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4,

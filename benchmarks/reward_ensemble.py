@@ -25,17 +25,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tasks.lib.annotation.agreement import verdicts
 from tasks.lib.data.rows import read_parquet
-from tasks.lib.policy.chat import load_tokenizer
-from tasks.lib.policy.checkpoints import Checkpoint
-from tasks.lib.policy.models import load_policy
-from tasks.lib.preferences.agreement import verdicts
-from tasks.lib.preferences.calibration import judged_pairs, temperature
-from tasks.lib.preferences.ensemble import disagreement
-from tasks.lib.preferences.rankings import prompt_id
-from tasks.lib.preferences.reward_model import Group, from_policy, group_heads, grouped, tokenized
-from tasks.lib.preferences.reward_training import Training, train
+from tasks.lib.importers.rankings import prompt_id
+from tasks.lib.models.chat import load_tokenizer
+from tasks.lib.models.loading import load_policy
+from tasks.lib.reward.calibration import judged_pairs, temperature
+from tasks.lib.reward.ensemble import disagreement
+from tasks.lib.reward.reward_model import Group, from_policy, group_heads, grouped, tokenized
+from tasks.lib.reward.reward_training import Training, train
 from tasks.lib.stage import read_yaml
+from tasks.lib.training.checkpoints import Checkpoint
 
 
 def trained(workspace: Path, groups: list[Group], how: Training, heads: int, seed: int) -> Any:

@@ -26,10 +26,10 @@ from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tasks.lib.evaluation.intervals import mean_interval
-from tasks.lib.policy.checkpoints import Checkpoint
-from tasks.lib.preferences.ranking_loss import ranking_loss
-from tasks.lib.preferences.reward_model import Group, from_policy, rewards
-from tasks.lib.preferences.reward_training import Training, train
+from tasks.lib.reward.ranking_loss import ranking_loss
+from tasks.lib.reward.reward_model import Group, from_policy, rewards
+from tasks.lib.reward.reward_training import Training, train
+from tasks.lib.training.checkpoints import Checkpoint
 
 K, TRAIN, HELDOUT, PER_STEP, RATE = 9, 192, 64, 2, 1e-3  # PER_STEP: prompts, or all their pairs
 VOCABULARY, PAD, END, LIKED = 512, 0, 1, range(2, 34)  # the more liked tokens in an answer, the better

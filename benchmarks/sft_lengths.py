@@ -29,9 +29,9 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer import utils
 
 from benchmarks.reward_training import tokenizer
-from tasks.lib.policy.packing import collator, packed
-from tasks.lib.policy.trainers import configured, ours
+from tasks.lib.finetuning.packing import collator, packed
 from tasks.lib.stage import Stage
+from tasks.lib.training.hf_trainer import configured, ours
 
 VOCABULARY, LONGEST, ROWS, HELDOUT, BATCH = 512, 512, 1600, 200, 16
 SUCCESSORS = 4  # tokens that may follow a token, all as likely: no model's loss is below log 4 = 1.386

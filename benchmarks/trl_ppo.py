@@ -3,11 +3,11 @@
 TRL 1.12 is the last version with PPO and does not live beside ours, so this file runs in an environment of its own:
 
     python -m venv VENV; VENV/bin/pip install torch==2.13.0 trl==1.12.0
-    VENV/bin/python benchmarks/trl_ppo.py tests/lib/policy/trl_ppo_case.json tests/lib/policy/trl_ppo_figures.json
+    VENV/bin/python benchmarks/trl_ppo.py tests/lib/rl/trl_ppo_case.json tests/lib/rl/trl_ppo_figures.json
 
 The case: {shape, prompts, answers, settings, iterations}. Answers are padded with 0 to one length; EOS is 1.
 TRL samples as it always does, and the samples are then replaced by the given ones. Weights come from `tiny`.
-`benchmarks/ppo_step.py` and `tests/lib/policy/test_trl_ppo.py` compare ours with the output.
+`benchmarks/ppo_step.py` and `tests/lib/rl/test_trl_ppo.py` compare ours with the output.
 """
 
 from __future__ import annotations

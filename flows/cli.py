@@ -241,7 +241,7 @@ def _render(options: argparse.Namespace) -> int:
     rows = examples(params, options.show)
     base = Path("models/base")
     if base.is_dir():
-        from tasks.lib.policy.chat import example_ids, load_tokenizer, preview
+        from tasks.lib.models.chat import example_ids, load_tokenizer, preview
 
         tokenizer = load_tokenizer(base)
     for row in rows:
@@ -267,7 +267,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _merge(options: argparse.Namespace) -> int:
     """Write the base model plus a weighted sum of low-rank adapters, as an ordinary model."""
-    from tasks.lib.policy.named_adapters import merge_adapters
+    from tasks.lib.finetuning.adapter_merging import merge_adapters
     from tasks.lib.stage import Problem
 
     weighted: dict[Path, float] = {}
@@ -284,7 +284,7 @@ def _merge(options: argparse.Namespace) -> int:
 
 def _annotate(options: argparse.Namespace) -> int:
     """Serve a page on loopback on which one person ranks answers; each ranking is saved at once."""
-    from tasks.lib.preferences.annotation_page import serve
+    from tasks.lib.annotation.page import serve
 
     serve(options.candidates, options.annotator, options.into, options.port)
     return 0
@@ -295,7 +295,7 @@ def _score(options: argparse.Namespace) -> int:
     the SFT model."""
     import json
 
-    from tasks.lib.preferences.scoring import accuracy, read_rows, scored
+    from tasks.lib.reward.scoring import accuracy, read_rows, scored
 
     if options.accuracy:
         for source, (share, pairs) in accuracy(options.model, Path(options.file)).items():

@@ -7,10 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.lib.policy import planning
-from tasks.lib.policy.launching import PLAIN, Launch, read_launcher
-from tasks.lib.policy.planning import DEVICES, FREE, REACHED, Device, Shape
+from flows.memory import (
+    DEVICES,
+    FREE,
+    REACHED,
+    Device,
+    Shape,
+    activation_bytes,
+    backward_bytes,
+    cache_bytes,
+    checkpoint_bytes,
+    logits_bytes,
+    read_config,
+    shape_of_config,
+    spread_bytes,
+    trained_bytes,
+    trained_parameters,
+)
 from tasks.lib.stage import Problem
+from tasks.lib.training.launching import PLAIN, Launch, read_launcher
 
 STAGES = ("base", "sft", "sample", "reward", "dpo", "ppo")
 LIBRARIES = 0.55e9  # bytes of a process that has imported torch, transformers and TRL on a CPU
@@ -76,25 +91,23 @@ def _trained(
     operations: float | None,
 ) -> Need:
     """Of a stage that trains one model on `tokens` tokens at a time; `others` are bytes of models beside it."""
-    weights, state = planning.trained_bytes(shape, method, dict(adapter), on_gpu)
-    weights, state = planning.spread_bytes(shape, weights, state, launch.processes, launch.zero)
+    weights, state = trained_bytes(shape, method, dict(adapter), on_gpu)
+    weights, state = spread_bytes(shape, weights, state, launch.processes, launch.zero)
     size = 2 if on_gpu else 4
-    kept = planning.activation_bytes(shape, tokens, size, checkpointing=checkpointing)
+    kept = activation_bytes(shape, tokens, size, checkpointing=checkpointing)
     return Need(
         weights=weights + others,
         training=state + others_training,
-        activations=kept * passes
-        + planning.backward_bytes(shape, tokens, size)
-        + planning.logits_bytes(shape, logit_tokens),
+        activations=kept * passes + backward_bytes(shape, tokens, size) + logits_bytes(shape, logit_tokens),
         cache=cache,
         operations=operations,
-        disk=planning.checkpoint_bytes(shape, planning.trained_parameters(shape, method, dict(adapter))),
+        disk=checkpoint_bytes(shape, trained_parameters(shape, method, dict(adapter))),
     )
 
 
 def _generated(shape: Shape, rows: int, length: int) -> float:
     """The KV cache of answers that are sampled side by side, and their logits."""
-    return planning.cache_bytes(shape, rows * length, 4) + 4.0 * rows * shape.vocabulary
+    return cache_bytes(shape, rows * length, 4) + 4.0 * rows * shape.vocabulary
 
 
 def _of_base(section: Mapping[str, Any], shape: Shape, on_gpu: bool) -> Need:
@@ -143,7 +156,7 @@ def _of_dpo(section: Mapping[str, Any], shape: Shape, on_gpu: bool) -> Need:
         shape, on_gpu, launch, "lora" if section["lora"] else "full", section["lora"] or {},
         tokens=tokens, logit_tokens=tokens,
         checkpointing=on_gpu and trainer.get("gradient_checkpointing", True),
-        others=planning.spread_bytes(shape, reference, 0.0, launch.processes, launch.zero)[0] if reference else 0.0,
+        others=spread_bytes(shape, reference, 0.0, launch.processes, launch.zero)[0] if reference else 0.0,
         operations=steps and per_token * tokens * steps * trainer.get("gradient_accumulation_steps", 1),
     )  # fmt: skip
 
@@ -172,7 +185,7 @@ def shape_of(params: Mapping[str, Any], config: Path | None) -> Shape:
     if config is not None or Path(base["model"]).is_dir():
         place = config or Path(base["model"])
         try:
-            return planning.shape_of(planning.read_config(place))
+            return shape_of_config(read_config(place))
         except (OSError, ValueError, AttributeError) as error:
             said = str(error).splitlines()[0][:120]
             raise Problem(f"{place}: not a config.json of a causal language model: {said}") from None
@@ -181,7 +194,7 @@ def shape_of(params: Mapping[str, Any], config: Path | None) -> Shape:
             f"params.yaml: base.model: {base['model']} is not here; name its config.json: anneal plan --config FILE"
         )
     tiny = base["tiny"]
-    return planning.shape_of(
+    return shape_of_config(
         LlamaConfig(
             vocab_size=tiny["vocab_size"],
             hidden_size=tiny["hidden"],

@@ -17,9 +17,10 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from tasks.lib.annotation.tool_tasks import bucket_names, task
 from tasks.lib.data.rows import content_id, read_parquet
 from tasks.lib.evaluation.judge import Annotator, Panel, read_panel
-from tasks.lib.preferences.annotation_tasks import UNASSIGNED, bucket_names, task
+from tasks.lib.importers.labelstudio import UNASSIGNED
 from tasks.lib.stage import Problem, Stage, main, replaced, write_json
 
 ANNOTATIONS = Path("data/annotations")

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from pydantic import BaseModel, Field
 
+from tasks.lib.finetuning.pretraining import blocks, documents, new_llama, perplexity, pretrain, train_tokenizer
+from tasks.lib.models.chat import load_tokenizer
+from tasks.lib.models.loading import device, load_policy, materialise, save_model
 from tasks.lib.plots import curves
-from tasks.lib.policy.chat import load_tokenizer
-from tasks.lib.policy.checkpoints import Checkpoint, file_hash
-from tasks.lib.policy.models import device, load_policy, materialise, save_model
-from tasks.lib.policy.pretraining import blocks, documents, new_llama, perplexity, pretrain, train_tokenizer
 from tasks.lib.stage import Problem, Stage, main
+from tasks.lib.training.checkpoints import Checkpoint, file_hash
 
 OUT = Path("models/base")
 

@@ -68,7 +68,7 @@ def raw_rows(document: dict[str, Any]) -> list[tuple[str, Row]]:
 
 def instruction_tokens(rows: list[Row], max_length: int | None) -> list[Row]:
     """Instructions as SFT trains on them."""
-    from tasks.lib.policy.chat import all_example_ids, load_tokenizer
+    from tasks.lib.models.chat import all_example_ids, load_tokenizer
 
     tokenizer = load_tokenizer("models/base")
     examples = all_example_ids(tokenizer, rows, "data/curated")
@@ -86,7 +86,7 @@ def instruction_tokens(rows: list[Row], max_length: int | None) -> list[Row]:
 
 def ranking_tokens(rows: list[Row], max_length: int | None) -> list[Row]:
     """Rankings as the reward model and DPO train on them: a prompt and its answers become tokens once."""
-    from tasks.lib.policy.chat import all_answer_ids, all_prompt_ids, load_tokenizer
+    from tasks.lib.models.chat import all_answer_ids, all_prompt_ids, load_tokenizer
 
     tokenizer = load_tokenizer("models/sft")
     shown = {str(row["prompt"]): row["prompt"] for row in rows}

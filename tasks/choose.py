@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field, NonNegativeFloat
 
 from tasks.lib.evaluation.intervals import Interval
 from tasks.lib.evaluation.selection import Candidate, Rule, choose_best
-from tasks.lib.policy.folders import replaced_folder, weights_hash
+from tasks.lib.models.model_folder import replaced_folder, weights_hash
 from tasks.lib.stage import Problem, Stage, main
 
 EVALUATION = Path("reports/evaluate.json")

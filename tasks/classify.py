@@ -21,10 +21,8 @@ from pydantic import BaseModel, Field
 
 from tasks.lib.data.labels import Labelled, classes, majority, read_labelled
 from tasks.lib.evaluation.classification import classification_figures, regression_figures
-from tasks.lib.plots import curves
-from tasks.lib.policy.adapters import merged, trainable
-from tasks.lib.policy.checkpoints import file_hash
-from tasks.lib.policy.classifier import (
+from tasks.lib.finetuning.adapters import merged, trainable
+from tasks.lib.finetuning.classifier import (
     Method,
     adapt,
     collator,
@@ -34,10 +32,12 @@ from tasks.lib.policy.classifier import (
     summed_loss,
     token_ids,
 )
-from tasks.lib.policy.folders import weights_hash
-from tasks.lib.policy.models import save_model
-from tasks.lib.policy.trainers import configured, curve, ours, train
+from tasks.lib.models.loading import save_model
+from tasks.lib.models.model_folder import weights_hash
+from tasks.lib.plots import curves
 from tasks.lib.stage import Problem, Stage, main
+from tasks.lib.training.checkpoints import file_hash
+from tasks.lib.training.hf_trainer import configured, curve, ours, train
 
 
 class Task(BaseModel, extra="forbid"):

@@ -25,12 +25,12 @@ from tasks.lib.export.distillation import (
 )
 from tasks.lib.export.manifest import hash_of
 from tasks.lib.export.student_training import Training, train_student
+from tasks.lib.models.chat import answer_text, load_tokenizer, prompt_ids
+from tasks.lib.models.generation import generate
+from tasks.lib.models.loading import load_policy, save_model
 from tasks.lib.plots import curves
-from tasks.lib.policy.chat import answer_text, load_tokenizer, prompt_ids
-from tasks.lib.policy.checkpoints import Checkpoint
-from tasks.lib.policy.generation import generate
-from tasks.lib.policy.models import load_policy, save_model
 from tasks.lib.stage import Problem, Stage, main
+from tasks.lib.training.checkpoints import Checkpoint
 
 GENERATED = 128  # rows answered or scored side by side
 

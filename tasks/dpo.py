@@ -22,20 +22,20 @@ import torch
 from pydantic import BaseModel, Field
 
 from tasks.lib.data.rows import content_id, read_parquet
+from tasks.lib.dpo.kto_labels import labels_of_pairs, labels_of_ratings, mismatched, unpaired_ids
+from tasks.lib.dpo.reference_cache import caching
+from tasks.lib.dpo.shared_pairs import collator, sharing
+from tasks.lib.models.chat import all_answer_ids, all_prompt_ids, load_tokenizer
+from tasks.lib.models.generation import generate
+from tasks.lib.models.loading import load_policy, save_model
+from tasks.lib.models.logprobs import answer_logprobs
+from tasks.lib.models.model_folder import weights_hash
 from tasks.lib.plots import curves
-from tasks.lib.policy.chat import all_answer_ids, all_prompt_ids, load_tokenizer
-from tasks.lib.policy.checkpoints import file_hash
-from tasks.lib.policy.folders import weights_hash
-from tasks.lib.policy.generation import generate
-from tasks.lib.policy.launching import under_launcher
-from tasks.lib.policy.logprobs import answer_logprobs
-from tasks.lib.policy.models import load_policy, save_model
-from tasks.lib.policy.ranks import is_first
-from tasks.lib.policy.reference import caching
-from tasks.lib.policy.shared_pairs import collator, sharing
-from tasks.lib.policy.trainers import configured, curve, loading_place, ours, train, whole
-from tasks.lib.policy.unpaired import labels_of_pairs, labels_of_ratings, mismatched, unpaired_ids
 from tasks.lib.stage import Problem, Stage, known_keys, main
+from tasks.lib.training.checkpoints import file_hash
+from tasks.lib.training.distributed import is_first
+from tasks.lib.training.hf_trainer import configured, curve, loading_place, ours, train, whole
+from tasks.lib.training.launching import under_launcher
 
 SFT, OUT = Path("models/sft"), Path("models/dpo")
 TRAIN, HELD_OUT = Path("data/preferences/train.parquet"), Path("data/preferences/heldout.parquet")

@@ -30,11 +30,11 @@ from tasks.lib.evaluation.answers import (
 from tasks.lib.evaluation.figures import TITLES, Columns, summarised, table_per_task
 from tasks.lib.evaluation.judge import Panel, read_panel
 from tasks.lib.evaluation.win_rates import gold_judge, panel_judge, wins, wins_by_score
+from tasks.lib.models.chat import all_answer_ids, load_tokenizer
+from tasks.lib.models.loading import load_policy
+from tasks.lib.models.model_folder import replaced_folder, weights_hash
 from tasks.lib.plots import bars
-from tasks.lib.policy.chat import all_answer_ids, load_tokenizer
-from tasks.lib.policy.folders import replaced_folder, weights_hash
-from tasks.lib.policy.models import load_policy
-from tasks.lib.preferences.reward_model import load_reward, score
+from tasks.lib.reward.reward_model import load_reward, score
 from tasks.lib.stage import Problem, Stage, main
 
 OUT = Path("reports/evaluation")

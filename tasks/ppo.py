@@ -16,22 +16,22 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from tasks.lib.data.rows import read_parquet
 from tasks.lib.evaluation.judge import Panel, read_panel
-from tasks.lib.evaluation.verifiers import verified
+from tasks.lib.models.chat import all_prompt_ids, answer_text, load_tokenizer
+from tasks.lib.models.loading import load_policy, save_model
+from tasks.lib.models.model_folder import weights_hash
+from tasks.lib.models.passes import in_passes, lengths_of
 from tasks.lib.plots import curves
-from tasks.lib.policy import grouped
-from tasks.lib.policy.actor_critic import ActorCritic, Lora
-from tasks.lib.policy.chat import all_prompt_ids, answer_text, load_tokenizer
-from tasks.lib.policy.checkpoints import Checkpoint, file_hash
-from tasks.lib.policy.folders import weights_hash
-from tasks.lib.policy.launching import under_launcher
-from tasks.lib.policy.models import load_policy, save_model
-from tasks.lib.policy.passes import in_passes, lengths_of
-from tasks.lib.policy.ppo import Answers, Environment, PPOConfig, Prompt, Reward
-from tasks.lib.policy.ppo_training import train
-from tasks.lib.policy.ranks import by_first, is_first, spread
-from tasks.lib.policy.vllm_generation import VllmServer
-from tasks.lib.preferences.reward_model import load_reward, score
+from tasks.lib.reward.reward_model import load_reward, score
+from tasks.lib.rl import rloo_grpo as grouped
+from tasks.lib.rl.actor_critic import ActorCritic, Lora
+from tasks.lib.rl.ppo import Answers, Environment, PPOConfig, Prompt, Reward
+from tasks.lib.rl.ppo_training import train
+from tasks.lib.rl.verifiable_rewards import verified
+from tasks.lib.rl.vllm_server import VllmServer
 from tasks.lib.stage import Problem, Stage, main
+from tasks.lib.training.checkpoints import Checkpoint, file_hash
+from tasks.lib.training.distributed import by_first, is_first, spread
+from tasks.lib.training.launching import under_launcher
 
 SFT, REWARD, OUT = Path("models/sft"), Path("models/reward"), Path("models/ppo")
 PROMPTS, VALIDATION = Path("data/curated/policy.parquet"), Path("data/curated/validation.parquet")

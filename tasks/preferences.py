@@ -19,13 +19,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
+from tasks.lib.annotation.agreement_report import agreement_figures, annotator_rows
 from tasks.lib.data.rows import LEDGER, RANKING, RATING, write_parquet
 from tasks.lib.evaluation.intervals import Interval, mean_interval
+from tasks.lib.importers.attribute_ratings import has_ratings, ratings
+from tasks.lib.importers.formats import SUFFIXES, has_no_order, read_export
+from tasks.lib.importers.rankings import Dropped, cleaned, is_heldout, prompt_id
 from tasks.lib.plots import bars
-from tasks.lib.preferences.annotators import agreement_figures, annotator_rows
-from tasks.lib.preferences.attributes import has_ratings, ratings
-from tasks.lib.preferences.exports import SUFFIXES, has_no_order, read_export
-from tasks.lib.preferences.rankings import Dropped, cleaned, is_heldout, prompt_id
 from tasks.lib.stage import Problem, Stage, main
 
 RULES = (

@@ -16,9 +16,9 @@ from pydantic import BaseModel, Field
 from tasks.lib.export.gguf_file import read_gguf, write_gguf
 from tasks.lib.export.manifest import write_manifest
 from tasks.lib.export.quantisation import dequantised, quantised_bits, weight_error, write_bitsandbytes
-from tasks.lib.policy.chat import load_tokenizer
-from tasks.lib.policy.folders import replaced_folder
-from tasks.lib.policy.models import load_policy, save_model
+from tasks.lib.models.chat import load_tokenizer
+from tasks.lib.models.loading import load_policy, save_model
+from tasks.lib.models.model_folder import replaced_folder
 from tasks.lib.stage import Stage, main
 
 Format = Literal["safetensors", "safetensors-bf16", "int8", "nf4", "gguf-f16", "gguf-q8_0"]

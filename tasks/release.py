@@ -23,11 +23,11 @@ from tasks.lib.export.card import Card, model_card, sources_of, weight_file
 from tasks.lib.export.gguf_vocabulary import adds_prefix_space
 from tasks.lib.export.manifest import hash_of, verify, write_manifest
 from tasks.lib.export.parity import check_engine, check_tokens, drift, read_format
+from tasks.lib.models.chat import all_prompt_ids, answer_text, load_tokenizer
+from tasks.lib.models.generation import generate
+from tasks.lib.models.loading import load_policy
+from tasks.lib.models.model_folder import replaced_folder
 from tasks.lib.plots import bars
-from tasks.lib.policy.chat import all_prompt_ids, answer_text, load_tokenizer
-from tasks.lib.policy.folders import replaced_folder
-from tasks.lib.policy.generation import generate
-from tasks.lib.policy.models import load_policy
 from tasks.lib.stage import PARAMS_FILE, Problem, Stage, main, read_yaml
 
 FORMATS, OUT, EVALUATION = Path("export/formats"), Path("export/release"), "data/curated/evaluation.parquet"

@@ -19,17 +19,16 @@ from pydantic import BaseModel, Field
 
 from tasks.lib.data.rows import read_parquet
 from tasks.lib.evaluation.intervals import mean_interval
+from tasks.lib.models.chat import load_tokenizer
+from tasks.lib.models.loading import load_policy, save_model
+from tasks.lib.models.model_folder import weights_hash
 from tasks.lib.plots import curves, reliability
-from tasks.lib.policy.chat import load_tokenizer
-from tasks.lib.policy.checkpoints import Checkpoint, file_hash
-from tasks.lib.policy.folders import weights_hash
-from tasks.lib.policy.models import load_policy, save_model
-from tasks.lib.preferences import calibration
-from tasks.lib.preferences.baselines import bag_of_words
-from tasks.lib.preferences.heldout import accuracy_by_source, judge
-from tasks.lib.preferences.reward_adapters import Method, adapt, merge
-from tasks.lib.preferences.reward_attributes import Rated, attribute_figures, rated_answers
-from tasks.lib.preferences.reward_model import (
+from tasks.lib.reward import calibration
+from tasks.lib.reward.baselines import bag_of_words
+from tasks.lib.reward.heldout_report import accuracy_by_source, judge
+from tasks.lib.reward.reward_adapters import Method, adapt, merge
+from tasks.lib.reward.reward_attributes import Rated, attribute_figures, rated_answers
+from tasks.lib.reward.reward_model import (
     Group,
     attributes_of,
     from_policy,
@@ -40,8 +39,9 @@ from tasks.lib.preferences.reward_model import (
     room_of,
     tokenized,
 )
-from tasks.lib.preferences.reward_training import Training, train
+from tasks.lib.reward.reward_training import Training, train
 from tasks.lib.stage import Problem, Stage, main
+from tasks.lib.training.checkpoints import Checkpoint, file_hash
 
 CANDIDATES = Path("data/candidates/candidates.parquet")
 TRAIN, HELDOUT = Path("data/preferences/train.parquet"), Path("data/preferences/heldout.parquet")

@@ -16,14 +16,14 @@ from typing import Any, Literal
 import torch  # noqa: F401  so that main seeds it and limits its threads
 from pydantic import BaseModel, Field, PositiveFloat
 
+from tasks.lib.annotation.tool_tasks import Kind, task_files
 from tasks.lib.data.rows import CANDIDATE, content_id, read_parquet, write_parquet
-from tasks.lib.policy.chat import all_prompt_ids, answer_text, load_tokenizer
-from tasks.lib.policy.folders import weights_hash
-from tasks.lib.policy.generation import generate
-from tasks.lib.policy.models import load_policy
-from tasks.lib.preferences.annotation_tasks import Kind, task_files
-from tasks.lib.preferences.ensemble import disputes, load_ensemble
-from tasks.lib.preferences.rankings import words
+from tasks.lib.importers.rankings import words
+from tasks.lib.models.chat import all_prompt_ids, answer_text, load_tokenizer
+from tasks.lib.models.generation import generate
+from tasks.lib.models.loading import load_policy
+from tasks.lib.models.model_folder import weights_hash
+from tasks.lib.reward.ensemble import disputes, load_ensemble
 from tasks.lib.stage import Problem, Stage, main, replaced, write_json
 
 MODEL = Path("models/sft")

@@ -17,9 +17,9 @@ import torch
 from pydantic import BaseModel, Field
 
 from tasks.lib.data.rows import read_parquet
-from tasks.lib.plots import curves
-from tasks.lib.policy.adalora import allocating
-from tasks.lib.policy.adapters import (
+from tasks.lib.finetuning.adalora import allocating
+from tasks.lib.finetuning.adapter_merging import keep_adapter
+from tasks.lib.finetuning.adapters import (
     MERGED,
     PEFT,
     Method,
@@ -30,15 +30,8 @@ from tasks.lib.policy.adapters import (
     save_adapter,
     trainable,
 )
-from tasks.lib.policy.chat import all_example_ids, load_tokenizer, preview
-from tasks.lib.policy.checkpoints import file_hash
-from tasks.lib.policy.folders import weights_hash
-from tasks.lib.policy.known import known_facts
-from tasks.lib.policy.launching import under_launcher
-from tasks.lib.policy.models import load_policy, save_model
-from tasks.lib.policy.muon import Muon
-from tasks.lib.policy.named_adapters import keep_adapter
-from tasks.lib.policy.packing import (
+from tasks.lib.finetuning.base_knowledge import known_facts
+from tasks.lib.finetuning.packing import (
     IGNORED,
     collator,
     packed,
@@ -46,9 +39,16 @@ from tasks.lib.policy.packing import (
     takes_one_row,
     use_attention,
 )
-from tasks.lib.policy.ranks import is_first, is_sharded
-from tasks.lib.policy.trainers import configured, curve, loading_place, ours, train, whole
+from tasks.lib.models.chat import all_example_ids, load_tokenizer, preview
+from tasks.lib.models.loading import load_policy, save_model
+from tasks.lib.models.model_folder import weights_hash
+from tasks.lib.plots import curves
 from tasks.lib.stage import Problem, Stage, main
+from tasks.lib.training.checkpoints import file_hash
+from tasks.lib.training.distributed import is_first, is_sharded
+from tasks.lib.training.hf_trainer import configured, curve, loading_place, ours, train, whole
+from tasks.lib.training.launching import under_launcher
+from tasks.lib.training.muon import Muon
 
 BASE, OUT = Path("models/base"), Path("models/sft")
 TRAIN, VALIDATION = Path("data/curated/train.parquet"), Path("data/curated/validation.parquet")
@@ -63,7 +63,7 @@ class Params(BaseModel, extra="forbid"):
     launcher: str = "python"  # or torchrun ..., or accelerate launch --config_file FILE ...
     trainer: Annotated[dict[str, Any], "trl.trainer.sft_config.SFTConfig"] = {}
     optimizer: Literal["muon", "trainer"] = "trainer"  # trainer: the one that `trainer.optim` names
-    method: Method = "full"  # which weights are trained: tasks/lib/policy/adapters.py
+    method: Method = "full"  # which weights are trained: tasks/lib/finetuning/adapters.py
     adapter: dict[str, Any] = {}  # the method's fields: of peft's LoraConfig for lora, ...
     keep_adapter: bool = False  # also models/sft/adapter: what peft trained, to switch or to merge
     tasks: list[str] = []  # train on rows of these tasks only; empty: all

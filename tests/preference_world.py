@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from tasks.lib.data.rows import CANDIDATE, INSTRUCTION, content_id, write_parquet
-from tasks.lib.policy.models import save_model
+from tasks.lib.models.loading import save_model
 
 SPECIAL = {"pad_token": "<|pad|>", "eos_token": "<|end|>"}
 TEMPLATE = (

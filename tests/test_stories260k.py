@@ -13,9 +13,9 @@ from tiny_models import WORDS, write_instructions, write_rankings
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tasks import base, dpo, ppo
-from tasks.lib.policy.chat import load_tokenizer
-from tasks.lib.policy.models import load_policy, save_model
-from tasks.lib.preferences.reward_model import from_policy
+from tasks.lib.models.chat import load_tokenizer
+from tasks.lib.models.loading import load_policy, save_model
+from tasks.lib.reward.reward_model import from_policy
 from tasks.lib.stage import Stage
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from tasks.lib.data.rows import INSTRUCTION, RANKING, content_id, write_parquet
-from tasks.lib.policy.models import save_model
-from tasks.lib.policy.pretraining import new_llama, train_tokenizer
+from tasks.lib.finetuning.pretraining import new_llama, train_tokenizer
+from tasks.lib.models.loading import save_model
 
 WORDS = ["red", "blue", "green", "small", "large", "round", "old", "new", "fast", "slow", "warm", "cold"]
 

@@ -9,8 +9,8 @@ import preference_world as world
 import pytest
 
 from tasks import annotate
-from tasks.lib.preferences.exports import read_export
-from tasks.lib.preferences.rankings import cleaned
+from tasks.lib.importers.formats import read_export
+from tasks.lib.importers.rankings import cleaned
 from tasks.lib.stage import Problem, Stage
 
 EXPORT = Path("data/annotations/panel.json")

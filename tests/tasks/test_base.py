@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tasks.base import Params, run
-from tasks.lib.policy.chat import load_tokenizer
-from tasks.lib.policy.models import load_policy
+from tasks.lib.models.chat import load_tokenizer
+from tasks.lib.models.loading import load_policy
 from tasks.lib.stage import Problem, Stage
 
 PARAMS = {

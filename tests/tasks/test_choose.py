@@ -10,8 +10,8 @@ import pytest
 from tiny_models import write_model
 
 from tasks import choose
-from tasks.lib.policy.folders import weights_hash
-from tasks.lib.policy.models import load_policy
+from tasks.lib.models.loading import load_policy
+from tasks.lib.models.model_folder import weights_hash
 from tasks.lib.stage import Problem, Stage, write_json
 
 

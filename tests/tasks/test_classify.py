@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from tiny_models import WORDS, write_encoder, write_model
 
 from tasks import classify
-from tasks.lib.policy import trainers
-from tasks.lib.policy.batches import right_pad
-from tasks.lib.policy.models import load_policy
+from tasks.lib.models.batches import right_pad
+from tasks.lib.models.loading import load_policy
 from tasks.lib.stage import Problem, Stage, read_yaml, validated
+from tasks.lib.training import hf_trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINER = {
@@ -65,7 +65,7 @@ def artifacts(workspace: Path) -> dict[str, bytes]:
 
 
 def killed(monkeypatch: pytest.MonkeyPatch, method: str, step: int, action: Callable[[], Any]) -> None:
-    original = getattr(trainers._Watch, method)
+    original = getattr(hf_trainer._Watch, method)
 
     def watched(self: Any, args: Any, state: Any, control: Any, **rest: Any) -> None:
         if state.global_step == step:
@@ -73,7 +73,7 @@ def killed(monkeypatch: pytest.MonkeyPatch, method: str, step: int, action: Call
         original(self, args, state, control, **rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainers._Watch, method, watched)
+        patch.setattr(hf_trainer._Watch, method, watched)
         if (pid := os.fork()) == 0:
             try:
                 action()

@@ -14,7 +14,7 @@ from tiny_models import instruction, tiny_llama, tiny_tokenizer
 from tasks import distill
 from tasks.lib.data.rows import INSTRUCTION, write_parquet
 from tasks.lib.export import student_training
-from tasks.lib.policy.models import save_model
+from tasks.lib.models.loading import save_model
 from tasks.lib.stage import Problem, Stage
 
 TRAINING = {

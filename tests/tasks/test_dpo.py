@@ -18,11 +18,11 @@ from tiny_models import WORDS, ranking, write_model, write_rankings
 
 from tasks import dpo
 from tasks.lib.data.rows import RANKING, RATING, write_parquet
-from tasks.lib.policy.chat import load_tokenizer
-from tasks.lib.policy.logprobs import answer_logprobs
-from tasks.lib.policy.losses import dpo_loss
-from tasks.lib.policy.models import load_policy
-from tasks.lib.policy.unpaired import mismatched
+from tasks.lib.dpo.kto_labels import mismatched
+from tasks.lib.models.chat import load_tokenizer
+from tasks.lib.models.loading import load_policy
+from tasks.lib.models.logprobs import answer_logprobs
+from tasks.lib.rl.losses import dpo_loss
 from tasks.lib.stage import Problem, Stage
 
 TRAINER = {"max_steps": 8, "learning_rate": 3e-3, "per_device_train_batch_size": 8, "max_length": 64,

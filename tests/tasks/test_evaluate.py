@@ -14,8 +14,8 @@ from tiny_models import instruction, tiny_llama, tiny_tokenizer
 from tasks import evaluate
 from tasks.lib.data.rows import INSTRUCTION, content_id, read_parquet, write_parquet
 from tasks.lib.evaluation.answers import Answers
-from tasks.lib.policy.models import save_model
-from tasks.lib.preferences.reward_model import from_policy, normalise
+from tasks.lib.models.loading import save_model
+from tasks.lib.reward.reward_model import from_policy, normalise
 from tasks.lib.stage import Problem, Stage
 
 MODELS = {name: f"models/{name}" for name in ("base", "sft", "dpo", "ppo")}
@@ -169,7 +169,7 @@ def test_no_rows_is_a_problem(inputs: Path) -> None:
 
 
 def test_another_tokenizer_after_the_reference_is_a_problem(inputs: Path) -> None:
-    from tasks.lib.policy.pretraining import train_tokenizer
+    from tasks.lib.finetuning.pretraining import train_tokenizer
 
     other = train_tokenizer(["completely different words"], 290)
     save_model(tiny_llama(other), other, Path("models/other"))

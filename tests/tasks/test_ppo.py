@@ -14,9 +14,9 @@ from tiny_models import instruction, tiny_llama, tiny_tokenizer, write_instructi
 
 from tasks import ppo
 from tasks.lib.data.rows import INSTRUCTION, write_parquet
-from tasks.lib.policy.models import load_policy, save_model
-from tasks.lib.policy.ppo import Prompt
-from tasks.lib.preferences.reward_model import from_policy
+from tasks.lib.models.loading import load_policy, save_model
+from tasks.lib.reward.reward_model import from_policy
+from tasks.lib.rl.ppo import Prompt
 from tasks.lib.stage import Problem, Stage
 
 PANEL = """

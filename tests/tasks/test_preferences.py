@@ -10,7 +10,7 @@ import pytest
 
 from tasks import preferences
 from tasks.lib.data.rows import RANKING, read_parquet
-from tasks.lib.preferences.rankings import prompt_id
+from tasks.lib.importers.rankings import prompt_id
 from tasks.lib.stage import Problem, Stage
 
 FOLDER = Path("data/annotations")

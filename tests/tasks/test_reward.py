@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from tasks import annotate, preferences, reward
-from tasks.lib.policy.models import load_policy
-from tasks.lib.preferences.reward_model import load_reward
-from tasks.lib.preferences.scoring import scored
+from tasks.lib.models.loading import load_policy
+from tasks.lib.reward.reward_model import load_reward
+from tasks.lib.reward.scoring import scored
 from tasks.lib.stage import Problem, Stage, read_params
 
 HOW = {"epochs": 8, "prompts_per_step": 4, "learning_rate": 3e-3, "checkpoint_every": 2}

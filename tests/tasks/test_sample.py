@@ -11,10 +11,10 @@ import torch
 
 from tasks import sample
 from tasks.lib.data.rows import read_parquet
-from tasks.lib.policy.models import save_model
-from tasks.lib.preferences.ensemble import disputes, load_ensemble
-from tasks.lib.preferences.rankings import words
-from tasks.lib.preferences.reward_model import from_policy, normalise
+from tasks.lib.importers.rankings import words
+from tasks.lib.models.loading import save_model
+from tasks.lib.reward.ensemble import disputes, load_ensemble
+from tasks.lib.reward.reward_model import from_policy, normalise
 from tasks.lib.stage import Problem, Stage
 
 FILES = [

@@ -43,12 +43,12 @@ ROW = [  # of the index
 AHEAD = 4  # blocks in memory that wait for another process
 CODE = (  # of a shard, beside this file
     # code (python -m flows.code_deps --write)
+    "dataset_formats.py",
     "instructions.py",
     "mixing.py",
     "privacy.py",
     "rows.py",
     "sandbox.py",
-    "shapes.py",
     "sources.py",
     "substitution.py",
     "tables.py",

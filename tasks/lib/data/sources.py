@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from tasks.lib.data.dataset_formats import SHAPES
 from tasks.lib.data.mixing import unit_interval
 from tasks.lib.data.privacy import excerpt
 from tasks.lib.data.rows import TYPES, FieldType, content_id, read_table
-from tasks.lib.data.shapes import SHAPES
 from tasks.lib.data.tables import TEXT_FORMATS
 from tasks.lib.stage import Problem, read_yaml, validated
 

@@ -13,9 +13,9 @@ import torch
 
 from tasks.lib.evaluation.judge import Panel
 from tasks.lib.evaluation.scores import exact_match, rank_choices, sequence_kl
-from tasks.lib.policy.chat import all_answer_ids, all_prompt_ids, answer_text
-from tasks.lib.policy.generation import generate
-from tasks.lib.policy.logprobs import answer_logprobs
+from tasks.lib.models.chat import all_answer_ids, all_prompt_ids, answer_text
+from tasks.lib.models.generation import generate
+from tasks.lib.models.logprobs import answer_logprobs
 
 Row = Mapping[str, Any]
 

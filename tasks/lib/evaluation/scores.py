@@ -11,8 +11,8 @@ import torch
 from transformers import PreTrainedModel
 
 from tasks.lib.evaluation.judge import Panel
-from tasks.lib.policy.batches import buckets, left_pad, position_ids, right_pad
-from tasks.lib.policy.logprobs import token_logprobs
+from tasks.lib.models.batches import buckets, left_pad, position_ids, right_pad
+from tasks.lib.models.logprobs import token_logprobs
 
 Row = Mapping[str, Any]
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from tasks.lib.policy.generation import generate
-from tasks.lib.policy.logprobs import answer_logits, padded_answers
-from tasks.lib.policy.losses import kd_loss
+from tasks.lib.models.generation import generate
+from tasks.lib.models.logprobs import answer_logits, padded_answers
 from tasks.lib.stage import Problem
 
 Ids = list[int]
@@ -53,6 +53,28 @@ def student_of(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrainedMod
 
     student.load_state_dict({name: source[of_teacher(name)] for name in student.state_dict()})
     return student.eval()
+
+
+def kd_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    mask: Tensor,
+    alpha: float = 0.5,
+    temperature: float = 2.0,
+) -> Tensor:
+    """alpha T^2 KL(teacher_T || student_T) + (1 - alpha) cross-entropy (arXiv 1503.02531, section 2).
+
+    Logits (B, T, V), labels and mask (B, T); both terms are means over the True positions. T^2 keeps the
+    size of the gradient when T changes. Labels at False positions may be anything.
+    """
+    student_logits, teacher_logits = student_logits[mask].float(), teacher_logits[mask].float()
+    if student_logits.shape[0] == 0:
+        return student_logits.sum()
+    student = F.log_softmax(student_logits / temperature, dim=-1)
+    teacher = F.log_softmax(teacher_logits / temperature, dim=-1)
+    divergence = F.kl_div(student, teacher, log_target=True, reduction="batchmean")
+    return alpha * temperature**2 * divergence + (1 - alpha) * F.cross_entropy(student_logits, labels[mask])
 
 
 @dataclass(frozen=True)

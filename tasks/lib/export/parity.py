@@ -22,7 +22,7 @@ from tasks.lib.export.distillation import logits_on
 from tasks.lib.export.gguf_file import read_gguf
 from tasks.lib.export.gguf_vocabulary import Vocabulary, adds_prefix_space
 from tasks.lib.export.quantisation import read_model
-from tasks.lib.policy.chat import Messages, load_tokenizer, prompt_ids
+from tasks.lib.models.chat import Messages, load_tokenizer, prompt_ids
 from tasks.lib.stage import Problem
 
 ENGINE_TOLERANCE = 0.3  # nats; llama.cpp keeps its cache in f16 and rounds activations for q8_0

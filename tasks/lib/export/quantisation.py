@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tasks.lib.policy.chat import load_tokenizer
-from tasks.lib.policy.models import load_policy
+from tasks.lib.models.chat import load_tokenizer
+from tasks.lib.models.loading import load_policy
 
 Kind = Literal["int8", "nf4"]
 

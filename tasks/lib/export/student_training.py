@@ -11,10 +11,10 @@ import torch
 from pydantic import BaseModel, Field
 
 from tasks.lib.export.distillation import Ids, Targets, corrected_loss, taught_loss
-from tasks.lib.policy.batches import minibatches
-from tasks.lib.policy.checkpoints import Checkpoint, optimizer_tensors, restore_optimizer
-from tasks.lib.policy.generation import generate
+from tasks.lib.models.batches import minibatches
+from tasks.lib.models.generation import generate
 from tasks.lib.stage import Problem, Stage, asked_to_stop
+from tasks.lib.training.checkpoints import Checkpoint, optimizer_tensors, restore_optimizer
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Log = list[dict[str, float]]

@@ -14,9 +14,9 @@ from tiny_models import tiny_llama, tiny_tokenizer
 
 from tasks.lib.evaluation.judge import read_panel
 from tasks.lib.evaluation.scores import chance, exact_match, majority, rank_choices, sequence_kl
-from tasks.lib.policy.chat import answer_ids, prompt_ids
-from tasks.lib.policy.generation import generate
-from tasks.lib.policy.logprobs import answer_logprobs
+from tasks.lib.models.chat import answer_ids, prompt_ids
+from tasks.lib.models.generation import generate
+from tasks.lib.models.logprobs import answer_logprobs
 
 
 def row(label: str, choices: list[str] | None = None, task: str = "t") -> dict[str, Any]:

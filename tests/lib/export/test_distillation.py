@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import tiny_llama, tiny_tokenizer
+from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from tasks.lib.export.distillation import (
@@ -14,11 +15,12 @@ from tasks.lib.export.distillation import (
     chosen_layers,
     corrected_loss,
     divergence,
+    kd_loss,
     student_of,
     taught,
     taught_loss,
 )
-from tasks.lib.policy.generation import generate
+from tasks.lib.models.generation import generate
 from tasks.lib.stage import Problem
 
 PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13]]
@@ -98,3 +100,33 @@ def test_the_size_of_the_gradient_does_not_change_with_a_high_temperature(teache
         taught_loss(student, PROMPTS, targets, [0, 1, 2], 1.0, temperature).backward()
         norms.append(sum(float(weight.grad.pow(2).sum()) for weight in student.parameters()) ** 0.5)
     assert norms[0] == pytest.approx(norms[1], rel=0.05)
+
+
+def test_distillation_without_a_gap_is_cross_entropy_only() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 3, 5), torch.randint(5, (2, 3))
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    expected = F.cross_entropy(logits[mask], labels[mask])
+    torch.testing.assert_close(kd_loss(logits, logits, labels, mask, alpha=0.0), expected)
+    torch.testing.assert_close(kd_loss(logits, logits, labels, mask, alpha=0.3), 0.7 * expected)
+    labels[~mask] = -100  # ignored there
+    assert kd_loss(logits, logits + 1, labels, mask, alpha=1.0).abs() < 1e-6  # a shift is no difference
+
+
+def test_the_gradient_of_distillation_does_not_shrink_with_temperature() -> None:
+    """Hinton's T^2: at high T the gradient tends to (z - v) / V per logit, whatever T."""
+    torch.manual_seed(0)
+    teacher = torch.randn(1, 1, 8, dtype=torch.double)
+    norms = []
+    for temperature in (50.0, 500.0):
+        student = torch.zeros(1, 1, 8, dtype=torch.double).requires_grad_()
+        label, mask = torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1, dtype=torch.bool)
+        kd_loss(student, teacher, label, mask, alpha=1.0, temperature=temperature).backward()
+        norms.append(student.grad.norm().item())
+    assert norms[0] == pytest.approx(norms[1], rel=0.05)
+    assert norms[1] == pytest.approx(((teacher - teacher.mean()) / 8).norm().item(), rel=0.05)
+
+
+def test_distillation_of_no_position_is_zero_not_nan() -> None:
+    logits, mask = torch.randn(1, 2, 4), torch.zeros(1, 2, dtype=torch.bool)
+    assert kd_loss(logits, logits, torch.zeros(1, 2, dtype=torch.long), mask) == 0

@@ -14,8 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tasks.lib.export import quantisation
 from tasks.lib.export.quantisation import dequantised, quantised_bits, read_model, weight_error
-from tasks.lib.policy.adapters import load_quantised
-from tasks.lib.policy.models import save_model
+from tasks.lib.finetuning.adapters import load_quantised
+from tasks.lib.models.loading import save_model
 
 
 @pytest.fixture(scope="module")

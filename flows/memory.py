@@ -1,0 +1,162 @@
+"""What a stage will need, before it runs: memory of a device, operations, bytes on disk. No weights are read.
+
+Mixed-precision Adam: 2 bytes of weight, 2 of gradient and 12 of optimiser state (fp32 weight, two moments) a
+parameter; ZeRO spreads them over N devices (arXiv 1910.02054, section 5). A forward pass costs 2 operations per
+parameter and token, a backward pass 4 (arXiv 2001.08361, section 2.1); with frozen weights it costs 2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+NF4 = 4.127 / 8  # bytes a weight, with double quantisation (arXiv 2305.14314)
+
+
+@dataclass(frozen=True)
+class Device:
+    """Bytes of memory and 16-bit operations per second (dense, as the data sheet says) of one device."""
+
+    memory: float
+    speed: float
+
+
+DEVICES = {
+    "rtx4090": Device(24e9, 165e12),
+    "a100-40": Device(40e9, 312e12),
+    "a100-80": Device(80e9, 312e12),
+    "h100": Device(80e9, 989e12),
+    "h200": Device(141e9, 989e12),
+}
+REACHED = 0.35  # share of a data sheet's speed that training reaches; a guess, to be replaced by your own
+FREE = 0.92  # share of a device's memory that is there to be used: the rest is the driver's and fragments
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a Llama-like model that memory depends on."""
+
+    parameters: int
+    linear: int  # parameters in the layers' matrices: what adapters attach to and nf4 shrinks
+    layers: int
+    hidden: int
+    key_value: int  # width of keys, and of values
+    feed_forward: int
+    vocabulary: int
+    in_and_out: int  # sum over the layers' matrices of inputs plus outputs
+
+
+def shape_of_config(config: Any) -> Shape:
+    """The shape of a transformers config, counted on the meta device: nothing is allocated."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    matrices = [m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and name != "lm_head"]
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return Shape(
+        parameters=sum(p.numel() for p in model.parameters()),
+        linear=sum(m.weight.numel() for m in matrices),
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        key_value=width * (getattr(config, "num_key_value_heads", None) or heads),
+        feed_forward=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
+        vocabulary=config.vocab_size,
+        in_and_out=sum(m.in_features + m.out_features for m in matrices),
+    )
+
+
+def trained_bytes(shape: Shape, method: str, adapter: dict[str, Any], on_gpu: bool) -> tuple[float, float]:
+    """(bytes of the weights, bytes of gradients and optimiser) of a model that is trained with a method here.
+
+    Weights are loaded in float32, gradients are too, and AdamW has two moments: 4 + 4 + 8. Of `qlora` the
+    layers' matrices are in nf4 and the rest in 16 bits on a GPU.
+    """
+    if method == "full":
+        return 4.0 * shape.parameters, 12.0 * shape.parameters
+    few = trained_parameters(shape, method, adapter)
+    weights = 4.0 * shape.parameters
+    if method == "qlora":
+        weights = NF4 * shape.linear + (2.0 if on_gpu else 4.0) * (shape.parameters - shape.linear)
+    # the rows of a soft prompt are part of the vocabulary's matrix, and its gradient is whole
+    moved = shape.vocabulary * shape.hidden if method == "prompt" else few
+    return weights + 4.0 * few, 12.0 * moved
+
+
+def spread_bytes(
+    shape: Shape, weights: float, state: float, devices: int, stage: int, bytes_each: float = 4.0
+) -> tuple[float, float]:
+    """(weights, gradients and optimiser) per device when `devices` share them out as ZeRO `stage` says.
+
+    Of `state` a third are gradients, two thirds the optimiser's. Stage 3 gathers a block while the next one is on
+    its way, and the embeddings for the whole pass.
+    """
+    if stage == 0 or devices == 1:
+        return weights, state
+    kept = {1: state / 3, 2: 0.0, 3: 0.0}[stage]  # stage 1 spreads the optimiser alone
+    state = kept + (state - kept) / devices
+    if stage < 3:
+        return weights, state
+    gathered = 2 * shape.linear / shape.layers + (shape.parameters - shape.linear)
+    return weights / devices + bytes_each * gathered, state
+
+
+def trained_parameters(shape: Shape, method: str, adapter: dict[str, Any]) -> int:
+    """How many numbers a method trains (tasks/lib/finetuning/adapters.py)."""
+    layers, hidden, wide = shape.layers, shape.hidden, shape.feed_forward
+    counts = {
+        "full": shape.parameters,
+        "lora": adapter.get("r", 8) * shape.in_and_out,
+        "qlora": adapter.get("r", 8) * shape.in_and_out,
+        "adalora": adapter.get("init_r", 12) * (shape.in_and_out + 7 * layers),
+        "ia3": layers * (2 * shape.key_value + wide),
+        "bitfit": layers * (3 * hidden + 2 * shape.key_value + 2 * wide),
+        "bottleneck": layers * 3 * hidden * adapter.get("size", 32),
+        "prompt": adapter.get("tokens", 16) * hidden,
+        "prefix": adapter.get("num_virtual_tokens", 16) * layers * 2 * shape.key_value,
+        "head": shape.vocabulary * hidden,
+    }
+    return counts[method]
+
+
+def activation_bytes(shape: Shape, tokens: int, size: int, *, checkpointing: bool) -> float:
+    """Bytes kept for the backward pass of `tokens` tokens, `size` bytes a number, attention not materialised.
+
+    Per token and layer: two norms' inputs and outputs, queries, keys and values before and after rotation, the
+    attention's output, gate, activation, up and product. Checkpointing keeps a layer's input and one layer.
+    """
+    one = 7 * shape.hidden + 3 * shape.key_value + 4 * shape.feed_forward
+    kept = shape.layers * shape.hidden + one if checkpointing else shape.layers * one
+    return float(tokens) * kept * size
+
+
+def backward_bytes(shape: Shape, tokens: int, size: int) -> float:
+    """Bytes of gradients while the backward pass is in its first layer, when nothing that was kept is free yet.
+
+    Of the feed-forward network's product, gate and up at once, the widest tensors there are.
+    """
+    return 3.0 * tokens * shape.feed_forward * size
+
+
+def logits_bytes(shape: Shape, tokens: int) -> float:
+    """Logits, their log-softmax and the gradient, in float32."""
+    return 3.0 * 4 * tokens * shape.vocabulary
+
+
+def cache_bytes(shape: Shape, tokens: int, size: int) -> float:
+    """The KV cache of `tokens` tokens (rows x length)."""
+    return 2.0 * tokens * shape.layers * shape.key_value * size
+
+
+def checkpoint_bytes(shape: Shape, trained: int) -> float:
+    """A saved model in float32, and two checkpoints of what is trained with Adam's two moments."""
+    return 4.0 * shape.parameters + 2 * 12.0 * trained
+
+
+def read_config(path: Path) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)

@@ -1,0 +1,145 @@
+"""A sequence classifier of transformers on the body of a model: a decoder, or an encoder such as a masked LM.
+
+What is saved is an ordinary AutoModelForSequenceClassification folder; its labels are in config.json. A regression
+has one output in standard deviations of its training targets: `target_mean` and `target_std` of config.json give
+units back.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from tasks.lib.finetuning.adapters import fields_of
+from tasks.lib.models.batches import buckets, right_pad
+from tasks.lib.models.chat import load_tokenizer
+from tasks.lib.models.loading import device, not_finite
+from tasks.lib.models.model_folder import existing_folder, first_line, refuse_code, weight_files
+from tasks.lib.stage import Problem
+
+Method = Literal["full", "lora", "head"]
+
+
+def load_classifier(path: Path, labels: Sequence[str], method: Method, seed: int) -> tuple[Any, Any, list[str]]:
+    """Model, tokenizer and the names of the new weights, for `labels` (none: a regression), on `device()`.
+
+    The body comes from the folder, a head of another task is replaced, new weights depend on `seed` alone. Problem
+    when a weight of the body is missing: transformers would fill it with random numbers without a word.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    folder = existing_folder(path)
+    weight_files(folder)
+    refuse_code(folder)
+    tokenizer = load_tokenizer(folder, ends=False)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    names = dict(enumerate(labels)) or {0: "value"}
+    torch.manual_seed(seed)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config.id2label, config.label2id = names, {name: number for number, name in names.items()}
+        config.problem_type = "single_label_classification" if labels else "regression"
+        config.pad_token_id = tokenizer.pad_token_id  # a decoder reads the last token that is not this one
+        for key, value in config.to_dict().items():
+            if method == "head" and isinstance(value, float) and re.search(r"dropout|pdrop", key):
+                setattr(config, key, 0.0)  # fixed features are the same ones in every epoch
+        loaded: Any = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # a head with other labels
+            output_loading_info=True,
+        )
+    except Exception as error:  # safetensors, OS, configuration and shape errors have no common class
+        raise Problem(f"{folder}: no classifier can be made of it: {first_line(error)}") from None
+    model, info = loaded
+    replaced = {str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"]}
+    outside = {name for name, _ in model.named_parameters() if not name.startswith(f"{model.base_model_prefix}.")}
+    for missing in sorted({*info["missing_keys"], *replaced} - outside):
+        is_pooler = "pooler" in missing.split(".")  # BERT's, for a head: no masked LM trains it
+        if not is_pooler:
+            raise Problem(f"{folder}: the tensor {missing} is missing; it would be random: restore the folder")
+    if (name := not_finite(model)) is not None:
+        raise Problem(f"{folder}: the tensor {name} holds NaN or infinity; restore the folder")
+    return model.to(device()), tokenizer, sorted(outside | {*info["missing_keys"]})
+
+
+def adapt(model: Any, method: Method, lora: Mapping[str, Any], new: Sequence[str]) -> Any:
+    """The model with only what `method` trains left to train: all weights, low-rank updates and what is `new`, or
+    what is new alone, on fixed features. Problem for `lora` with another method, and for a bad field of it."""
+    if lora and method != "lora":
+        raise Problem(f"params.yaml: classify.lora is set, but classify.method is {method}; set it to lora")
+    if method == "lora":
+        from peft import get_peft_model
+
+        modules = sorted({name.rpartition(".")[0] for name in new})
+        given = {"task_type": "SEQ_CLS", "modules_to_save": modules, "exclude_modules": modules, **lora}
+        return get_peft_model(model, fields_of("classify.lora", "lora", given))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(method == "full" or name in new)
+    return model
+
+
+def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Ids of texts as the model's own tokenizer frames them. A special token's name in a text is plain text."""
+    return list(tokenizer(list(texts), split_special_tokens=True)["input_ids"])
+
+
+def room(model: Any) -> int | None:
+    """The most tokens that the model takes; None if nothing limits it."""
+    longest = getattr(model.config, "max_position_embeddings", None)
+    tables = (m for name, m in model.named_modules() if name.endswith("position_embeddings"))
+    before = [m.padding_idx + 1 for m in tables if getattr(m, "padding_idx", None) is not None]
+    return longest - max(before, default=0) if longest else None  # RoBERTa counts positions from behind its pad id
+
+
+def collator(pad_id: int) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
+    """Rows {input_ids, labels} as a batch (B, T), padded on the right: where padding stands is no matter of a
+    tokenizer's settings, and absolute positions begin at the first token."""
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        ids, is_token = right_pad([row["input_ids"] for row in rows], pad_id)
+        labels = torch.tensor([row["labels"] for row in rows])
+        return {"input_ids": ids, "attention_mask": is_token.long(), "labels": labels}
+
+    return collate
+
+
+def summed_loss(smoothing: float = 0.0) -> Callable[..., Tensor]:
+    """Cross-entropy of class numbers (B,), squared error of float targets (B,); the mean over the effective batch.
+
+    The models' own loss is the mean of a batch, which a Trainer does not divide when it accumulates gradients of
+    a model that takes further arguments.
+    """
+
+    def loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+        if labels.is_floating_point():
+            total = nn.functional.mse_loss(outputs.logits[:, 0].float(), labels, reduction="sum")
+        else:
+            total = nn.functional.cross_entropy(
+                outputs.logits.float(), labels, reduction="sum", label_smoothing=smoothing
+            )
+        return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+
+    return loss
+
+
+@torch.no_grad()
+def predicted(model: Any, sequences: Sequence[Sequence[int]], *, batch_size: int) -> Tensor:
+    """Outputs (N, labels) of token sequences in their order, from batches of like length, on the CPU."""
+    model.eval()
+    found = torch.empty(len(sequences), model.config.num_labels)
+    for batch in buckets([len(ids) for ids in sequences], batch_size):
+        ids, is_token = right_pad([sequences[i] for i in batch], model.config.pad_token_id)
+        logits = model(input_ids=ids.to(model.device), attention_mask=is_token.long().to(model.device)).logits
+        found[batch] = logits.float().cpu()
+    return found

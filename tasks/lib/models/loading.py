@@ -1,0 +1,176 @@
+"""Models of the line: loading, saving, and taking in one from elsewhere.
+
+A model of the line is a folder with config.json, *.safetensors and the tokenizer's files. Nothing that
+could run code is read: no pickles, no `auto_map` modules.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import logging as transformers_logging
+
+from tasks.lib.models.chat import default_template, load_tokenizer, turn_end
+from tasks.lib.models.model_folder import (
+    OTHER_WEIGHTS,
+    existing_folder,
+    first_line,
+    refuse_code,
+    replaced_folder,
+    weight_files,
+    weights_hash,
+)
+from tasks.lib.stage import Problem
+
+FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
+TEMPLATE_LIMIT = 200_000  # characters: of a chat template, and of what it makes of a short conversation
+
+transformers_logging.disable_progress_bar()
+transformers_logging.set_verbosity_error()  # what matters of its warnings is a Problem here
+
+
+def device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_policy(path: str | Path, *, dtype: torch.dtype = torch.float32, on: str | None = None) -> Any:
+    """The causal language model of a folder, in eval mode on `device()` or the one named, without dropout.
+
+    Problem when the folder holds no safetensors, an adapter only, code, another kind of model, tensors that
+    are missing (transformers would fill them with random numbers without a word) or are not finite.
+    """
+    folder = existing_folder(path)
+    weight_files(folder)
+    refuse_code(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            raise Problem(f"{folder}: {config.model_type} is not a causal language model of transformers")
+        for key, value in config.to_dict().items():
+            if isinstance(value, float) and re.search(r"dropout|pdrop", key):
+                setattr(config, key, 0.0)  # log-probs of two passes are compared: dropout would be noise
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+        model, info = loaded
+    except Problem:
+        raise
+    except Exception as error:  # safetensors, OS, configuration and shape errors have no common class
+        raise Problem(f"{folder}: the model cannot be read: {first_line(error)}") from None
+    for what in ("missing_keys", "mismatched_keys"):
+        if info[what]:
+            first = sorted(map(str, info[what]))[0]
+            raise Problem(
+                f"{folder}: {len(info[what])} {what.replace('_keys', '')} tensors, first {first}; "
+                "they would be random: restore the folder"
+            )
+    if not _is_received() and (name := not_finite(model)) is not None:
+        raise Problem(f"{folder}: the tensor {name} holds NaN or infinity; restore the folder")
+    return in_stated_arithmetic(model.eval().to(on or device()))
+
+
+def in_stated_arithmetic(model: Any) -> Any:
+    """The model, whose 4-bit layers compute in the dtype that was asked for.
+
+    On a CPU with bf16 instructions bitsandbytes 0.50 repacks a layer's weights for a bf16 kernel in its first forward
+    pass: it then computes in bf16, and the scales lose their own quantisation for good, so that what is saved
+    afterwards is not what was quantised.
+    """
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
+    return model
+
+
+def save_model(model: Any, tokenizer: Any, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
+    """Write a model folder whole or not at all; the same weights give the same bytes."""
+    if (name := not_finite(model)) is not None:
+        raise Problem(f"{path}: not written: the tensor {name} holds NaN or infinity; lower the learning rate")
+    if tokenizer.eos_token_id is not None:
+        model.config.eos_token_id = tokenizer.eos_token_id
+        model.config.pad_token_id = tokenizer.pad_token_id
+        if model.can_generate():  # a reward model does not
+            model.generation_config = _generation_config(model, tokenizer)
+    with replaced_folder(Path(path)) as folder:
+        model.to(dtype).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def materialise(name_or_path: str, revision: str | None, into: str | Path) -> dict[str, Any]:
+    """Make a Hub model at a pinned revision, or a local folder, a model of the line at `into`.
+
+    Adds what post-training needs and the model may lack: a pad token (unk, else EOS), a chat template with
+    `{% generation %}`, and as EOS the token that ends a turn of that template. Returns facts for a report.
+    """
+    source, commit = _fetched(name_or_path, revision)
+    model, tokenizer = load_policy(source, on="cpu"), load_tokenizer(source)
+    embeddings = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > embeddings:
+        raise Problem(f"{name_or_path}: {len(tokenizer)} tokens, but {embeddings} embeddings; not of one model")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    given = tokenizer.chat_template
+    if given is not None and (not isinstance(given, str) or len(given) > TEMPLATE_LIMIT):
+        raise Problem(f"{name_or_path}: expected one chat template of at most {TEMPLATE_LIMIT} characters")
+    tokenizer.chat_template = default_template(tokenizer)
+    tokenizer.eos_token = turn_end(tokenizer, TEMPLATE_LIMIT)
+    save_model(model, tokenizer, into)
+    return {
+        "source": Path(name_or_path).name if commit is None else name_or_path,  # no absolute paths in reports
+        "revision": commit,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "template": "given" if tokenizer.chat_template == given else "patched" if given else "added",
+        "weights": weights_hash(into),
+    }
+
+
+def _fetched(name: str, revision: str | None) -> tuple[Path, str | None]:
+    local = Path(name)
+    if local.exists():
+        return existing_folder(local), None
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) or local.suffix in OTHER_WEIGHTS:
+        raise Problem(f"{name}: no such folder, and not the id of a model on the Hub")
+    if revision is None or revision in {"main", "master"}:
+        raise Problem(f"{name}: a Hub model needs a fixed revision: a commit (40 hex digits) or a tag")
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
+    except Exception as error:  # offline, absent, gated: each its own class
+        raise Problem(f"{name}@{revision}: cannot be downloaded: {first_line(error)}") from None
+    return existing_folder(folder), folder.name
+
+
+def _generation_config(model: Any, tokenizer: Any) -> GenerationConfig:
+    """Greedy by default. Ends that the model came with stay: stories260K also stops at its BOS."""
+    earlier = getattr(model.generation_config, "eos_token_id", None)
+    ends = sorted({tokenizer.eos_token_id, *(earlier if isinstance(earlier, list) else [earlier])} - {None})
+    return GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=ends if len(ends) > 1 else ends[0],
+    )
+
+
+def _is_received() -> bool:
+    """True where FSDP fills the tensors later, from the first process of the machine: until then they hold anything."""
+    return os.environ.get("ACCELERATE_USE_FSDP") == "true" and os.environ.get("LOCAL_RANK", "0") != "0"
+
+
+def not_finite(model: Any) -> str | None:
+    """The first tensor with NaN or infinity."""
+    tensors = model.state_dict().items()
+    return next((name for name, tensor in tensors if not bool(torch.isfinite(tensor).all())), None)

@@ -1,0 +1,44 @@
+"""Training few of a reward model's weights: low-rank updates and the head, or the head alone on fixed features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from tasks.lib.reward.reward_model import head
+from tasks.lib.stage import Problem, known_keys
+
+Method = Literal["full", "lora", "head"]
+
+
+def adapt(model: Any, method: Method, lora: Mapping[str, Any]) -> None:
+    """Freeze what `method` does not train, in place; `lora` are fields of peft.LoraConfig for that method.
+
+    Low-rank updates (arXiv 2106.09685) begin at zero: the first rewards are those of the model as it is.
+    """
+    if lora and method != "lora":
+        raise Problem(f"params.yaml: reward.lora is set, but reward.method is {method}; set it to lora")
+    if method == "full":
+        return
+    model.requires_grad_(False)
+    if method == "lora":
+        from peft import LoraConfig, inject_adapter_in_model
+
+        defaults: dict[str, Any] = {"target_modules": "all-linear"}
+        config = LoraConfig(**defaults | known_keys("reward.lora", lora, LoraConfig))
+        inject_adapter_in_model(config, model.base_model)
+    head(model).requires_grad_(True)
+
+
+def merge(model: Any) -> None:
+    """Put low-rank updates into the weights, in place: an ordinary model again. Nothing to do without them."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [(n, m) for n, m in model.base_model.named_modules() if isinstance(m, BaseTunerLayer)]
+    for name, layer in layers:
+        layer.merge()
+        parent, _, attribute = name.rpartition(".")
+        setattr(model.base_model.get_submodule(parent), attribute, layer.get_base_layer())
+    if hasattr(model.base_model, "peft_config"):
+        del model.base_model.peft_config
+    model.requires_grad_(True)

@@ -1,0 +1,85 @@
+"""The plan's formulas: ZeRO's table, trained parameters as they are counted, sizes of known models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from adapter_cases import COUNTS, FIELDS
+from peft import LoraConfig, get_peft_model
+from tiny_models import tiny_llama, tiny_tokenizer
+from transformers import LlamaConfig, LlamaModel
+
+from flows import memory
+from tasks.lib.finetuning.adapters import METHODS
+
+PRESETS = Path(__file__).resolve().parents[2] / "presets"
+
+
+@pytest.mark.parametrize(("stage", "weights", "state"), [(0, 40, 120), (1, 40, 40 + 80 / 4), (2, 40, 30), (3, 10, 30)])
+def test_what_is_spread_over_four_devices(stage: int, weights: float, state: float) -> None:
+    """Ten parameters in float32: 40 bytes of weights, 40 of gradients, 80 of the optimiser."""
+    shape = memory.Shape(10, 10, 2, 1, 1, 1, 0, 1)
+    gathered = 4 * 2 * 5 if stage == 3 else 0  # two of two blocks
+    assert memory.spread_bytes(shape, 40, 120, 4, stage) == (weights + gathered, state)
+    assert memory.spread_bytes(shape, 40, 120, 1, stage) == (40, 120)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_planned_parameters_are_those_that_are_trained(method: str) -> None:
+    shape = memory.shape_of_config(tiny_llama(tiny_tokenizer()).config)
+    assert memory.trained_parameters(shape, method, FIELDS.get(method, {})) == COUNTS[method]
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [("smollm2-135m", 0.134515), ("llama-8b-qlora", 8.030261), ("llama-70b-fsdp2", 70.553706)],
+)
+def test_the_shapes_of_presets_are_those_of_the_models(name: str, billions: float) -> None:
+    shape = memory.shape_of_config(memory.read_config(PRESETS / name / "config.json"))
+    assert shape.parameters / 1e9 == pytest.approx(billions, abs=1e-5)
+
+
+def test_four_bits_shrink_the_matrices_and_nothing_else() -> None:
+    shape = memory.shape_of_config(memory.read_config(PRESETS / "llama-8b-qlora" / "config.json"))
+    weights, state = memory.trained_bytes(shape, "qlora", {"r": 16}, on_gpu=True)
+    adapters = 41_943_040  # r 16 on all linear layers of an 8B Llama, a figure that is often printed
+    assert memory.trained_parameters(shape, "qlora", {"r": 16}) == adapters
+    rest = shape.parameters - 6_979_321_856
+    assert weights == pytest.approx(0.515875 * 6_979_321_856 + 2 * rest + 4 * adapters)
+    assert state == 12 * adapters
+    assert sum(memory.trained_bytes(shape, "full", {}, on_gpu=True)) == 16 * shape.parameters
+
+
+def test_checkpointing_keeps_one_layer_and_the_inputs_of_all() -> None:
+    shape = memory.shape_of_config(tiny_llama(tiny_tokenizer()).config)
+    one = 7 * 16 + 3 * 16 + 4 * 32
+    assert memory.activation_bytes(shape, 10, 4, checkpointing=False) == 10 * 2 * one * 4
+    assert memory.activation_bytes(shape, 10, 4, checkpointing=True) == 10 * (2 * 16 + one) * 4
+    assert memory.backward_bytes(shape, 10, 4) == 10 * 3 * 32 * 4
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_planned_activations_are_what_autograd_keeps_for_the_backward_pass(lora: bool) -> None:
+    """Of the demo's Llama, 8 rows of 32 tokens, in float32: to 10 %, without the logits."""
+    model: Any = LlamaModel(LlamaConfig(
+        vocab_size=64, hidden_size=128, num_hidden_layers=4, num_attention_heads=4, intermediate_size=384
+    ))  # fmt: skip
+    if lora:
+        model = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear"))
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def seen(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(seen, lambda tensor: tensor):
+        output = model(input_ids=torch.zeros(8, 32, dtype=torch.long), use_cache=False)
+    found = sum(size for place, size in kept.items() if place not in weights)
+    shape = memory.Shape(1, 1, 4, 128, 128, 384, 64, 1)
+    assert output.last_hidden_state.requires_grad
+    assert memory.activation_bytes(shape, 8 * 32, 4, checkpointing=False) == pytest.approx(found, rel=0.1)

@@ -1,0 +1,185 @@
+"""RLOO and GRPO through TRL: what they compute, that they learn, and that a killed run ends in the same bytes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import tiny_tokenizer
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from tasks.lib.models.chat import load_tokenizer
+from tasks.lib.models.loading import load_policy, save_model
+from tasks.lib.models.logprobs import answer_logprobs
+from tasks.lib.rl import rloo_grpo as grouped
+from tasks.lib.rl.actor_critic import ActorCritic, Lora
+from tasks.lib.rl.ppo import Environment, PPOConfig, Prompt, roll_out
+from tasks.lib.rl.ppo_training import next_prompts
+from tasks.lib.stage import Problem, Stage
+
+PROMPTS = [Prompt(f"row{i}", [5 + (i * k) % 9 for k in range(2 + i % 4)]) for i in range(1, 9)]
+STAGE, REWARDED, GOOD = Stage("ppo"), grouped.rewarded, 5
+
+
+SIZES = LlamaConfig(
+    vocab_size=16, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+    max_position_embeddings=64, initializer_range=0.2,
+)  # fmt: skip
+
+
+def good(answers: list[list[int]]) -> list[float]:
+    """The more GOOD tokens, the better."""
+    return [float(answer.count(GOOD)) for answer in answers]
+
+
+def config(**changes: Any) -> PPOConfig:
+    settings: dict[str, Any] = {
+        "iterations": 3, "episodes": 16, "epochs": 2, "max_new_tokens": 3, "temperature": 0.7, "missing_eos": "keep",
+        "learning_rate": 1e-2, "kl_budget": 1e9, "batch_size": 8, "evaluate_every": 1, "patience": 99,
+    }  # fmt: skip
+    return PPOConfig(**settings | changes)
+
+
+def run(method: Any = "rloo", lora: Lora | None = None, given: Any = None, **changes: Any) -> tuple[Any, ...]:
+    """Train the tiny policy of models/sft; the result and the bytes of its weights."""
+    if not Path("models/sft").exists():
+        torch.manual_seed(0)
+        save_model(LlamaForCausalLM(SIZES), tiny_tokenizer(), "models/sft")
+    tokenizer, settings = load_tokenizer("models/sft"), config(**changes)
+    env = Environment(
+        prompts=PROMPTS, validation=PROMPTS, reward=lambda _, answers: good(answers),
+        judge=lambda answers: {"judge": sum(good(answers)) / len(answers)},
+        eos_id=tokenizer.eos_token_id, pad_id=tokenizer.pad_token_id, seed_of=STAGE.seed_of,
+    )  # fmt: skip
+    models = ActorCritic(load_policy("models/sft"), None, lora, 0)
+    result = grouped.train(method, models, env, settings, given or {"num_generations": 4}, tokenizer, STAGE, {})
+    return result, [p.detach().numpy().tobytes() for p in models.policy_parameters().values()]
+
+
+@pytest.mark.parametrize(("method", "lora"), [("rloo", None), ("grpo", Lora(r=4, alpha=16))])
+def test_what_is_rewarded_becomes_frequent(workspace: Path, method: Any, lora: Lora | None) -> None:
+    settings = {"iterations": 8, "episodes": 32, "batch_size": 32, "evaluate_every": 8, "learning_rate": 3e-2}
+    log = run(method, lora, **settings)[0]["log"]
+    assert log[0]["validation_judge"] < 0.5
+    assert log[-1]["validation_judge"] > 1.0
+    assert {"reward", "kl", "policy_loss", "answer_tokens", "ended", "no_signal"} <= log[1].keys()
+
+
+def captured(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Any:
+    """The trainer of TRL, before it trains."""
+    found: list[Any] = []
+
+    def keep(trainer: Any, *_: Any, **__: Any) -> None:
+        found.append(trainer)
+        trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)
+
+    monkeypatch.setattr(grouped.trainers, "train", keep)
+    run(**settings)
+    return found[0]
+
+
+def test_an_advantage_is_the_score_less_the_mean_of_the_others(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Leave-one-out on the very answers that PPO draws; one that did not end is worth `missing_eos_value`."""
+    trainer = captured(monkeypatch, missing_eos="penalty", missing_eos_value=-2.0)
+    rows = [trainer.train_dataset[number] for number in list(trainer._get_train_sampler())[:16]]
+    given = trainer._generate_and_score_completions(rows)
+
+    prompts = [p for p in next_prompts(trainer.env, 4, 1) for _ in range(4)]
+    seed = trainer.env.seed_of("roll out", 1)
+    answers, _ = roll_out(trainer.models, [p.tokens for p in prompts], trainer.env, trainer.ppo, seed)
+    ended = [answer[-1] == trainer.env.eos_id for answer in answers]
+    scores = [score - 2 * (not end) for score, end in zip(good(answers), ended, strict=True)]
+    groups = torch.tensor(scores).view(4, 4)
+    expected = (groups - (groups.sum(1, keepdim=True) - groups) / 3).flatten()
+    assert torch.allclose(given["advantages"], expected, atol=1e-5)
+    assert [int(mask.sum()) for mask in given["completion_mask"]] == [len(answer) for answer in answers]
+
+
+def test_log_probs_do_not_depend_on_left_padding(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On learned positions, which TRL would let the padding move; at the temperature of the samples."""
+    torch.manual_seed(0)
+    sizes = GPT2Config(vocab_size=16, n_positions=32, n_embd=16, n_layer=1, n_head=2)
+    save_model(GPT2LMHeadModel(sizes), tiny_tokenizer(), "models/sft")
+    trainer = captured(monkeypatch)
+    given = trainer._generate_and_score_completions(
+        [trainer.train_dataset[number] for number in list(trainer._get_train_sampler())[:16]]
+    )
+    parts = [(given[f"{part}_ids"], given[f"{part}_mask"].bool()) for part in ("prompt", "completion")]
+    prompts, answers = ([row[is_token].tolist() for row, is_token in zip(*part, strict=True)] for part in parts)
+    assert len({len(prompt) for prompt in prompts}) > 1
+    model = trainer.models.policy
+    with torch.no_grad():
+        own = answer_logprobs(model, prompts, answers, batch_size=1, temperature=0.7)
+    assert torch.allclose(given["old_logps"], torch.stack([row.sum() for row in own]), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "lora", "place", "call"),
+    [("rloo", Lora(r=2, alpha=4), "evaluate", 3), ("grpo", None, "keep_or_stop", 2)],
+)
+def test_a_killed_run_ends_in_the_same_bytes(
+    method: Any, lora: Any, place: str, call: int, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = run(method, lora)
+    shutil.rmtree(STAGE.checkpoints)
+    original, calls = getattr(grouped, place), []
+
+    def deadly(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(grouped, place, deadly)
+        if (child := os.fork()) == 0:
+            try:
+                run(method, lora)
+            finally:
+                os._exit(99)
+        assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    assert list(STAGE.checkpoints.glob("checkpoint-*/complete.json"))
+    assert run(method, lora) == expected
+
+
+def test_a_run_that_is_asked_to_stop_saves_at_the_end_of_its_iteration(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle the answers of the iteration would be drawn again, from another policy."""
+    expected = run(checkpoint_every=3)
+    shutil.rmtree(STAGE.checkpoints)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
+        patch.setattr(grouped, "rewarded", lambda *a: (os.kill(os.getpid(), signal.SIGTERM), REWARDED(*a))[1])
+        run(checkpoint_every=3)
+    assert stopped.value.code == 143
+    assert [path.name for path in STAGE.checkpoints.glob("checkpoint-*")] == ["checkpoint-2"]
+    assert run(checkpoint_every=3) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "changes", "message"),
+    [
+        (
+            {"num_generation": 4},
+            {},
+            r"ppo\.trainer\.num_generation is not a key of RLOOConfig; did you mean num_g",
+        ),
+        ({"temperature": 1.0}, {}, r"trainer\.temperature cannot be set here: set ppo\.temperature"),
+        ({"top_p": 0.9}, {}, r"trainer\.top_p cannot be set here: answers are drawn as in PPO"),
+        ({"num_generations": 3}, {}, r"episodes = 16 is not a multiple of ppo\.trainer\.num_generations = 3"),
+        ({}, {"minibatches": 3}, r"episodes = 16 is not a multiple of ppo\.minibatches"),
+        ({}, {"beta_target": 6.0}, r"ppo\.beta_target is for ppo\.method: ppo"),
+    ],
+)
+def test_settings_without_effect_are_refused(given: Any, changes: Any, message: str, workspace: Path) -> None:
+    from trl import RLOOConfig
+
+    with pytest.raises(Problem, match=message):
+        grouped.configured(RLOOConfig, config(**changes), given, STAGE)
