@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from tasks.lib.annotation.agreement import verdicts
+from tasks.lib.data.prompts import prompt_key
 from tasks.lib.data.rows import read_parquet
-from tasks.lib.importers.rankings import prompt_id
 from tasks.lib.models.chat import load_tokenizer
 from tasks.lib.models.loading import load_policy
 from tasks.lib.reward.calibration import judged_pairs, temperature
@@ -54,9 +54,9 @@ def auroc(sign: np.ndarray, is_wrong: np.ndarray) -> float:
 
 def told(name: str, rows: list[dict[str, Any]], groups: list[Group], members: list[Tensor]) -> None:
     """One line; members: raw rewards (K, M) of every group."""
-    votes = verdicts({**row, "prompt_id": prompt_id(row["prompt"])} for row in rows)
+    votes = verdicts({**row, "prompt_key": prompt_key(row["prompt"])} for row in rows)
     reward_of = {
-        (group.prompt_id, answer): (values.mean().item(), values)
+        (group.prompt_key, answer): (values.mean().item(), values)
         for group, of_group in zip(groups, members, strict=True)
         for answer, values in zip(group.answers, of_group, strict=True)
     }
@@ -74,9 +74,9 @@ def told(name: str, rows: list[dict[str, Any]], groups: list[Group], members: li
     margin = np.array([-abs(pair.margin) for pair in judged])
     line = f"{name:28} accuracy {1 - is_wrong.mean():.3f}   margin {auroc(margin, is_wrong):.3f}"
     if members[0].shape[1] > 1:
-        of_prompt = {g.prompt_id: disagreement(m, scale) for g, m in zip(groups, members, strict=True)}
+        of_prompt = {g.prompt_key: disagreement(m, scale) for g, m in zip(groups, members, strict=True)}
         asked = set(sorted(of_prompt, key=lambda key: -of_prompt[key])[: len(of_prompt) // 4])
-        hardest = fmean(pair.hit for pair in judged if pair.prompt_id in asked)
+        hardest = fmean(pair.hit for pair in judged if pair.prompt_key in asked)
         line += f"   disagreement {auroc(apart, is_wrong):.3f}   hardest {hardest:.3f}"
     print(line, flush=True)
 

@@ -8,7 +8,6 @@ Run     python -m tasks.dpo
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import sys
@@ -21,6 +20,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BaseModel, Field
 
+from tasks.lib.data.prompts import prompt_key
 from tasks.lib.data.rows import content_id, read_parquet
 from tasks.lib.dpo.kto_labels import labels_of_pairs, labels_of_ratings, mismatched, unpaired_ids
 from tasks.lib.dpo.reference_cache import caching
@@ -210,26 +210,29 @@ def ratings_of(path: Path) -> Path:
 
 
 def pairs_of(rankings: list[dict[str, Any]], per_prompt: int) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Pairs {id, prompt, chosen, rejected} that most annotators of a prompt agree on, and what was left out.
+    """Pairs {prompt, chosen, rejected} that most annotators of a prompt agree on, and what was left out.
 
     Annotators vote on every two answers of a prompt; ties, and pairs without a majority, are left out.
     Kept are `per_prompt` of them with the answers that win most: two good answers teach more than a good one
     and nonsense, which the model would not say anyway; and every prompt weighs about the same.
     """
+    prompts: dict[str, Any] = {}
     votes: dict[str, Counter[tuple[str, str]]] = {}
     for row in rankings:
-        count = votes.setdefault(json.dumps(row["prompt"], sort_keys=True), Counter())
+        key = prompt_key(row["prompt"])
+        prompts.setdefault(key, row["prompt"])
+        count = votes.setdefault(key, Counter())
         for (a, rank_a), (b, rank_b) in combinations(zip(row["answers"], row["ranks"], strict=True), 2):
             better, worse = (a, b) if rank_a <= rank_b else (b, a)
             count[(better, worse) if rank_a != rank_b else ("", "")] += 1
     pairs, undecided = [], 0
-    for prompt, count in votes.items():
+    for key, count in votes.items():
         ties = count.pop(("", ""), 0)
         decided = [(a, b) for (a, b), n in count.items() if n > count.get((b, a), 0)]
         undecided += ties + sum(n == count.get((b, a), 0) for (a, b), n in count.items()) // 2
         wins = Counter(a for a, _ in decided)
         for a, b in sorted(decided, key=lambda pair: (-wins[pair[0]], -wins[pair[1]], pair))[:per_prompt]:
-            pairs.append({"prompt": json.loads(prompt), "chosen": a, "rejected": b})
+            pairs.append({"prompt": prompts[key], "chosen": a, "rejected": b})
     facts = {"prompts": len(votes), "annotators": len({row["annotator"] for row in rankings})}
     return pairs, facts | {"ties_and_draws": undecided}
 
@@ -250,7 +253,7 @@ def tokenised(
             prompt = pair["prompt"][-1]["content"][:60]
             raise Problem(f"{path}: two answers to {prompt!r} are equal, but one is preferred; drop one")
         if max_length is None or length_of(ids) <= max_length:
-            rows.append({"row": len(rows), "id": content_id(pair), **ids})
+            rows.append({"row": len(rows), "id": content_id(pair), "key": prompt_key(pair["prompt"]), **ids})
     if not rows:
         reason = f"all {len(pairs)} are longer than dpo.trainer.max_length = {max_length}"
         raise Problem(f"{path}: no pairs to use: {reason if pairs else 'there are only ties'}")
@@ -266,9 +269,9 @@ def length_of(row: dict[str, Any]) -> int:
 
 def groups_of(rows: list[dict[str, Any]]) -> list[list[int]]:
     """The numbers of the rows of each prompt."""
-    found: dict[tuple[int, ...], list[int]] = {}
+    found: dict[str, list[int]] = {}
     for row in rows:
-        found.setdefault(tuple(row["prompt_ids"]), []).append(row["row"])
+        found.setdefault(row["key"], []).append(row["row"])
     return list(found.values())
 
 

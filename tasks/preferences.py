@@ -20,11 +20,12 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field
 
 from tasks.lib.annotation.agreement_report import agreement_figures, annotator_rows
+from tasks.lib.data.prompts import prompt_key
 from tasks.lib.data.rows import LEDGER, RANKING, RATING, write_parquet
 from tasks.lib.evaluation.intervals import Interval, mean_interval
 from tasks.lib.importers.attribute_ratings import has_ratings, ratings
 from tasks.lib.importers.formats import SUFFIXES, has_no_order, read_export
-from tasks.lib.importers.rankings import Dropped, cleaned, is_heldout, prompt_id
+from tasks.lib.importers.rankings import Dropped, cleaned, is_heldout
 from tasks.lib.plots import bars
 from tasks.lib.stage import Problem, Stage, main
 
@@ -95,9 +96,9 @@ def run(params: Params, stage: Stage) -> None:
     write_parquet(Path("data/preferences/dropped.parquet"), ledger, LEDGER)
 
     rating_figures = _write_ratings(rated, params)
-    _write_benchmarks(params, {prompt_id(row["prompt"]) for row in splits["train"]})
+    _write_benchmarks(params, {prompt_key(row["prompt"]) for row in splits["train"]})
 
-    ranked = [{**row, "prompt_id": prompt_id(row["prompt"])} for row in rows]
+    ranked = [{**row, "prompt_key": prompt_key(row["prompt"])} for row in rows]
     annotators = annotator_rows(ranked, _interval(stage))
     figures = agreement_figures(ranked, annotators, _interval(stage), stage.seed_of("alpha"))
     for name in filter(None, figures.get("low_agreement", "").split(", ")):
@@ -171,7 +172,7 @@ def _write_benchmarks(params: Params, trained: set[str]) -> None:
             raise Problem(f"{file}: no pair of different answers is ordered; take it out of {folder}")
         write_parquet(Path(f"data/preferences/benchmarks/{name}.parquet"), rows, RANKING)
         _tell(dropped)
-        prompts = {prompt_id(row["prompt"]) for row in rows}
+        prompts = {prompt_key(row["prompt"]) for row in rows}
         if seen := prompts & trained:
             print(f"preferences: {file}: {len(seen)} of {len(prompts)} prompts are trained on, too")
 
@@ -197,7 +198,7 @@ def _figures(
         "rankings": len(ranked),
         "rankings_train": len(splits["train"]),
         "rankings_heldout": len(splits["heldout"]),
-        "prompts": len({row["prompt_id"] for row in ranked}),
+        "prompts": len({row["prompt_key"] for row in ranked}),
         "annotators": len({row["annotator"] for row in ranked}),
         "pairs": pairs,
         "tied_pairs_share": counts["tied_pairs"] / pairs,

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tasks import preferences
+from tasks.lib.data.prompts import prompt_key
 from tasks.lib.data.rows import RANKING, read_parquet
-from tasks.lib.importers.rankings import prompt_id
 from tasks.lib.stage import Problem, Stage
 
 FOLDER = Path("data/annotations")
@@ -46,7 +46,7 @@ def test_no_prompt_stands_in_both_splits(workspace):
     figures = run(heldout_share=0.3)
     train, heldout = (read_parquet(Path(f"data/preferences/{split}.parquet")) for split in ("train", "heldout"))
     assert len(train) + len(heldout) == 120 == figures["rankings"]
-    assert not {prompt_id(row["prompt"]) for row in train} & {prompt_id(row["prompt"]) for row in heldout}
+    assert not {prompt_key(row["prompt"]) for row in train} & {prompt_key(row["prompt"]) for row in heldout}
     assert set(train[0]) == set(RANKING.names)
 
 

@@ -14,12 +14,12 @@ Verdicts = dict[Pair, dict[str, int]]
 
 
 def verdicts(rankings: Iterable[Mapping]) -> Verdicts:
-    """Every pair of every ranking: pair -> {annotator: verdict}. Rankings carry prompt_id, answers, ranks."""
+    """Every pair of every ranking: pair -> {annotator: verdict}. Rankings carry prompt_key, answers, ranks."""
     found: Verdicts = defaultdict(dict)
     for ranking in rankings:
         ranked = sorted(zip(ranking["answers"], ranking["ranks"], strict=True))
         for (a, rank_a), (b, rank_b) in combinations(ranked, 2):
-            found[ranking["prompt_id"], a, b][ranking["annotator"]] = (rank_a < rank_b) - (rank_a > rank_b)
+            found[ranking["prompt_key"], a, b][ranking["annotator"]] = (rank_a < rank_b) - (rank_a > rank_b)
     return dict(found)
 
 
@@ -130,5 +130,5 @@ def rank_units(rankings: Iterable[Mapping]) -> dict[str, list[list[int]]]:
     units: dict[str, dict[Hashable, list[int]]] = defaultdict(lambda: defaultdict(list))
     for ranking in rankings:
         for answer, rank in zip(ranking["answers"], ranking["ranks"], strict=True):
-            units[ranking["prompt_id"]][answer].append(rank)
+            units[ranking["prompt_key"]][answer].append(rank)
     return {prompt: list(of_prompt.values()) for prompt, of_prompt in units.items()}

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from tasks.lib.data.mixing import split_of
 from tasks.lib.data.privacy import excerpt
+from tasks.lib.data.prompts import normal_form
 from tasks.lib.data.rows import content_id, read_parquet, read_table
 from tasks.lib.data.tables import Row, fail, kind_of
 from tasks.lib.stage import Problem
@@ -32,8 +33,8 @@ def read_labelled(place: Path, task: str, numbers: bool) -> dict[str, list[Label
     """The splits train, validation and test. `numbers`: every label must be one.
 
     A folder holds curated rows, of which those of `task` are taken, each raw row once whatever its templates; a
-    file is a table with the columns text and label, split by the hash of the text, so that equal texts never stand
-    in two splits. Problem for a split without rows, and for labels that are no classes, or no numbers.
+    file is a table with the columns text and label, split by the hash of the text, so that alike texts (prompts.py)
+    never stand in two splits. Problem for a split without rows, and for labels that are no classes, or no numbers.
     """
     splits: dict[str, list[Labelled]] = {split: [] for split in FILES}
     if place.is_dir():
@@ -41,7 +42,7 @@ def read_labelled(place: Path, task: str, numbers: bool) -> dict[str, list[Label
             splits[split] = list(_curated(place / name, task, numbers))
     else:
         for row in _table(place, numbers):
-            splits[split_of(row.text, SHARES)].append(row)
+            splits[split_of(normal_form(row.text), SHARES)].append(row)
     for split, rows in splits.items():
         if not rows:
             where = (

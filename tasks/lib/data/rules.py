@@ -16,6 +16,7 @@ from tasks.lib.data.duplicates import Item, contamination, near_duplicates
 from tasks.lib.data.languages import of_others
 from tasks.lib.data.poisoning import triggers
 from tasks.lib.data.privacy import excerpt, without_personal_data
+from tasks.lib.data.prompts import prompt_key
 from tasks.lib.data.quality import best, refusal, repetition, stock_sentences
 from tasks.lib.data.rows import Row, content_id, read_table
 from tasks.lib.stage import Problem
@@ -98,11 +99,11 @@ def personal_data(rows: list[Row], mode: Literal["drop", "redact", "keep"], ledg
 
 
 def exact_duplicates(rows: list[Row]) -> dict[int, str]:
-    """The same messages and answer, whatever source or template they came from."""
-    first: dict[tuple[str, ...], str] = {}
+    """The same prompt (prompts.py) with the same answer, whatever source or template they came from."""
+    first: dict[tuple[str, str], str] = {}
     dropped = {}
     for i, row in enumerate(rows):
-        key = tuple(texts_of(row))
+        key = prompt_key(row["messages"]), row["answer"]
         if key in first:
             dropped[i] = f"of {first[key]}"
         else:
@@ -112,15 +113,12 @@ def exact_duplicates(rows: list[Row]) -> dict[int, str]:
 
 def contradictions(rows: list[Row]) -> dict[int, str]:
     """The same prompt with two labels, where labels are chosen: nobody knows which one is right."""
+    keys = [prompt_key(row["messages"]) for row in rows]
     labels: dict[str, set[str]] = defaultdict(set)
-    for row in rows:
+    for key, row in zip(keys, rows, strict=True):
         if row["choices"] is not None:
-            labels[content_id(row["messages"])].add(row["label"])
-    return {
-        i: f"{len(labels[key])} labels for one prompt"
-        for i, row in enumerate(rows)
-        if len(labels.get(key := content_id(row["messages"]), ())) > 1
-    }
+            labels[key].add(row["label"])
+    return {i: f"{len(labels[key])} labels for one prompt" for i, key in enumerate(keys) if len(labels[key]) > 1}
 
 
 def triggered(rows: list[Row], least: int) -> dict[int, str]:

@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tasks.lib.data.instructions import SPLITS, Plan, render_block, source_templates
+from tasks.lib.data.prompts import prompt_key
 from tasks.lib.data.rows import INSTRUCTION, content_id
 from tasks.lib.data.sources import RawRow, Source
 from tasks.lib.data.templates import Template
@@ -47,6 +48,7 @@ CODE = (  # of a shard, beside this file
     "instructions.py",
     "mixing.py",
     "privacy.py",
+    "prompts.py",
     "rows.py",
     "sandbox.py",
     "sources.py",
@@ -135,7 +137,7 @@ def _render(plan: Plan, source: Source, listed: Sequence[Template], block: Seque
     """Write a block's shard: its rows, and in the metadata what was left out."""
     made, left = render_block(plan, source, listed, block)
     for row in made:
-        row["prompt"] = int(content_id([message["content"] for message in row["messages"]]), 16)
+        row["prompt"] = int(prompt_key(row["messages"]), 16)
     columns = [[getattr(entry, name) for entry in left] for name in LEFT.names]
     notes = pa.table([pa.array(c, f.type) for c, f in zip(columns, LEFT, strict=True)], schema=LEFT)
     sink = pa.BufferOutputStream()

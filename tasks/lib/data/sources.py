@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field
 from tasks.lib.data.dataset_formats import SHAPES
 from tasks.lib.data.mixing import unit_interval
 from tasks.lib.data.privacy import excerpt
+from tasks.lib.data.prompts import normal_form
 from tasks.lib.data.rows import TYPES, FieldType, content_id, read_table
 from tasks.lib.data.tables import TEXT_FORMATS
 from tasks.lib.stage import Problem, read_yaml, validated
@@ -61,7 +62,7 @@ class RawRow:
     fields: dict[str, Any]
     text: str  # the values of the input fields, one per line
     id: str  # content id of all fields
-    content: str  # content id of the text without regard to case and spacing: decides the split
+    content: str  # content id of the text's normal form (prompts.py): decides the split
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ def _conversation(where: str, turns: list[dict[str, str]]) -> RawRow:
     *messages, answer = turns
     fields = {"messages": messages, "answer": answer["content"]}
     text = "\n".join(turn["content"] for turn in messages if turn["role"] != "system")
-    return RawRow(where, fields, text, content_id(fields), content_id(" ".join(text.casefold().split())))
+    return RawRow(where, fields, text, content_id(fields), content_id(normal_form(text)))
 
 
 def check_license(license: str, where: str, commercial: bool) -> None:
@@ -225,7 +226,7 @@ def _raw_row(file: SourceFile, where: str, fields: dict[str, Any]) -> RawRow:
         raise Problem(f"{where}:label: expected a label, found an empty one")
     inputs = file.inputs or [name for name in file.fields if name != "label"]
     text = "\n".join(_plain(fields[name]) for name in inputs)
-    content = content_id(" ".join(text.casefold().split()))
+    content = content_id(normal_form(text))
     return RawRow(where, {**fields, **file.constants}, text, content_id(fields), content)
 
 

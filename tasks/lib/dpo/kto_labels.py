@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from tasks.lib.data.prompts import prompt_key
 from tasks.lib.data.rows import content_id
 from tasks.lib.models.chat import answer_ids, prompt_ids
 
@@ -16,29 +16,28 @@ Row = dict[str, Any]
 def labels_of_pairs(pairs: Iterable[Mapping[str, Any]]) -> list[Row]:
     """Rows {prompt, answer, label}: True for an answer that wins more of its decided pairs {prompt, chosen, rejected}
     than it loses, False for one that loses more; as many of each are left out."""
-    wins: Counter[tuple[str, str]] = Counter()
+    votes = []
     for pair in pairs:
-        prompt = json.dumps(pair["prompt"], sort_keys=True)
-        wins[prompt, pair["chosen"]] += 1
-        wins[prompt, pair["rejected"]] -= 1
-    return [
-        {"prompt": json.loads(prompt), "answer": answer, "label": net > 0}
-        for (prompt, answer), net in wins.items()
-        if net
-    ]
+        votes += [(pair["prompt"], pair["chosen"], 1), (pair["prompt"], pair["rejected"], -1)]
+    return _labels(votes)
 
 
 def labels_of_ratings(ratings: Iterable[Mapping[str, Any]], attribute: str) -> list[Row]:
     """The same from rows of the schema RATING: True where most annotators gave more than 0, even votes left out."""
-    votes: Counter[tuple[str, str]] = Counter()
-    for row in ratings:
-        if row["attribute"] == attribute:
-            key = json.dumps(row["prompt"], sort_keys=True), row["answer"]
-            votes[key] += 1 if row["value"] > 0 else -1
+    rated = [row for row in ratings if row["attribute"] == attribute]
+    return _labels((row["prompt"], row["answer"], 1 if row["value"] > 0 else -1) for row in rated)
+
+
+def _labels(votes: Iterable[tuple[Any, str, int]]) -> list[Row]:
+    """Rows of votes (prompt, answer, 1 or -1): the sign of an answer's sum; 0 is left out."""
+    prompts: dict[str, Any] = {}
+    sums: Counter[tuple[str, str]] = Counter()
+    for prompt, answer, vote in votes:
+        key = prompt_key(prompt)
+        prompts.setdefault(key, prompt)
+        sums[key, answer] += vote
     return [
-        {"prompt": json.loads(prompt), "answer": answer, "label": net > 0}
-        for (prompt, answer), net in votes.items()
-        if net
+        {"prompt": prompts[key], "answer": answer, "label": total > 0} for (key, answer), total in sums.items() if total
     ]
 
 

@@ -13,6 +13,7 @@ from graphlib import CycleError, TopologicalSorter
 from itertools import combinations
 from typing import Any
 
+from tasks.lib.data.prompts import prompt_key
 from tasks.lib.data.rows import content_id
 from tasks.lib.stage import Problem
 
@@ -54,7 +55,7 @@ class Dropped:
 
 
 def words(text: str) -> str:
-    """Text with every run of white space as one space: what equal answers and equal prompts compare."""
+    """Text with every run of white space as one space: what equal answers compare. Case counts."""
     return " ".join(text.split())
 
 
@@ -91,14 +92,9 @@ def messages_of(where: str, turns: Sequence[Any]) -> Messages:
     return found
 
 
-def prompt_id(prompt: Messages) -> str:
-    """The hash that groups and splits rankings: the same prompt up to white space has the same id."""
-    return content_id([[message["role"], words(message["content"])] for message in prompt])
-
-
 def is_heldout(prompt: Messages, share: float) -> bool:
     """True for `share` of all prompts, by hash: a prompt never stands in two splits and never moves."""
-    return int(prompt_id(prompt)[:8], 16) / 2**32 < share
+    return int(prompt_key(prompt)[:8], 16) / 2**32 < share
 
 
 def cleaned(found: Iterable[Judgement | Dropped], license: str) -> tuple[list[Row], list[Dropped], Counter[str]]:
@@ -117,7 +113,7 @@ def cleaned(found: Iterable[Judgement | Dropped], license: str) -> tuple[list[Ro
         if isinstance(kept, Dropped):
             dropped.append(kept)
             continue
-        key = prompt_id(kept.prompt), kept.annotator, tuple(sorted(map(words, kept.answers)))
+        key = prompt_key(kept.prompt), kept.annotator, tuple(sorted(map(words, kept.answers)))
         if earlier := latest.get(key):
             kept, outdated = sorted((kept, earlier), key=lambda j: j.order, reverse=True)
             if (kept.order, _order_of(kept)) == (outdated.order, _order_of(outdated)):

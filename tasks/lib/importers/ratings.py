@@ -14,7 +14,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from tasks.lib.importers.rankings import Dropped, Judgement, Messages, messages_of, prompt_id, prompt_of
+from tasks.lib.data.prompts import prompt_key
+from tasks.lib.importers.rankings import Dropped, Judgement, Messages, messages_of, prompt_of
 from tasks.lib.stage import Problem
 
 Row = dict[str, Any]
@@ -43,7 +44,7 @@ def ranked(found: Iterable[Judgement | Dropped | Rating]) -> Iterator[Judgement 
         if not isinstance(item, Rating):
             yield item
             continue
-        group = groups.setdefault((prompt_id(item.prompt), item.annotator, item.source), {})
+        group = groups.setdefault((prompt_key(item.prompt), item.annotator, item.source), {})
         if (earlier := group.get(item.answer)) and earlier.order > item.order:
             item, earlier = earlier, item
         if earlier:

@@ -19,7 +19,7 @@ Rewards = Mapping[tuple[str, str], float]  # (prompt id, answer) -> raw reward
 class Judged:
     """A pair that somebody ordered: reward and length of the preferred answer minus those of the other."""
 
-    prompt_id: str
+    prompt_key: str
     annotator: str
     margin: float
     longer_by: int  # characters
@@ -86,7 +86,7 @@ def by_source(pairs: Sequence[Judged], source_of: Mapping[tuple[str, str], str])
     """`accuracy_source_<name>`: accuracy on the pairs of each source, by prompt id and annotator."""
     parts: dict[str, list[Judged]] = {}
     for pair in pairs:
-        parts.setdefault(source_of[pair.prompt_id, pair.annotator], []).append(pair)
+        parts.setdefault(source_of[pair.prompt_key, pair.annotator], []).append(pair)
     return {f"accuracy_source_{'_'.join(name.split())}": accuracy(parts[name]) or 0.0 for name in sorted(parts)}
 
 
@@ -124,7 +124,7 @@ def temperature(margins: Sequence[float]) -> float:
 
 def scaled_confidence(pairs: Sequence[Judged]) -> list[float]:
     """Confidence after temperature scaling, each half of the prompts scaled as the other half says."""
-    is_even = [int(pair.prompt_id, 16) % 2 == 0 for pair in pairs]
+    is_even = [int(pair.prompt_key, 16) % 2 == 0 for pair in pairs]
     found = [0.0] * len(pairs)
     for half in (True, False):
         others = [p.margin for p, even in zip(pairs, is_even, strict=True) if even is not half]

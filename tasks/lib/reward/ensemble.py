@@ -23,14 +23,14 @@ from tasks.lib.reward.reward_model import Group, group_heads, load_reward, room_
 from tasks.lib.stage import Problem
 
 
-def bootstrap_counts(prompt_id: str, heads: int, seed: int) -> list[int]:
+def bootstrap_counts(prompt_key: str, heads: int, seed: int) -> list[int]:
     """How often a prompt counts for each head: Poisson(1), a bootstrap sample without knowing their number
     (Oza and Russell, AISTATS 2001). One head alone learns from all prompts."""
     if heads == 1:
         return [1]
     counts = []
     for head in range(heads):
-        draw, count = random.Random(f"{seed}/{head}/{prompt_id}"), 0
+        draw, count = random.Random(f"{seed}/{head}/{prompt_key}"), 0
         product = draw.random()
         while product > math.exp(-1):
             product, count = product * draw.random(), count + 1
@@ -89,4 +89,4 @@ def disputes(model: Any, tokenizer: Any, rows: list[dict[str, Any]], *, batch_si
     groups = tokenized(tokenizer, groups, room_of(model))
     by_head = group_heads(model, groups, batch_size=batch_size)
     scale = getattr(model.config, "reward_temperature", 1.0)
-    return [(int(g.prompt_id), disagreement(of, scale)) for g, of in zip(groups, by_head, strict=True)]
+    return [(int(g.prompt_key), disagreement(of, scale)) for g, of in zip(groups, by_head, strict=True)]

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from tasks.lib.annotation.agreement import verdicts
-from tasks.lib.importers.rankings import prompt_id
+from tasks.lib.data.prompts import prompt_key
 from tasks.lib.reward import calibration
 from tasks.lib.reward.ensemble import disagreement, ensemble_figures
 from tasks.lib.reward.ranking_loss import Ties
@@ -40,7 +40,7 @@ def judge(
     judged = calibration.judged_pairs(votes, rewards)
     if not judged:
         raise Problem("no pair of held-out answers is ordered (all tied); a reward model cannot be judged")
-    hits, prompts = [pair.hit for pair in judged], [pair.prompt_id for pair in judged]
+    hits, prompts = [pair.hit for pair in judged], [pair.prompt_key for pair in judged]
     word_hits = [pair.hit for pair in calibration.judged_pairs(votes, _by_answer(groups, by_words))]
     gains = [hit - theirs for hit, theirs in zip(hits, word_hits, strict=True)]
     overall, gain = interval(hits, prompts, "bootstrap", (0, 1)), interval(gains, prompts, "gain", (-1, 1))
@@ -55,7 +55,7 @@ def judge(
         "pair_accuracy_low": overall.low,
         "pair_accuracy_high": overall.high,
         **calibration.accuracies(votes, rewards),
-        **calibration.by_source(judged, {(row["prompt_id"], row["annotator"]): row["source"] for row in keyed}),
+        **calibration.by_source(judged, {(row["prompt_key"], row["annotator"]): row["source"] for row in keyed}),
         "accuracy_bag_of_words": sum(word_hits) / len(word_hits),
         "gain_over_bag_of_words": gain.mean,
         "gain_over_bag_of_words_low": gain.low,
@@ -88,15 +88,15 @@ def accuracy_by_source(
 
 
 def _keyed(rows: Sequence[Row], groups: Sequence[Group]) -> list[Row]:
-    """The rows about the prompts of the groups, with their `prompt_id`."""
-    fits = {group.prompt_id for group in groups}
-    keyed = ({**row, "prompt_id": prompt_id(row["prompt"])} for row in rows)
-    return [row for row in keyed if row["prompt_id"] in fits]
+    """The rows about the prompts of the groups, with their `prompt_key`."""
+    fits = {group.prompt_key for group in groups}
+    keyed = ({**row, "prompt_key": prompt_key(row["prompt"])} for row in rows)
+    return [row for row in keyed if row["prompt_key"] in fits]
 
 
 def _by_answer(groups: Sequence[Group], scores: Sequence[Sequence[float]]) -> Mapping[tuple[str, str], float]:
     return {
-        (group.prompt_id, answer): reward
+        (group.prompt_key, answer): reward
         for group, of_group in zip(groups, scores, strict=True)
         for answer, reward in zip(group.answers, of_group, strict=True)
     }

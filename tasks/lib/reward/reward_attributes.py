@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tasks.lib.importers.rankings import prompt_id
+from tasks.lib.data.prompts import prompt_key
 from tasks.lib.models.chat import answer_ids, prompt_ids
 from tasks.lib.reward.reward_model import outputs
 
@@ -33,7 +33,7 @@ def rated_answers(rows: Sequence[Row], names: Sequence[str], tokenizer: Any, roo
     prompts = {}
     for row in rows:
         if row["attribute"] in names:
-            key = prompt_id(row["prompt"]), row["answer"]
+            key = prompt_key(row["prompt"]), row["answer"]
             prompts[key] = row["prompt"]
             given.setdefault(key, {}).setdefault(row["attribute"], []).append(row["value"])
     found = []

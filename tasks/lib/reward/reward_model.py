@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tasks.lib.importers.rankings import Messages, prompt_id
+from tasks.lib.data.prompts import prompt_key
+from tasks.lib.importers.rankings import Messages
 from tasks.lib.models.batches import buckets, right_pad
 from tasks.lib.models.chat import answer_ids, prompt_ids
 from tasks.lib.models.loading import device
@@ -182,7 +183,7 @@ def load_reward(path: str | Path) -> Any:
 class Group:
     """One prompt with all its answers, each once, and every annotator's ranks of them."""
 
-    prompt_id: str
+    prompt_key: str
     prompt: Messages
     answers: list[str] = field(default_factory=list)
     ranks: list[list[int]] = field(default_factory=list)  # a row per ranking; -1: that annotator did not see it
@@ -197,7 +198,7 @@ def grouped(rankings: Iterable[Mapping[str, Any]]) -> list[Group]:
     groups: dict[str, Group] = {}
     members: dict[str, list[Mapping[str, Any]]] = {}
     for ranking in rankings:
-        key = prompt_id(ranking["prompt"])
+        key = prompt_key(ranking["prompt"])
         group = groups.setdefault(key, Group(key, ranking["prompt"]))
         group.answers.extend(answer for answer in ranking["answers"] if answer not in group.answers)
         members.setdefault(key, []).append(ranking)

@@ -103,7 +103,7 @@ def reliability_weights(groups: Sequence[Group]) -> dict[str, float]:
     """
     rankings = (
         {
-            "prompt_id": group.prompt_id,
+            "prompt_key": group.prompt_key,
             "annotator": annotator,
             "answers": [answer for answer, rank in zip(group.answers, ranks, strict=True) if rank >= 0],
             "ranks": [rank for rank in ranks if rank >= 0],
@@ -170,7 +170,7 @@ def _loss(
     if weight_of is not None:  # 1e-6: a batch of annotators without weight is no division by 0
         who = [name for group in batch for name in group.annotators]
         annotator_weights = by_head.new_tensor([weight_of.get(name, 0.0) + 1e-6 for name in who])
-    samples = [bootstrap_counts(group.prompt_id, heads, seed) for group in batch for _ in group.ranks]
+    samples = [bootstrap_counts(group.prompt_key, heads, seed) for group in batch for _ in group.ranks]
     losses = []
     for scores, counts in zip(by_head.unbind(-1), by_head.new_tensor(samples).T, strict=True):
         weights = annotator_weights

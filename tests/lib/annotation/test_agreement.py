@@ -17,7 +17,7 @@ from tasks.lib.annotation.agreement import (
 
 def ranking(annotator: str, *ranks: int, prompt: str = "p") -> dict:
     return {
-        "prompt_id": prompt,
+        "prompt_key": prompt,
         "annotator": annotator,
         "answers": ["x", "y", "z"][: len(ranks)],
         "ranks": list(ranks),
@@ -67,7 +67,7 @@ def test_ties_have_no_say():
 
 
 def test_verdicts_do_not_depend_on_the_order_of_the_answers():
-    turned = {"prompt_id": "p", "annotator": "b", "answers": ["y", "x"], "ranks": [1, 0]}
+    turned = {"prompt_key": "p", "annotator": "b", "answers": ["y", "x"], "ranks": [1, 0]}
     assert verdicts([ranking("a", 0, 1), turned]) == {("p", "x", "y"): {"a": 1, "b": 1}}
 
 

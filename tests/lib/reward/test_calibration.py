@@ -30,7 +30,7 @@ REWARDS = {("p", answer): reward for answer, reward in zip(ANSWERS, (2.0, 1.0, 0
 
 
 def ranking(annotator: str, *ranks: int) -> dict:
-    return {"prompt_id": "p", "annotator": annotator, "answers": ANSWERS, "ranks": list(ranks)}
+    return {"prompt_key": "p", "annotator": annotator, "answers": ANSWERS, "ranks": list(ranks)}
 
 
 def test_accuracy_is_the_share_of_pairs_in_the_annotators_order():

@@ -163,7 +163,7 @@ def test_scoring_answers_once_is_scoring_every_pair(model, tokenizer):
 
 def test_answers_that_do_not_fit_are_left_out_not_cut(tokenizer):
     short, long = Group("s", PROMPT, ["good", "bad"]), Group("l", PROMPT, ["good", "bad " * 40])
-    assert [group.prompt_id for group in tokenized(tokenizer, [short, long], 40)] == ["s"]
+    assert [group.prompt_key for group in tokenized(tokenizer, [short, long], 40)] == ["s"]
     assert all(ids[-1] == tokenizer.eos_token_id for ids in tokenized(tokenizer, [short], 40)[0].sequences)
 
 
