@@ -113,7 +113,7 @@ def test_a_reward_model_learns_attributes_beside_the_rankings(workspace):
     assert len(train) + len(heldout) == len(rows) and {row["value"] for row in train} == {0.0, 4.0}
     ranked = {row["prompt"][0]["content"] for row in read_parquet(Path("data/preferences/train.parquet"))}
     assert not ranked & {row["prompt"][0]["content"] for row in heldout}
-    how = {"epochs": 10, "prompts_per_step": 4, "learning_rate": 3e-3, "attributes": ["correctness"]}
+    how = {"epochs": 20, "prompts_per_step": 4, "learning_rate": 3e-3, "attributes": ["correctness"]}
     reward.run(reward.Params(training=how), Stage("reward", seed=1))
     figures = json.loads(Path("reports/reward.json").read_text())
     assert figures["pair_accuracy"] > 0.6 and figures["attribute_correctness_correlation"] > 0.5

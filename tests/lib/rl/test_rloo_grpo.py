@@ -16,14 +16,14 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from tasks.lib.models.chat import load_tokenizer
 from tasks.lib.models.loading import load_policy, save_model
 from tasks.lib.models.logprobs import answer_logprobs
-from tasks.lib.rl import rloo_grpo as grouped
+from tasks.lib.rl import rloo_grpo
 from tasks.lib.rl.actor_critic import ActorCritic, Lora
 from tasks.lib.rl.ppo import Environment, PPOConfig, Prompt, roll_out
 from tasks.lib.rl.ppo_training import next_prompts
 from tasks.lib.stage import Problem, Stage
 
 PROMPTS = [Prompt(f"row{i}", [5 + (i * k) % 9 for k in range(2 + i % 4)]) for i in range(1, 9)]
-STAGE, REWARDED, GOOD = Stage("ppo"), grouped.rewarded, 5
+STAGE, REWARDED, GOOD = Stage("ppo"), rloo_grpo.rewarded, 5
 
 
 SIZES = LlamaConfig(
@@ -57,7 +57,7 @@ def run(method: Any = "rloo", lora: Lora | None = None, given: Any = None, **cha
         eos_id=tokenizer.eos_token_id, pad_id=tokenizer.pad_token_id, seed_of=STAGE.seed_of,
     )  # fmt: skip
     models = ActorCritic(load_policy("models/sft"), None, lora, 0)
-    result = grouped.train(method, models, env, settings, given or {"num_generations": 4}, tokenizer, STAGE, {})
+    result = rloo_grpo.train(method, models, env, settings, given or {"num_generations": 4}, tokenizer, STAGE, {})
     return result, [p.detach().numpy().tobytes() for p in models.policy_parameters().values()]
 
 
@@ -78,7 +78,7 @@ def captured(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Any:
         found.append(trainer)
         trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)
 
-    monkeypatch.setattr(grouped.trainers, "train", keep)
+    monkeypatch.setattr(rloo_grpo.hf_trainer, "train", keep)
     run(**settings)
     return found[0]
 
@@ -129,7 +129,7 @@ def test_a_killed_run_ends_in_the_same_bytes(
 ) -> None:
     expected = run(method, lora)
     shutil.rmtree(STAGE.checkpoints)
-    original, calls = getattr(grouped, place), []
+    original, calls = getattr(rloo_grpo, place), []
 
     def deadly(*arguments: Any) -> Any:
         calls.append(1)
@@ -138,7 +138,7 @@ def test_a_killed_run_ends_in_the_same_bytes(
         return original(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(grouped, place, deadly)
+        patch.setattr(rloo_grpo, place, deadly)
         if (child := os.fork()) == 0:
             try:
                 run(method, lora)
@@ -156,7 +156,7 @@ def test_a_run_that_is_asked_to_stop_saves_at_the_end_of_its_iteration(
     expected = run(checkpoint_every=3)
     shutil.rmtree(STAGE.checkpoints)
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
-        patch.setattr(grouped, "rewarded", lambda *a: (os.kill(os.getpid(), signal.SIGTERM), REWARDED(*a))[1])
+        patch.setattr(rloo_grpo, "rewarded", lambda *a: (os.kill(os.getpid(), signal.SIGTERM), REWARDED(*a))[1])
         run(checkpoint_every=3)
     assert stopped.value.code == 143
     assert [path.name for path in STAGE.checkpoints.glob("checkpoint-*")] == ["checkpoint-2"]
@@ -182,4 +182,4 @@ def test_settings_without_effect_are_refused(given: Any, changes: Any, message: 
     from trl import RLOOConfig
 
     with pytest.raises(Problem, match=message):
-        grouped.configured(RLOOConfig, config(**changes), given, STAGE)
+        rloo_grpo.configured(RLOOConfig, config(**changes), given, STAGE)
