@@ -26,7 +26,7 @@ from tasks.lib.stage import PARAMS_FILE, SHARED_KEYS, Problem, read_yaml, replac
 
 DVC_FILE = Path("dvc.yaml")
 LAID = Path(".anneal") / "params.laid"  # fingerprint of the params.yaml that a preset made
-MODULE = re.compile(r"python -m (tasks\.(\w+))")
+MODULE = re.compile(r"-m (tasks\.(\w+))")
 VARIABLE = re.compile(r"\$\{(\w+)\}")
 LIGHT = (*sys.stdlib_module_names, "pydantic")  # what a model of parameters is made of
 

@@ -18,7 +18,7 @@ cast(dict[str, Any], sys.modules).setdefault("kernels", None)
 for _name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
-if sys.argv[0] == "-m" and "ANNEAL_WARM" in os.environ:  # inside a run, and before anything is imported
+if sys.argv[0] == "-m" and "ANNEAL_WARM" in os.environ and "RANK" not in os.environ:  # inside a run, in one process
     from tasks.lib import warm
 
     warm.hand_over_stage()

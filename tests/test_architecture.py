@@ -74,9 +74,10 @@ def test_one_word_names_a_stage_in_files_params_graph_and_tests() -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_graph_runs_a_stage_by_its_word_and_reads_its_section(stage: str) -> None:
     entry = entries()[stage]
-    assert re.fullmatch(rf"python -m tasks\.{stage}( \$\{{\w+\}})?", entry["cmd"]), entry["cmd"]
+    launcher = rf"(python|\$\{{{stage}\.launcher\}})"
+    assert re.fullmatch(rf"{launcher} -m tasks\.{stage}( \$\{{\w+\}})?", entry["cmd"]), entry["cmd"]
     assert {str(key).split(".")[0] for key in entry["params"]} >= {stage, *SHARED_KEYS}
-    if "${" not in entry["cmd"]:
+    if "${key}" not in entry["cmd"]:
         assert f"reports/{stage}.json" in listed(entry, "metrics")
 
 
