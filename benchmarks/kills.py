@@ -30,7 +30,7 @@ from peft import LoraConfig  # noqa: F401
 from ruamel.yaml import YAML
 from trl import DPOTrainer, SFTTrainer  # noqa: F401
 
-from flows.params import laid
+from flows.presets import laid
 from tasks.lib.stage import PARAMS_FILE, read_yaml
 from tasks.lib.stage import main as run_stage
 

@@ -25,9 +25,12 @@ from benchmarks.trl_ppo import four_models, sizes
 from tasks.lib.models.passes import in_passes, lengths_of
 from tasks.lib.reward.reward_model import score
 from tasks.lib.rl import ppo
-from tasks.lib.rl.actor_critic import ActorCritic, Lora
+from tasks.lib.rl.actor_critic import ActorCritic
+from tasks.lib.settings.ppo import Lora, PPOConfig
+from tasks.lib.stage import read_yaml
 from tasks.lib.training.distributed import spread
 
+PARAMS = Path(__file__).resolve().parents[1] / "params.yaml"
 DEMO = {
     "vocab_size": 1024, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4,
     "num_attention_heads": 4, "max_position_embeddings": 128, "tie_word_embeddings": True,
@@ -38,7 +41,7 @@ SETTINGS = {"kl_coef": 0.05, "gamma": 1.0, "lam": 0.95, "cliprange": 0.2, "clipr
 SHARED: dict[str, tuple[str, Lora | None]] = {
     "ours, four models": ("reward", None),
     "ours, critic: a head on the policy": ("policy", None),
-    "ours, as the demo: and adapters": ("policy", Lora()),
+    "ours, as the demo: and adapters": ("policy", Lora(r=8, alpha=16)),
 }
 
 
@@ -61,16 +64,18 @@ def demo_case(episodes: int = 128, width: int = 16, iterations: int = 3) -> dict
     }
 
 
-def config_of(case: dict[str, Any], epochs: int) -> ppo.PPOConfig:
-    """TRL's settings by our names."""
-    given = case["settings"]
-    return ppo.PPOConfig(
-        episodes=len(case["prompts"]), batch_size=64, epochs=epochs,
+def config_of(case: dict[str, Any], epochs: int) -> PPOConfig:
+    """TRL's settings by our names; the others are those of params.yaml."""
+    section, given = read_yaml(PARAMS)["ppo"], case["settings"]
+    settings = {key: section[key] for key in PPOConfig.model_fields}
+    settings |= dict(
+        iterations=24, episodes=len(case["prompts"]), batch_size=64, epochs=epochs,
         max_new_tokens=len(case["answers"][0]), temperature=given["temperature"], beta=given["kl_coef"],
         gamma=given["gamma"], lam=given["lam"], clip_ratio=given["cliprange"], clip_value=given["cliprange_value"],
         value_weight=given["vf_coef"], learning_rate=given["learning_rate"], adam_eps=given["adam_epsilon"],
         missing_eos="keep", whiten_advantages=False,
     )  # fmt: skip
+    return PPOConfig(**settings)
 
 
 class Ours:

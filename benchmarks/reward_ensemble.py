@@ -33,7 +33,8 @@ from tasks.lib.models.loading import load_policy
 from tasks.lib.reward.calibration import judged_pairs, temperature
 from tasks.lib.reward.ensemble import disagreement
 from tasks.lib.reward.reward_model import Group, from_policy, group_heads, grouped, tokenized
-from tasks.lib.reward.reward_training import Training, train
+from tasks.lib.reward.reward_training import train
+from tasks.lib.settings.reward import Training
 from tasks.lib.stage import read_yaml
 from tasks.lib.training.checkpoints import Checkpoint
 

@@ -28,9 +28,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from tasks.lib.evaluation.intervals import mean_interval
 from tasks.lib.reward.ranking_loss import ranking_loss
 from tasks.lib.reward.reward_model import Group, from_policy, rewards
-from tasks.lib.reward.reward_training import Training, train
+from tasks.lib.reward.reward_training import train
+from tasks.lib.settings.reward import Training
+from tasks.lib.stage import read_yaml
 from tasks.lib.training.checkpoints import Checkpoint
 
+PARAMS = Path(__file__).resolve().parents[1] / "params.yaml"
 K, TRAIN, HELDOUT, PER_STEP, RATE = 9, 192, 64, 2, 1e-3  # PER_STEP: prompts, or all their pairs
 VOCABULARY, PAD, END, LIKED = 512, 0, 1, range(2, 34)  # the more liked tokens in an answer, the better
 ANSWER, NOISE = 16, 2.0  # tokens of an answer; how far an annotator is off, in liked tokens
@@ -87,7 +90,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def ours(model: Any, groups: list[Group], share_prompt: bool) -> float:
     """CPU seconds of one epoch."""
-    how = Training(
+    settings = read_yaml(PARAMS)["reward"]["training"]
+    settings |= dict(
         epochs=1,
         prompts_per_step=PER_STEP,
         learning_rate=RATE,
@@ -96,6 +100,7 @@ def ours(model: Any, groups: list[Group], share_prompt: bool) -> float:
         share_prompt=share_prompt,
         checkpoint_every=10**6,
     )
+    how = Training(**settings)
     with tempfile.TemporaryDirectory() as folder:
         start = time.process_time()
         train(model, groups, how, seed=1, checkpoint=Checkpoint(Path(folder), {}), progress=_quiet)

@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> int:
     """Bring every stage of dvc.yaml up to date, as `dvc repro` does, side by side and with lineage."""
-    from flows import child, graph, outcome, params, server, summary, warm, workspace
+    from flows import child, graph, outcome, params, presets, server, summary, warm, workspace
     from tasks.lib.stage import Problem
 
     if options.parallel < 1 or options.retries < 0:
@@ -120,7 +120,7 @@ def _run(options: argparse.Namespace) -> int:
     workspace.check()
     signal.signal(signal.SIGTERM, _interrupted)  # ends like Ctrl-C: children stopped, the record written
     with workspace.held() as lock:
-        for line in params.lay_over(options.preset, options.set, options.keep):
+        for line in presets.lay_over(options.preset, options.set, options.keep):
             print(f"params.yaml  {line}")
         _refuse_oversize(options)
         outcome.FILE.unlink(missing_ok=True)
@@ -317,12 +317,12 @@ def _params(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     """Print what each stage will need on a device, before anything runs. Status 1 when something does not fit."""
-    from flows import params, plan
+    from flows import plan, presets
     from tasks.lib.stage import PARAMS_FILE, Problem, read_yaml
 
     document = read_yaml(PARAMS_FILE)
     if options.preset:
-        document = params.laid(document, options.preset)
+        document = presets.laid(document, options.preset)
     device, on_gpu = plan.device_of(options.device, document["threads"])
     shape = plan.shape_of(document, options.config or plan.config_of(options.preset))
     found = plan.needs(document, shape, on_gpu)

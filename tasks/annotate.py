@@ -15,22 +15,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field
-
 from tasks.lib.annotation.tool_tasks import bucket_names, task
 from tasks.lib.data.rows import content_id, read_parquet
 from tasks.lib.evaluation.judge import Annotator, Panel, read_panel
 from tasks.lib.importers.labelstudio import UNASSIGNED
+from tasks.lib.settings.annotate import Params
 from tasks.lib.stage import Problem, Stage, main, replaced, write_json
 
 ANNOTATIONS = Path("data/annotations")
 FIRST_DAY = datetime(2026, 1, 5, 9, tzinfo=UTC)  # of the simulated round; a report holds no real dates
-
-
-class Params(BaseModel, extra="forbid"):
-    source: str = "data/raw/panel.yaml"
-    exports: list[str] = []
-    careless: float = Field(default=0.02, ge=0, lt=1)
 
 
 def run(params: Params, stage: Stage) -> None:

@@ -15,44 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, Field
 
 from tasks.lib.finetuning.pretraining import blocks, documents, new_llama, perplexity, pretrain, train_tokenizer
 from tasks.lib.models.chat import load_tokenizer
 from tasks.lib.models.loading import device, load_policy, materialise, save_model
 from tasks.lib.plots import curves
+from tasks.lib.settings.base import Params
 from tasks.lib.stage import Problem, Stage, main
 from tasks.lib.training.checkpoints import Checkpoint, file_hash
 
 OUT = Path("models/base")
-
-
-class Tiny(BaseModel, extra="forbid"):
-    vocab_size: int = Field(ge=300)
-    hidden: int = Field(ge=8)
-    layers: int = Field(ge=1)
-    heads: int = Field(ge=1)
-    feed_forward: int = Field(ge=8)
-    context: int = Field(ge=16)
-    rope_theta: float = Field(gt=0)
-
-
-class Pretraining(BaseModel, extra="forbid"):
-    steps: int = Field(ge=0)
-    batch_size: int = Field(ge=1)
-    sequence_length: int = Field(ge=8)
-    learning_rate: float = Field(gt=0)
-    warmup: int = Field(ge=0)
-    heldout_blocks: int = Field(ge=1)
-    save_every: int = Field(ge=1)
-
-
-class Params(BaseModel, extra="forbid"):
-    model: str
-    revision: str | None = None
-    text: Path
-    tiny: Tiny
-    pretraining: Pretraining
 
 
 def run(params: Params, stage: Stage) -> None:

@@ -13,18 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 from tasks.lib.data.rows import Row, read_parquet
 from tasks.lib.data.sources import find_sources
+from tasks.lib.settings.check import Params
 from tasks.lib.stage import PARAMS_FILE, Problem, Stage, main, read_yaml
 
 CONTEXT = -100  # the label of a token that is not trained
 LIMITS = {"evaluation": "sft.trainer.max_length", "rankings": "dpo.trainer.max_length"}
-
-
-class Params(BaseModel, extra="forbid"):
-    """The contracts have no parameters: what good data is does not change from run to run."""
 
 
 def run(params: Params, stage: Stage) -> None:

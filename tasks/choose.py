@@ -14,30 +14,18 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import BaseModel, Field, NonNegativeFloat
+from typing import Any
 
 from tasks.lib.evaluation.intervals import Interval
 from tasks.lib.evaluation.selection import Candidate, Rule, choose_best
 from tasks.lib.models.model_folder import replaced_folder, weights_hash
+from tasks.lib.settings.choose import Params
 from tasks.lib.stage import Problem, Stage, main
 
 EVALUATION = Path("reports/evaluate.json")
 OUT = Path("models/policy")
 REPORTED = ("exact_match", "win_rate", "reward_win_rate", "gold", "closing", "kl")
 Report = dict[str, Any]
-
-
-class Params(BaseModel, extra="forbid"):
-    candidates: dict[str, str] = Field(min_length=1)
-    stay: str
-    stay_folder: str
-    judge: Literal["win_rate", "reward_win_rate"] = "win_rate"
-    select_on: str = "validation"
-    report_on: list[str] = ["rows", "templates", "clusters"]
-    max_content_loss: float = Field(0.05, ge=0, le=1)
-    max_kl: NonNegativeFloat = 15.0
 
 
 def run(params: Params, stage: Stage) -> None:

@@ -15,15 +15,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import Annotated, Any, Literal
-
-from pydantic import BaseModel, Field
+from typing import Any
 
 from tasks.lib.data.labels import Labelled, classes, majority, read_labelled
 from tasks.lib.evaluation.classification import classification_figures, regression_figures
 from tasks.lib.finetuning.adapters import merged, trainable
 from tasks.lib.finetuning.classifier import (
-    Method,
     adapt,
     collator,
     load_classifier,
@@ -35,24 +32,10 @@ from tasks.lib.finetuning.classifier import (
 from tasks.lib.models.loading import save_model
 from tasks.lib.models.model_folder import weights_hash
 from tasks.lib.plots import curves
+from tasks.lib.settings.classify import Params
 from tasks.lib.stage import Problem, Stage, main
 from tasks.lib.training.checkpoints import file_hash
 from tasks.lib.training.hf_trainer import configured, curve, ours, train
-
-
-class Task(BaseModel, extra="forbid"):
-    rows: Path  # a folder of curated rows, of which those of this task are taken, or a table
-    objective: Literal["classification", "regression"] = "classification"
-
-
-class Params(BaseModel, extra="forbid"):
-    tasks: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], Task] = {}  # names of folders and files
-    model: Path
-    method: Method = "full"
-    lora: dict[str, Any] = {}
-    max_length: int | None = Field(None, ge=1)
-    require_above_chance: bool = True
-    trainer: Annotated[dict[str, Any], "transformers.TrainingArguments"] = {}
 
 
 def run(params: Params, stage: Stage) -> None:

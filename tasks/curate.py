@@ -15,13 +15,11 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
-
-from pydantic import BaseModel, Field
 
 from tasks.lib.data import rules
 from tasks.lib.data.rows import INSTRUCTION, LEDGER, Row, read_parquet, write_parquet
 from tasks.lib.plots import bars
+from tasks.lib.settings.curate import Params
 from tasks.lib.stage import Problem, Stage, main
 
 FILES = {  # file -> its splits, in the order in which a duplicate is kept
@@ -34,36 +32,6 @@ FILES = {  # file -> its splits, in the order in which a duplicate is kept
 ORDER = {split: place for place, split in enumerate(s for splits in FILES.values() for s in splits)}
 
 Judge = Callable[[list[Row]], dict[int, str]]  # place of a row to drop -> why
-
-
-class NearDuplicates(BaseModel, extra="forbid"):
-    similarity: float = Field(gt=0, le=1)
-    words: int = Field(ge=1)
-
-
-class Contamination(BaseModel, extra="forbid"):
-    coverage: float = Field(gt=0, le=1)
-    words: int = Field(ge=2)
-
-
-class Selection(BaseModel, extra="forbid"):
-    top: int | None = Field(default=None, ge=1)
-    scores: Path = Path("data/instructions/rows.parquet")
-    max_similarity: float = Field(default=0.7, gt=0, le=1)
-
-
-class Params(BaseModel, extra="forbid"):
-    max_prompt_characters: int = Field(ge=1)
-    max_answer_characters: int = Field(ge=1)
-    languages: list[str] | None = Field(None, min_length=1)
-    refusals: Literal["keep", "drop"] = "keep"
-    boilerplate_answers: int | None = Field(None, ge=2)
-    max_repetition: float | None = Field(None, gt=0, le=1)
-    personal_data: Literal["drop", "redact", "keep"]
-    near_duplicates: NearDuplicates
-    contamination: Contamination
-    trigger_rows: int | None = Field(ge=5)
-    selection: Selection = Selection()
 
 
 def run(params: Params, stage: Stage) -> None:

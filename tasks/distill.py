@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import BaseModel, Field
+from typing import Any
 
 from tasks.lib.data.rows import read_parquet
 from tasks.lib.evaluation.judge import Panel, read_panel
@@ -24,28 +22,16 @@ from tasks.lib.export.distillation import (
     taught,
 )
 from tasks.lib.export.manifest import hash_of
-from tasks.lib.export.student_training import Training, train_student
+from tasks.lib.export.student_training import train_student
 from tasks.lib.models.chat import answer_text, load_tokenizer, prompt_ids
 from tasks.lib.models.generation import generate
 from tasks.lib.models.loading import load_policy, save_model
 from tasks.lib.plots import curves
+from tasks.lib.settings.distill import Params
 from tasks.lib.stage import Problem, Stage, main
 from tasks.lib.training.checkpoints import Checkpoint
 
 GENERATED = 128  # rows answered or scored side by side
-
-
-class Params(BaseModel, extra="forbid"):
-    teacher: Path
-    prompts: list[Path] = Field(min_length=1)
-    max_prompts: int = Field(gt=0)
-    evaluation: Path
-    evaluation_rows: int = Field(gt=0)
-    panel: Path | None
-    layers: Annotated[int, Field(gt=0)] | list[int]
-    max_new_tokens: int = Field(gt=0)
-    top_k: int = Field(gt=0)
-    training: Training
 
 
 def run(params: Params, stage: Stage) -> None:

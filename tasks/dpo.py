@@ -15,10 +15,9 @@ from collections import Counter
 from itertools import combinations
 from pathlib import Path
 from statistics import mean
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, Field
 
 from tasks.lib.data.prompts import prompt_key
 from tasks.lib.data.rows import content_id, read_parquet
@@ -31,6 +30,7 @@ from tasks.lib.models.loading import load_policy, save_model
 from tasks.lib.models.logprobs import answer_logprobs
 from tasks.lib.models.model_folder import weights_hash
 from tasks.lib.plots import curves
+from tasks.lib.settings.dpo import Params
 from tasks.lib.stage import Problem, Stage, known_keys, main
 from tasks.lib.training.checkpoints import file_hash
 from tasks.lib.training.distributed import is_first
@@ -49,19 +49,6 @@ FIGURES = {
     "logps/chosen": "logp_chosen",
     "logps/rejected": "logp_rejected",
 }
-
-
-class Params(BaseModel, extra="forbid"):
-    launcher: str = "python"  # or torchrun ..., or accelerate launch --config_file FILE ...
-    method: Literal["dpo", "kto"] = "dpo"
-    thumbs: str | None = None  # with kto: the attribute that is a thumb; null: the rankings say what is good
-    trainer: Annotated[dict[str, Any], "trl.trainer.dpo_config.DPOConfig", "trl.trainer.kto_config.KTOConfig"] = {}
-    # the reference is then the model without its adapter
-    lora: Annotated[dict[str, Any] | None, "peft.tuners.lora.config.LoraConfig"] = None
-    pairs_per_prompt: int = Field(2, ge=1)  # so that a prompt with many answers does not count more
-    share_prompt: bool = False  # a prompt passes once for all answers of its pairs
-    samples: int = Field(128, ge=0)  # held-out prompts answered at the end, for KL and length
-    max_new_tokens: int = Field(32, ge=1)  # of those answers
 
 
 def run(params: Params, stage: Stage) -> None:

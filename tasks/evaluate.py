@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, Field
 
 from tasks.lib.data.rows import content_id, read_parquet, write_parquet
 from tasks.lib.evaluation.answers import (
@@ -35,6 +34,7 @@ from tasks.lib.models.loading import load_policy
 from tasks.lib.models.model_folder import replaced_folder, weights_hash
 from tasks.lib.plots import bars
 from tasks.lib.reward.reward_model import load_reward, score
+from tasks.lib.settings.evaluate import Params
 from tasks.lib.stage import Problem, Stage, main
 
 OUT = Path("reports/evaluation")
@@ -72,20 +72,6 @@ ANSWERS = pa.schema(
         *(pa.field(name, pa.float64()) for name in VALUES),  # null where a metric does not apply
     ]
 )
-
-
-class Params(BaseModel, extra="forbid"):
-    models: dict[str, str] = Field(min_length=1)
-    reference: str
-    rows: list[str] = Field(min_length=1)
-    limit_per_split: int = Field(600, ge=1)
-    panel: str | None = None
-    judge: Literal["gold", "panel"] = "gold"
-    reward: str | None = None
-    max_new_tokens: int = Field(24, ge=1)
-    kl_prompts: int = Field(300, ge=0)
-    batch_size: int = Field(256, ge=1)
-    bootstrap_draws: int = Field(1000, ge=100)
 
 
 def run(params: Params, stage: Stage) -> None:

@@ -10,9 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Annotated, Any, Literal
-
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from typing import Any
 
 from tasks.lib.data.rows import read_parquet
 from tasks.lib.evaluation.judge import Panel, read_panel
@@ -23,11 +21,12 @@ from tasks.lib.models.passes import in_passes, lengths_of
 from tasks.lib.plots import curves
 from tasks.lib.reward.reward_model import load_reward, score
 from tasks.lib.rl import rloo_grpo as grouped
-from tasks.lib.rl.actor_critic import ActorCritic, Lora
-from tasks.lib.rl.ppo import Answers, Environment, PPOConfig, Prompt, Reward
+from tasks.lib.rl.actor_critic import ActorCritic
+from tasks.lib.rl.ppo import Answers, Environment, Prompt, Reward
 from tasks.lib.rl.ppo_training import train
 from tasks.lib.rl.verifiable_rewards import verified
 from tasks.lib.rl.vllm_server import VllmServer
+from tasks.lib.settings.ppo import Params
 from tasks.lib.stage import Problem, Stage, main
 from tasks.lib.training.checkpoints import Checkpoint, file_hash
 from tasks.lib.training.distributed import by_first, is_first, spread
@@ -41,22 +40,6 @@ PANELS = {
     "KL from the SFT model": ["kl", "validation_kl"],
     "Updates": ["approx_kl", "clip_share"],
 }
-
-
-class Params(PPOConfig, extra="forbid"):
-    launcher: str = "python"  # or torchrun ...: every process holds whole models
-    method: Literal["ppo", "rloo", "grpo"] = "ppo"
-    trainer: Annotated[  # with rloo and grpo
-        dict[str, Any], "trl.trainer.rloo_config.RLOOConfig", "trl.trainer.grpo_config.GRPOConfig"
-    ] = Field(default_factory=dict)
-    reward: str | dict[str, str] = "model"  # or exact_match, {regex: PATTERN}, {function: FILE:NAME}
-    reward_code: str = "data/raw/rewards"  # the folder of such files
-    disagreement_weight: NonNegativeFloat = 0.0  # of the std over an ensemble's heads, taken from its mean
-    critic: Literal["reward", "policy"] = "reward"  # starts as the reward model; or is a head on the policy
-    lora: Lora | None = None
-    vllm: str | None = None  # address of a vLLM server that draws the answers; null: the policy itself does
-    judge: str | None = None  # a panel file; null: the reward itself, which cannot see over-optimisation
-    validation_prompts: PositiveInt = 128
 
 
 def run(params: Params, stage: Stage) -> None:

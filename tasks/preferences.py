@@ -15,9 +15,7 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import BaseModel, Field
+from typing import Any
 
 from tasks.lib.annotation.agreement_report import agreement_figures, annotator_rows
 from tasks.lib.data.prompts import prompt_key
@@ -27,6 +25,7 @@ from tasks.lib.importers.attribute_ratings import has_ratings, ratings
 from tasks.lib.importers.formats import SUFFIXES, has_no_order, read_export
 from tasks.lib.importers.rankings import Dropped, cleaned, is_heldout
 from tasks.lib.plots import bars
+from tasks.lib.settings.preferences import Params
 from tasks.lib.stage import Problem, Stage, main
 
 RULES = (
@@ -48,18 +47,6 @@ RULES = (
     "no_answer",
     "cycle",
 )
-
-
-class Params(BaseModel, extra="forbid"):
-    annotations: str = "data/annotations"
-    formats: dict[str, str] = {}
-    license: str = "CC0-1.0"
-    annotators: dict[str, str] = {}
-    buckets: list[str] = []
-    attributes: list[str] = []
-    untouched_seconds: float = Field(default=5.0, ge=0)
-    benchmarks: str = "data/raw/benchmarks"
-    heldout_share: Annotated[float, Field(gt=0, lt=1)] = 0.15
 
 
 def run(params: Params, stage: Stage) -> None:

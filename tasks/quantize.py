@@ -8,10 +8,8 @@ Run     python -m tasks.quantize
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import torch
-from pydantic import BaseModel, Field
 
 from tasks.lib.export.gguf_file import read_gguf, write_gguf
 from tasks.lib.export.manifest import write_manifest
@@ -19,17 +17,8 @@ from tasks.lib.export.quantisation import dequantised, quantised_bits, weight_er
 from tasks.lib.models.chat import load_tokenizer
 from tasks.lib.models.loading import load_policy, save_model
 from tasks.lib.models.model_folder import replaced_folder
+from tasks.lib.settings.quantize import Format, Params
 from tasks.lib.stage import Stage, main
-
-Format = Literal["safetensors", "safetensors-bf16", "int8", "nf4", "gguf-f16", "gguf-q8_0"]
-
-
-class Params(BaseModel, extra="forbid"):
-    model: Path
-    name: str = Field(min_length=1)
-    formats: list[Format] = Field(min_length=1)
-    int8_threshold: float = Field(ge=0)
-    keep: list[str]
 
 
 def run(params: Params, stage: Stage) -> None:

@@ -14,12 +14,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field
-
 from tasks.lib.data.rows import read_parquet
 from tasks.lib.evaluation.judge import read_panel
 from tasks.lib.evaluation.scores import exact_match
-from tasks.lib.export.card import Card, model_card, sources_of, weight_file
+from tasks.lib.export.card import model_card, sources_of, weight_file
 from tasks.lib.export.gguf_vocabulary import adds_prefix_space
 from tasks.lib.export.manifest import hash_of, verify, write_manifest
 from tasks.lib.export.parity import check_engine, check_tokens, drift, read_format
@@ -28,41 +26,11 @@ from tasks.lib.models.generation import generate
 from tasks.lib.models.loading import load_policy
 from tasks.lib.models.model_folder import replaced_folder
 from tasks.lib.plots import bars
+from tasks.lib.settings.release import Params
 from tasks.lib.stage import PARAMS_FILE, Problem, Stage, main, read_yaml
 
 FORMATS, OUT, EVALUATION = Path("export/formats"), Path("export/release"), "data/curated/evaluation.parquet"
 USES = ("train", "preference", "policy")
-
-
-class Bounds(BaseModel, extra="forbid"):
-    """What a format may differ from the fp32 model."""
-
-    max_logit_error: float = Field(ge=0)
-    kl: float = Field(ge=0)
-    agreement: float = Field(ge=0, le=1)
-    exact_match_drop: float = Field(ge=0, le=1)
-
-    def broken_by(self, figures: dict[str, float]) -> list[str]:
-        """`figure value (bound ...)` for every bound that does not hold."""
-        bounds = self.model_dump()
-        return [
-            f"{name} {figures[name]:.4g} (bound {bound:g})"
-            for name, bound in bounds.items()
-            if (figures[name] < bound if name == "agreement" else figures[name] > bound)
-        ]
-
-
-class Params(BaseModel, extra="forbid"):
-    model: Path
-    panel: Path | None
-    rows_per_split: int = Field(gt=0)
-    max_new_tokens: int = Field(gt=0)
-    batch_size: int = Field(gt=0)
-    bounds: dict[str, Bounds]
-    licenses: list[str] = Field(min_length=1)
-    lineage: dict[str, list[Path]]
-    reports: list[Path]
-    card: Card
 
 
 def run(params: Params, stage: Stage) -> None:

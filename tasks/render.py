@@ -19,10 +19,8 @@ from collections import Counter
 from contextlib import ExitStack
 from itertools import islice, zip_longest
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, Field, model_validator
 
 from tasks.lib.data.instructions import SPLITS, TRAINING, Plan, check_heldout, render_block, source_templates
 from tasks.lib.data.mixing import quotas, t0_quotas, unit_interval
@@ -30,43 +28,12 @@ from tasks.lib.data.rows import LEDGER, Row, write_parquet
 from tasks.lib.data.shards import Index, Shard, index_of, processes, render_shards, table_of, write_selected
 from tasks.lib.data.sources import Source, find_sources, read_rows, read_source
 from tasks.lib.data.templates import Template
+from tasks.lib.settings.render import Params
 from tasks.lib.stage import Problem, Stage, main, replaced
 
 OUT = Path("data/instructions")
 FIRST_ROWS = 200  # of each source, to take examples from
 PARTS = 16  # of the prompts, by their hash
-
-
-class Shares(BaseModel, extra="forbid"):
-    train: float = Field(ge=0)
-    preference: float = Field(ge=0)
-    policy: float = Field(ge=0)
-    validation: float = Field(ge=0)
-    test: float = Field(ge=0)
-
-    @model_validator(mode="after")
-    def sum_to_one(self) -> Shares:
-        if abs(sum(self.model_dump().values()) - 1) > 1e-9:
-            raise ValueError("shares must sum to 1")
-        return self
-
-
-class Params(BaseModel, extra="forbid"):
-    raw: Path
-    sources: Path
-    templates: Path
-    heldout_clusters: list[str]
-    heldout_templates: list[str]
-    shares: Shares
-    templates_per_row: int | Literal["all"] = Field(union_mode="left_to_right")
-    mixing: Literal["flan", "t0"] = "flan"
-    max_per_task: int = Field(ge=1)
-    weights: dict[str, float] = {}
-    total: int | None = Field(ge=1)
-    max_per_task_evaluation: int = Field(ge=1)
-    commercial: bool
-    workers: int = Field(1, ge=1)
-    show: int = Field(ge=0)
 
 
 def run(params: Params, stage: Stage) -> None:

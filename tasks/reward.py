@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import BaseModel, Field
 
 from tasks.lib.data.rows import read_parquet
 from tasks.lib.evaluation.intervals import mean_interval
@@ -26,7 +25,7 @@ from tasks.lib.plots import curves, reliability
 from tasks.lib.reward import calibration
 from tasks.lib.reward.baselines import bag_of_words
 from tasks.lib.reward.heldout_report import accuracy_by_source, judge
-from tasks.lib.reward.reward_adapters import Method, adapt, merge
+from tasks.lib.reward.reward_adapters import adapt, merge
 from tasks.lib.reward.reward_attributes import Rated, attribute_figures, rated_answers
 from tasks.lib.reward.reward_model import (
     Group,
@@ -39,7 +38,8 @@ from tasks.lib.reward.reward_model import (
     room_of,
     tokenized,
 )
-from tasks.lib.reward.reward_training import Training, train
+from tasks.lib.reward.reward_training import train
+from tasks.lib.settings.reward import Params
 from tasks.lib.stage import Problem, Stage, main
 from tasks.lib.training.checkpoints import Checkpoint, file_hash
 
@@ -53,16 +53,6 @@ BESIDE = {
     "accuracy_bag_of_words": "the words of the answer alone, without the prompt",
     "accuracy_longer": "the longer answer is better",
 }
-
-
-class Params(BaseModel, extra="forbid"):
-    heads: int = Field(default=1, ge=1)
-    method: Method = "full"
-    lora: Annotated[dict[str, Any], "peft.tuners.lora.config.LoraConfig"] = {}
-    training: Training = Training()
-    batch_size: int = Field(default=256, ge=1)
-    reference_prompts: int = Field(default=256, ge=1)
-    require_above_chance: bool = True
 
 
 def run(params: Params, stage: Stage) -> None:

@@ -11,12 +11,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any
 
 import torch  # noqa: F401  so that main seeds it and limits its threads
-from pydantic import BaseModel, Field, PositiveFloat
 
-from tasks.lib.annotation.tool_tasks import Kind, task_files
+from tasks.lib.annotation.tool_tasks import task_files
 from tasks.lib.data.rows import CANDIDATE, content_id, read_parquet, write_parquet
 from tasks.lib.importers.rankings import words
 from tasks.lib.models.chat import all_prompt_ids, answer_text, load_tokenizer
@@ -24,25 +23,12 @@ from tasks.lib.models.generation import generate
 from tasks.lib.models.loading import load_policy
 from tasks.lib.models.model_folder import weights_hash
 from tasks.lib.reward.ensemble import disputes, load_ensemble
+from tasks.lib.settings.sample import Params
 from tasks.lib.stage import Problem, Stage, main, replaced, write_json
 
 MODEL = Path("models/sft")
 CANDIDATES = Path("data/candidates")
 BATCHES_PER_CALL = 8  # rows of like length share a batch within a call; progress is shown between calls
-
-
-class Params(BaseModel, extra="forbid"):
-    prompts: int = Field(default=900, ge=1)
-    choice: Literal["random", "disagreement"] = "random"
-    reward: str = "data/raw/ensemble"  # whose heads disagree
-    pool: int = Field(default=4, ge=1)  # that many prompts get answers for one chosen by disagreement
-    answers: int = Field(default=4, ge=2, le=9)
-    oversample: int = Field(default=2, ge=1)
-    max_new_tokens: int = Field(default=16, ge=1)
-    temperatures: list[PositiveFloat] = Field(default=[1.0], min_length=1)  # the draws of a prompt take turns
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    batch_size: int = Field(default=256, ge=1)
-    tasks: list[Kind] = ["buckets"]
 
 
 def run(params: Params, stage: Stage) -> None:

@@ -11,18 +11,15 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, Field
 
 from tasks.lib.data.rows import read_parquet
 from tasks.lib.finetuning.adalora import allocating
 from tasks.lib.finetuning.adapter_merging import keep_adapter
 from tasks.lib.finetuning.adapters import (
     MERGED,
-    PEFT,
-    Method,
     adapt,
     fields_of,
     load_quantised,
@@ -43,6 +40,8 @@ from tasks.lib.models.chat import all_example_ids, load_tokenizer, preview
 from tasks.lib.models.loading import load_policy, save_model
 from tasks.lib.models.model_folder import weights_hash
 from tasks.lib.plots import curves
+from tasks.lib.settings.methods import PEFT
+from tasks.lib.settings.sft import Params
 from tasks.lib.stage import Problem, Stage, main
 from tasks.lib.training.checkpoints import file_hash
 from tasks.lib.training.distributed import is_first, is_sharded
@@ -57,24 +56,6 @@ FIGURES = {
     "eval_loss": "validation_loss",
     "eval_mean_token_accuracy": "validation_accuracy",
 }
-
-
-class Params(BaseModel, extra="forbid"):
-    launcher: str = "python"  # or torchrun ..., or accelerate launch --config_file FILE ...
-    trainer: Annotated[dict[str, Any], "trl.trainer.sft_config.SFTConfig"] = {}
-    optimizer: Literal["muon", "trainer"] = "trainer"  # trainer: the one that `trainer.optim` names
-    method: Method = "full"  # which weights are trained: tasks/lib/finetuning/adapters.py
-    adapter: dict[str, Any] = {}  # the method's fields: of peft's LoraConfig for lora, ...
-    keep_adapter: bool = False  # also models/sft/adapter: what peft trained, to switch or to merge
-    tasks: list[str] = []  # train on rows of these tasks only; empty: all
-    batch_tokens: int | None = Field(None, ge=1)  # of a step, in place of per_device_train_batch_size rows
-    attention: str | None = None  # sdpa, eager, flash_attention_2, ...; null: what transformers chooses
-    packing: bool = False  # rows share sequences of trainer.max_length tokens without seeing each other
-    keep: Literal["last", "best"] = "last"  # the weights to keep: at the end, or of the least validation loss
-    patience: int | None = Field(None, ge=1)  # evaluations without a lower validation loss that end training
-    spike: Literal["say", "stop", "off"] = "say"  # a loss far above the steps before: name its rows, or stop
-    known_facts: int = Field(0, ge=0)  # training facts asked of the base model first, to report; 0: none
-    preview_rows: int = Field(3, ge=0)  # rows printed before training, the trained tokens in [[ ]]
 
 
 def run(params: Params, stage: Stage) -> None:

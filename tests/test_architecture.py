@@ -21,7 +21,8 @@ from tasks.lib.stage import SHARED_KEYS, read_yaml
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = sorted(path.stem for path in (ROOT / "tasks").glob("*.py") if path.stem != "__init__")
 HOMES = {"prefect": "flows", "dvc": "flows", "great_expectations": "data_contracts"}
-BELOW = {  # a room of the library, and the rooms it may import besides itself
+BELOW = {  # a room of the library, and the rooms it may import besides itself and settings, which imports none
+    "settings": set(),
     "data": set(),
     "models": {"data"},
     "training": {"models"},
@@ -34,6 +35,13 @@ BELOW = {  # a room of the library, and the rooms it may import besides itself
     "evaluation": {"models", "data"},
     "export": {"evaluation", "training", "models", "data"},
 }
+FORMATS_OF_FILES = {  # what these read is no section of params.yaml
+    "tasks.lib.annotation.page",
+    "tasks.lib.data.sources",
+    "tasks.lib.data.templates",
+    "tasks.lib.evaluation.judge",
+}
+HEAVY = ("torch", "transformers", "trl", "numpy", "pyarrow", "great_expectations", "prefect", "dvc")
 EMPTY_WORDS = {"util", "utils", "helper", "helpers", "common", "manager", "managers", "misc", "registry"}
 
 
@@ -89,12 +97,55 @@ def test_a_stage_is_a_docstring_params_run_and_a_main_line(stage: str) -> None:
     for word in ("Reads ", "Writes ", f"python -m tasks.{stage}"):
         assert word in text, f"the docstring does not say: {word}"
     assert any(isinstance(node, ast.FunctionDef) and node.name == "run" for node in tree.body)
-    for node in (node for node in tree.body if isinstance(node, ast.ClassDef)):
-        if "BaseModel" in map(ast.unparse, node.bases):
-            assert [ast.unparse(word) for word in node.keywords] == ["extra='forbid'"], node.name
-    assert "Params" in {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+    imported = [ast.unparse(node) for node in tree.body if isinstance(node, ast.ImportFrom)]
+    assert any(re.fullmatch(rf"from tasks\.lib\.settings\.{stage} import .*\bParams", line) for line in imported)
     last = tree.body[-1]
     assert isinstance(last, ast.If) and ast.unparse(last.test) == "__name__ == '__main__'"
+
+
+# --- settings ---
+
+
+def models_of(path: Path) -> list[ast.ClassDef]:
+    """The pydantic models that a file defines."""
+    classes = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
+    names = {"BaseModel"}
+    found = []
+    for node in classes:
+        if names & set(map(ast.unparse, node.bases)):
+            names.add(node.name)
+            found.append(node)
+    return found
+
+
+def test_models_of_parameters_are_in_settings_and_formats_of_files_with_their_readers() -> None:
+    files = {module for module, path in modules().items() if models_of(path) and subject(module) != "settings"}
+    assert files == FORMATS_OF_FILES
+
+
+def test_every_pydantic_model_refuses_unknown_keys() -> None:
+    for path in modules().values():
+        for model in (model for model in models_of(path) if "BaseModel" in map(ast.unparse, model.bases)):
+            assert [ast.unparse(word) for word in model.keywords] == ["extra='forbid'"], f"{path}: {model.name}"
+
+
+def test_every_stage_has_its_settings() -> None:
+    files = {path.stem for path in (ROOT / "tasks" / "lib" / "settings").glob("*.py")}
+    assert {*STAGES} <= files
+
+
+def test_settings_import_pydantic_and_the_standard_library_alone() -> None:
+    for module in (name for name in modules() if subject(name) == "settings"):
+        others = imports(module) - {*sys.stdlib_module_names, "pydantic"}
+        assert {name for name in others if subject(name) != "settings"} == set(), module
+
+
+def test_all_settings_load_nothing_heavy() -> None:
+    """Before a run every section is validated: importing torch, transformers and TRL takes longer than some stages."""
+    names = [f"tasks.lib.settings.{stage}" for stage in STAGES]
+    program = f"import sys, {', '.join(names)}; print([name for name in {HEAVY!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 # --- arrows ---
@@ -112,7 +163,7 @@ def test_the_library_imports_only_what_is_below_it(module: str) -> None:
     ours = {name for name in imports(module) if name.split(".")[0] in PACKAGES}
     assert {name for name in ours if not name.startswith("tasks.lib")} == set()
     mine = subject(module)
-    allowed = {None, mine, *BELOW[mine]} if mine else {None}
+    allowed = {None, "settings", mine, *BELOW[mine]} if mine else {None}
     assert {name for name in ours if subject(name) not in allowed} == set()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sections import section
 from tiny_models import tiny_tokenizer
 
 from data_contracts.contract import check_rows
@@ -19,7 +20,7 @@ from tasks.lib.data.rows import Row, read_parquet
 from tasks.lib.dpo.kto_labels import labels_of_pairs, labels_of_ratings
 from tasks.lib.reward.reward_attributes import rated_answers
 from tasks.lib.reward.reward_model import grouped
-from tasks.lib.stage import Stage, validated
+from tasks.lib.stage import Stage
 
 ASKED = [f"Hello, what is NUMBER {n}?" for n in range(60)]
 SPELLINGS = (str, lambda text: text.lower().replace(" ", "  "))  # as it is; in lower case and with more blanks
@@ -72,7 +73,7 @@ def instructions(workspace: Path) -> list[Row]:
         **{"max_per_task_evaluation": 100, "commercial": True},
         "shares": {"train": 0.4, "preference": 0.2, "policy": 0.1, "validation": 0.1, "test": 0.2},
     }
-    render.run(validated("render", render.Params, params), Stage("render"))
+    render.run(section("render", **params), Stage("render"))
     return read_parquet(Path("data/instructions/rows.parquet"))
 
 
@@ -119,7 +120,7 @@ def rankings(workspace: Path) -> list[Row]:
         lines = [{"prompt": spell(text), "answers": ["right", "wrong"], "ranks": [0, 1]} for text in ASKED]
         rows = "".join(json.dumps({**line, "annotator": annotator}) + "\n" for line in lines)
         (folder / f"{annotator}.jsonl").write_text(rows)
-    preferences.run(preferences.Params(), Stage("preferences"))
+    preferences.run(section("preferences", annotators={}), Stage("preferences"))
     return [
         {**row, "split": split}
         for split in ("train", "heldout")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
 from ruamel.yaml import YAML
+from sections import nested, params_of
 
 from tasks.lib.stage import SHARED_KEYS, Problem, read_params, read_yaml, validated
 
@@ -16,19 +16,6 @@ ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "params.yaml"
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
 STAGES = sorted(path.stem for path in (ROOT / "tasks").glob("*.py") if path.stem != "__init__")
-
-
-def params_of(stage: str) -> type[BaseModel]:
-    return importlib.import_module(f"tasks.{stage}").Params
-
-
-def nested(model: type[BaseModel], key: str) -> type[BaseModel] | None:
-    """The model of a field that is a group of keys (or null)."""
-    annotation = model.model_fields[key].annotation
-    if get_origin(annotation) is dict:  # its keys are the user's
-        return None
-    options = [annotation, *getattr(annotation, "__args__", ())]
-    return next((one for one in options if isinstance(one, type) and issubclass(one, BaseModel)), None)
 
 
 def unexplained(lines: list[str], section: Any, model: type[BaseModel], where: str) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from sections import section
 from tiny_models import WORDS, write_instructions, write_rankings
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -35,7 +36,7 @@ def pretrained(model: Path, text: Path, steps: int) -> dict[str, Any]:
             "heldout_blocks": 16, "save_every": 100,
         },
     }  # fmt: skip
-    base.run(base.Params(**params), Stage("base"))
+    base.run(section("base", **params), Stage("base"))
     return json.loads(Path("reports/base.json").read_text())
 
 
@@ -69,7 +70,7 @@ def test_ppo_and_dpo_run_on_a_model_without_pad_token(given: Path, workspace: Pa
     write_rankings(dpo.TRAIN, range(6))
     write_rankings(dpo.HELD_OUT, range(6, 8))
     trainer = {"max_steps": 10, "per_device_train_batch_size": 4, "learning_rate": 1e-4}
-    dpo.run(dpo.Params(trainer=trainer, samples=2, max_new_tokens=4), Stage("dpo"))
+    dpo.run(section("dpo", trainer=trainer, samples=2, max_new_tokens=4), Stage("dpo"))
     report = json.loads(Path("reports/dpo.json").read_text())
     assert report["loss_first"] == pytest.approx(0.693147, abs=1e-5)
     assert report["loss_last"] < report["loss_first"]
@@ -78,9 +79,10 @@ def test_ppo_and_dpo_run_on_a_model_without_pad_token(given: Path, workspace: Pa
     write_instructions(ppo.VALIDATION, range(8, 12))
     settings = {
         "iterations": 2, "episodes": 8, "max_new_tokens": 6, "missing_eos": "keep", "learning_rate": 1e-3,
-        "kl_budget": 100.0, "validation_prompts": 4, "evaluate_every": 1,
+        "kl_budget": 100.0, "validation_prompts": 4, "evaluate_every": 1, "judge": None,
+        "critic": "reward", "lora": None, "max_content_loss": None,
     }  # fmt: skip
-    ppo.run(ppo.Params(**settings), Stage("ppo"))
+    ppo.run(section("ppo", **settings), Stage("ppo"))
     report = json.loads(Path("reports/ppo.json").read_text())
     assert report["iterations"] == 2 and report["kl_before"] == 0
     trained = load_policy("models/dpo").state_dict()

@@ -138,20 +138,29 @@ def validated(name: str, Params: type[P], section: Any, where: Path = PARAMS_FIL
     try:
         return Params(**section)
     except ValidationError as error:
-        errors = error.errors()  # a misspelt key is also a missing one: name the misspelling
-        first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
-        key = ".".join(map(str, [name, *first["loc"]] if name else first["loc"]))
-        if first["type"] == "extra_forbidden":
-            parent = _model_at(Params, first["loc"][:-1])
-            near = difflib.get_close_matches(str(first["loc"][-1]), parent.model_fields, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(parent.model_fields))}"
-            of_stage = f" of stage {name}" if name else ""
-            raise Problem(f"{where}: {key} is not a key{of_stage}; {hint}") from None
-        if first["type"] == "missing":
-            needed = f"the stage {name} needs it" if name else "every such file has one (docs/data.md)"
-            raise Problem(f"{where}: {key} is missing; {needed}") from None
-        found = json.dumps(first["input"], default=str)[:80]
-        raise Problem(f"{where}: {key}: {first['msg'].lower()}, found {found}") from None
+        raise Problem(f"{where}: {_first_mistake(name, Params, error)}") from None
+
+
+def _first_mistake(name: str, Params: type[BaseModel], error: ValidationError) -> str:
+    """The key and what is wrong with it, of the mistake that explains the others."""
+    mistakes = error.errors()  # a misspelt key is also a missing one: name the misspelling
+    first = next((each for each in mistakes if each["type"] == "extra_forbidden"), mistakes[0])
+    place = [name, *first["loc"]] if name else first["loc"]
+    key = ".".join(map(str, place))
+    if first["type"] == "extra_forbidden":
+        parent = _model_at(Params, first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), parent.model_fields, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(parent.model_fields))}"
+        of_stage = f" of stage {name}" if name else ""
+        return f"{key} is not a key{of_stage}; {hint}"
+    if first["type"] == "missing":
+        needed = f"the stage {name} needs it" if name else "every such file has one (docs/data.md)"
+        return f"{key} is missing; {needed}"
+    if first["type"] == "value_error":  # a check across fields, whose message says what it found
+        message = str(first["ctx"]["error"])
+        return f"{key}: {message}" if key else message
+    found = json.dumps(first["input"], default=str)[:80]
+    return f"{key}: {first['msg'].lower()}, found {found}"
 
 
 def known_keys(where: str, given: Mapping[str, Any], Config: type) -> dict[str, Any]:

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from pydantic import BaseModel
 
-from flows import params
+from flows import params, presets
 from tasks.lib.stage import Problem, read_yaml
 
-STAGE = """
-import sys
-from pydantic import BaseModel
-from tasks.lib.stage import main
+
 class Trainer(BaseModel, extra="forbid"):
     learning_rate: float
+
+
 class Params(BaseModel, extra="forbid"):
     epochs: int
     trainer: Trainer
-"""
 
 
 def test_a_preset_changes_values_and_keeps_comments(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WHERE", "s3://somewhere")
     Path("preset.yaml").write_text("right: {y: 1e-3}\nleft: {x: '${WHERE}/base'}\n")
-    changed = params.lay_over(Path("preset.yaml"), ["seed=7", "left.z=[1, 2]"])
+    changed = presets.lay_over(Path("preset.yaml"), ["seed=7", "left.z=[1, 2]"])
     assert changed == [
         "right.y: 2e-05 -> 0.001",
         "left.x: 1 -> 's3://somewhere/base'",
@@ -37,8 +38,8 @@ def test_a_preset_changes_values_and_keeps_comments(project: Path, monkeypatch: 
 
 
 def test_a_second_preset_replaces_the_first(project: Path) -> None:
-    params.lay_over(None, ["left.x=5"])
-    params.lay_over(None, ["right.y=0.1"])
+    presets.lay_over(None, ["left.x=5"])
+    presets.lay_over(None, ["right.y=0.1"])
     document = read_yaml(Path("params.yaml"))
     assert (document["left"]["x"], document["right"]["y"]) == (1, 0.1)
 
@@ -47,9 +48,9 @@ def test_a_persons_changes_are_not_overwritten(project: Path) -> None:
     text = Path("params.yaml").read_text().replace("x: 1", "x: 3")
     Path("params.yaml").write_text(text)
     with pytest.raises(Problem, match="not committed"):
-        params.lay_over(None, ["seed=2"])
+        presets.lay_over(None, ["seed=2"])
     assert Path("params.yaml").read_text() == text
-    params.lay_over(None, ["seed=2"], keep=True)
+    presets.lay_over(None, ["seed=2"], keep=True)
     assert read_yaml(Path("params.yaml"))["left"]["x"] == 3
 
 
@@ -58,20 +59,18 @@ def test_mistakes_in_a_preset_leave_params_as_it_was(project: Path, monkeypatch:
     monkeypatch.delenv("NOT_SET", raising=False)
     Path("preset.yaml").write_text("left: {x: '${NOT_SET}'}\n")
     with pytest.raises(Problem, match=r"preset.yaml: \$\{NOT_SET\} is not set"):
-        params.lay_over(Path("preset.yaml"), [])
+        presets.lay_over(Path("preset.yaml"), [])
     with pytest.raises(Problem, match=r"presets/none.yaml"):
-        params.lay_over(Path("presets/none.yaml"), [])
+        presets.lay_over(Path("presets/none.yaml"), [])
     with pytest.raises(Problem, match="expected key=value"):
-        params.lay_over(None, ["seed"])
+        presets.lay_over(None, ["seed"])
     with pytest.raises(Problem, match=r"params.yaml: the section lefft belongs to no stage; did you mean"):
-        params.lay_over(None, ["lefft.x=1"])
+        presets.lay_over(None, ["lefft.x=1"])
     assert Path("params.yaml").read_bytes() == before
 
 
-def test_every_mistake_is_named_with_the_nearest_right_key(project: Path) -> None:
-    stage = Path("tasks")
-    stage.mkdir()
-    (stage / "tune.py").write_text(STAGE)
+def test_every_mistake_is_named_with_the_nearest_right_key(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tasks.lib.settings.tune", SimpleNamespace(Params=Params))
     Path("dvc.yaml").write_text("stages:\n  tune:\n    cmd: python -m tasks.tune\n    params: [tune]\n")
     good = "seed: 1\nthreads: 1\ntune:\n  epochs: 2\n  trainer: {learning_rate: 2e-5}\n"
     Path("params.yaml").write_text(good)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import preference_world as world
 import pytest
+from sections import section
 
 from tasks import annotate
 from tasks.lib.importers.formats import read_export
@@ -17,7 +18,7 @@ EXPORT = Path("data/annotations/panel.json")
 
 
 def run(**params) -> dict:
-    annotate.run(annotate.Params(**params), Stage("annotate", seed=1))
+    annotate.run(section("annotate", **params), Stage("annotate", seed=1))
     return json.loads(Path("reports/annotate.json").read_text())
 
 

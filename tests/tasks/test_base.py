@@ -9,14 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from sections import section
 
-from tasks.base import Params, run
+from tasks.base import run
 from tasks.lib.models.chat import load_tokenizer
 from tasks.lib.models.loading import load_policy
 from tasks.lib.stage import Problem, Stage
 
 PARAMS = {
     "model": "embedded",
+    "revision": None,
     "text": "text.txt",
     "tiny": {
         "vocab_size": 320, "hidden": 16, "layers": 2, "heads": 2, "feed_forward": 32, "context": 32, "rope_theta": 100.0
@@ -45,7 +47,7 @@ def weights(folder: Path) -> bytes:
 
 
 def test_the_embedded_model_learns_its_text_and_knows_the_chat(world: Path) -> None:
-    run(Params(**PARAMS), Stage("base", seed=3))
+    run(section("base", **PARAMS), Stage("base", seed=3))
     figures = json.loads(Path("reports/base.json").read_text())
     assert figures["perplexity"] < figures["perplexity_before"] / 2
     tokenizer = load_tokenizer(Path("models/base"))
@@ -56,13 +58,13 @@ def test_the_embedded_model_learns_its_text_and_knows_the_chat(world: Path) -> N
 
 
 def test_a_folder_is_taken_in_as_it_is_or_trained_further(world: Path) -> None:
-    run(Params(**PARAMS), Stage("base", seed=3))
+    run(section("base", **PARAMS), Stage("base", seed=3))
     first = weights(world)
     Path("models/base").rename("given")
     still = PARAMS["pretraining"] | {"steps": 0}
-    run(Params(**PARAMS | {"model": "given", "pretraining": still}), Stage("base", seed=4))
+    run(section("base", **PARAMS | {"model": "given", "pretraining": still}), Stage("base", seed=4))
     assert weights(world) == first
-    run(Params(**PARAMS | {"model": "given"}), Stage("base", seed=4))
+    run(section("base", **PARAMS | {"model": "given"}), Stage("base", seed=4))
     assert weights(world) != first
 
 
@@ -103,4 +105,4 @@ def test_killed_in_the_middle_it_ends_in_the_same_bytes(world: Path) -> None:
 )
 def test_bad_input_is_one_clear_line(world: Path, change: dict[str, object], said: str) -> None:
     with pytest.raises(Problem, match=said):
-        run(Params(**PARAMS | change), Stage("base", seed=3))
+        run(section("base", **PARAMS | change), Stage("base", seed=3))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sections import section
 from tiny_models import write_model
 
 from tasks import choose
@@ -36,7 +37,7 @@ def inputs(workspace: Path) -> dict[str, Any]:
 def run(**changes: Any) -> dict[str, Any]:
     settings = {"candidates": {"dpo": "models/dpo", "ppo": "models/ppo"}, "stay": "sft",
                 "stay_folder": "models/sft", "report_on": ["rows"]}  # fmt: skip
-    choose.run(choose.Params(**settings | changes), Stage("choose"))
+    choose.run(section("choose", **settings | changes), Stage("choose"))
     return json.loads(Path("reports/choose.json").read_text())
 
 

@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from sections import section
 from tiny_models import WORDS, write_encoder, write_model
 
 from tasks import classify
 from tasks.lib.models.batches import right_pad
 from tasks.lib.models.loading import load_policy
-from tasks.lib.stage import Problem, Stage, read_yaml, validated
+from tasks.lib.stage import Problem, Stage, read_yaml
 from tasks.lib.training import hf_trainer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,7 +55,7 @@ def learn(task: str = "heat", rows: str | None = None, **changes: Any) -> dict[s
     objective = changes.pop("objective", "classification")
     given = {"rows": rows or f"{task}.jsonl", "objective": objective}
     trainer = {**TRAINER, **changes.pop("trainer", {})}
-    params = classify.Params(tasks={task: given}, trainer=trainer, **{"model": "models/base", **changes})
+    params = section("classify", tasks={task: given}, trainer=trainer, **changes)
     classify.learn(params, Stage("classify"), [task])
     return json.loads(Path(f"reports/classify/{task}.json").read_text())
 
@@ -179,13 +180,13 @@ def test_texts_that_are_too_long_are_dropped_and_counted(inputs: Path) -> None:
 
 
 def test_mistakes_are_one_line_that_says_where(inputs: Path) -> None:
-    params = classify.Params(model="models/base", tasks={"heat": {"rows": "heat.jsonl"}})
+    params = section("classify", tasks={"heat": {"rows": "heat.jsonl"}})
     with pytest.raises(Problem, match="expected one task of heat; found warmth"):
         classify.learn(params, Stage("classify"), ["warmth"])
     with pytest.raises(Problem, match=r"params\.yaml: classify\.trainer\.lerning_rate is not a key of TrainingArg"):
         learn(trainer={"lerning_rate": 1})
     with pytest.raises(Problem, match=r"params\.yaml: classify\.tasks\.\.\./heat\..*: string should match pattern"):
-        validated("classify", classify.Params, {"model": "models/base", "tasks": {"../heat": {"rows": "x"}}})
+        section("classify", tasks={"../heat": {"rows": "x"}})
     with pytest.raises(Problem, match=r"models/nothing does not exist"):
         learn(model="models/nothing")
     result = subprocess.run(

@@ -9,10 +9,11 @@ from random import Random
 from typing import Any
 
 import pytest
+from sections import section
 
-from tasks.curate import Params, run
+from tasks.curate import run
 from tasks.lib.data.rows import INSTRUCTION, Row, content_id, read_parquet, write_parquet
-from tasks.lib.stage import Problem, Stage, validated
+from tasks.lib.stage import Problem, Stage
 
 PARAMS: dict[str, Any] = {
     "max_prompt_characters": 200,
@@ -52,7 +53,7 @@ BASE = [instruction(f"plain {split} text", split) for split in ("train", "prefer
 def curated(rows: list[Row], **changes: Any) -> tuple[dict[str, list[Row]], list[Row], dict[str, Any]]:
     """The files, the ledger and the report for `rows` beside one plain row per split."""
     write_parquet(Path("data/instructions/rows.parquet"), BASE + rows, INSTRUCTION)
-    run(validated("curate", Params, {**PARAMS, **changes}), Stage("curate"))
+    run(section("curate", **PARAMS | changes), Stage("curate"))
     names = ("train", "preference", "policy", "validation", "evaluation")
     files = {name: read_parquet(Path(f"data/curated/{name}.parquet")) for name in names}
     return (

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sections import section
 from tiny_models import instruction, tiny_llama, tiny_tokenizer
 
 from tasks import distill
@@ -44,7 +45,7 @@ def inputs(workspace: Path) -> Path:
 
 def run(**changes: Any) -> dict[str, Any]:
     training = TRAINING | changes.pop("training", {})
-    distill.run(distill.Params(**(PARAMS | changes | {"training": training})), Stage("distill"))
+    distill.run(section("distill", **PARAMS | changes | {"training": training}), Stage("distill"))
     return json.loads(Path("reports/distill.json").read_text())
 
 

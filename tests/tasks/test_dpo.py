@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from sections import section
 from test_sft import artifacts, child, interrupt
 from tiny_models import WORDS, ranking, write_model, write_rankings
 
@@ -38,7 +39,7 @@ def inputs(workspace: Path) -> Path:
 
 def train(**changes: Any) -> dict[str, Any]:
     trainer = {**TRAINER, **changes.pop("trainer", {})}
-    dpo.run(dpo.Params(**{"trainer": trainer, "samples": 2, "max_new_tokens": 4, **changes}), Stage("dpo"))
+    dpo.run(section("dpo", **{"trainer": trainer, "samples": 2, "max_new_tokens": 4, **changes}), Stage("dpo"))
     return json.loads(Path("reports/dpo.json").read_text())
 
 
@@ -171,7 +172,7 @@ def test_a_first_loss_other_than_log_2_stops_the_run(inputs: Path, monkeypatch: 
 
 def test_a_misspelt_key_of_the_trainer_is_named(workspace: Path) -> None:
     with pytest.raises(Problem, match=r"dpo.trainer.betta is not a key of DPOConfig; did you mean beta\?"):
-        dpo.run(dpo.Params(trainer={"betta": 0.2}), Stage("dpo"))
+        dpo.run(section("dpo", trainer={"betta": 0.2}), Stage("dpo"))
 
 
 # --- KTO, and the other losses ---

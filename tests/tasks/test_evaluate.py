@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from preference_world import CLOSING, PANEL
+from sections import section
 from tiny_models import instruction, tiny_llama, tiny_tokenizer
 
 from tasks import evaluate
@@ -60,7 +61,7 @@ def run(**changes: Any) -> dict[str, Any]:
     files = {"rows": ROWS, "panel": "data/raw/panel.yaml", "reward": "models/reward"}
     sizes = {"max_new_tokens": 4, "kl_prompts": 3, "bootstrap_draws": 100}
     settings = {"models": MODELS, "reference": "sft", **files, **sizes}
-    evaluate.run(evaluate.Params(**settings | changes), Stage("evaluate"))
+    evaluate.run(section("evaluate", **settings | changes), Stage("evaluate"))
     return json.loads(Path("reports/evaluate.json").read_text())
 
 
@@ -127,7 +128,7 @@ def test_a_model_has_no_kl_from_itself_and_some_from_another(inputs: Path) -> No
 
 
 def test_rows_are_limited_per_split_by_hash_not_by_place(inputs: Path) -> None:
-    params = evaluate.Params(models=MODELS, reference="sft", rows=ROWS, limit_per_split=2)
+    params = section("evaluate", models=MODELS, reference="sft", rows=ROWS, limit_per_split=2)
     chosen = evaluate.held_out_rows(params)
     assert [each["split"] for each in chosen] == [
         split for split in ("validation", "rows", "templates", "clusters") for _ in range(2)]  # fmt: skip

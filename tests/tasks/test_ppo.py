@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from sections import section
 from tiny_models import instruction, tiny_llama, tiny_tokenizer, write_instructions
 
 from tasks import ppo
@@ -45,8 +46,9 @@ def run(**changes: Any) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "iterations": 2, "episodes": 8, "max_new_tokens": 4, "missing_eos": "keep", "evaluate_every": 1,
         "learning_rate": 1e-2, "kl_budget": 100.0, "validation_prompts": 4, "judge": "panel.yaml",
+        "critic": "reward", "lora": None, "max_content_loss": None,
     }  # fmt: skip
-    ppo.run(ppo.Params(**settings | changes), Stage("ppo"))
+    ppo.run(section("ppo", **settings | changes), Stage("ppo"))
     return json.loads(Path("reports/ppo.json").read_text())
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sections import section
 
 from tasks import preferences
 from tasks.lib.data.prompts import prompt_key
@@ -18,7 +19,7 @@ FOLDER = Path("data/annotations")
 
 def run(**params: Any) -> dict[str, Any]:
     Path("data/raw/benchmarks").mkdir(parents=True, exist_ok=True)
-    preferences.run(preferences.Params(**params), Stage("preferences"))
+    preferences.run(section("preferences", **{"annotators": {}, **params}), Stage("preferences"))
     return json.loads(Path("reports/preferences.json").read_text())
 
 

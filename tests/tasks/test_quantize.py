@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sections import section
 from tiny_models import write_model
 
 from tasks import quantize
@@ -17,8 +18,7 @@ FORMATS = ["safetensors", "safetensors-bf16", "int8", "nf4", "gguf-f16", "gguf-q
 
 
 def run(formats: list[str]) -> dict[str, Any]:
-    settings: dict[str, Any] = {"model": "models/student", "name": "tiny", "formats": formats}
-    quantize.run(quantize.Params(**settings, int8_threshold=6.0, keep=["lm_head"]), Stage("quantize"))
+    quantize.run(section("quantize", name="tiny", formats=formats), Stage("quantize"))
     return json.loads(Path("reports/quantize.json").read_text())
 
 

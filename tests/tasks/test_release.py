@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sections import section
 from tiny_models import instruction, write_model
 
 from tasks import quantize, release
@@ -37,13 +38,12 @@ def inputs(workspace: Path) -> Path:
     heldout = [row | {"split": split} for row, split in zip(rows[10:], ["rows", "templates"] * 10, strict=True)]
     write_parquet(workspace / "data/curated/evaluation.parquet", heldout, INSTRUCTION)
     (workspace / "params.yaml").write_text("distill: {layers: 2}\n")
-    settings: dict[str, Any] = {"model": "models/student", "name": "tiny", "formats": FORMATS}
-    quantize.run(quantize.Params(**settings, int8_threshold=6.0, keep=["lm_head"]), Stage("quantize"))
+    quantize.run(section("quantize", name="tiny", formats=FORMATS), Stage("quantize"))
     return workspace
 
 
 def run(**changes: Any) -> dict[str, Any]:
-    release.run(release.Params(**(PARAMS | changes)), Stage("release"))
+    release.run(section("release", **PARAMS | changes), Stage("release"))
     return json.loads(Path("reports/release.json").read_text())
 
 

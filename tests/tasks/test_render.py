@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sections import section
 
 from tasks.lib.data.rows import Row, read_parquet
-from tasks.lib.stage import Problem, Stage, validated
-from tasks.render import Params, examples, run
+from tasks.lib.stage import Problem, Stage
+from tasks.render import examples, run
 
 PARAMS: dict[str, Any] = {
     "raw": "data/raw",
@@ -59,7 +60,7 @@ def world(workspace: Path) -> Path:
 
 
 def rendered(**changes: Any) -> list[Row]:
-    run(validated("render", Params, {**PARAMS, **changes}), Stage("render"))
+    run(section("render", **PARAMS | changes), Stage("render"))
     return read_parquet(Path("data/instructions/rows.parquet"))
 
 
@@ -307,6 +308,6 @@ def test_turns_and_weights(world: Path) -> None:
 
 
 def test_examples_come_from_every_source_and_write_nothing(world: Path) -> None:
-    rows = examples(validated("render", Params, PARAMS), 4)
+    rows = examples(section("render", **PARAMS), 4)
     assert [row["source"] for row in rows] == ["follows", "review", "follows", "review"]
     assert not (world / "data/instructions").exists()

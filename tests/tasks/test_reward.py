@@ -11,6 +11,7 @@ from pathlib import Path
 import preference_world as world
 import pytest
 import torch
+from sections import section
 
 from tasks import annotate, preferences, reward
 from tasks.lib.models.loading import load_policy
@@ -18,7 +19,7 @@ from tasks.lib.reward.reward_model import load_reward
 from tasks.lib.reward.scoring import scored
 from tasks.lib.stage import Problem, Stage, read_params
 
-HOW = {"epochs": 8, "prompts_per_step": 4, "learning_rate": 3e-3, "checkpoint_every": 2}
+HOW = {"epochs": 8, "prompts_per_step": 4, "learning_rate": 3e-3, "checkpoint_every": 2, "share_prompt": False}
 OUTPUTS = [
     "models/reward/model.safetensors",
     "models/reward/config.json",
@@ -29,13 +30,13 @@ OUTPUTS = [
 
 
 def run(**how) -> dict:
-    reward.run(reward.Params(training={**HOW, **how}), Stage("reward", seed=1))
+    reward.run(section("reward", training={**HOW, **how}), Stage("reward", seed=1))
     return json.loads(Path("reports/reward.json").read_text())
 
 
 def import_rankings(benchmarks: str) -> None:
     params = {"annotators": {"1": "ada"}, "heldout_share": 0.25, "benchmarks": benchmarks}
-    preferences.run(preferences.Params(**params), Stage("preferences"))
+    preferences.run(section("preferences", **params), Stage("preferences"))
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def annotated(workspace):
     world.write_instructions()
     world.write_candidates()
     world.write_panel()
-    annotate.run(annotate.Params(careless=0), Stage("annotate"))
+    annotate.run(section("annotate", careless=0), Stage("annotate"))
     import_rankings("data/raw")
     return workspace
 
@@ -69,7 +70,7 @@ def test_the_reward_model_learns_what_the_panel_likes(annotated, capsys):
 def test_few_weights_learn_too_and_end_as_an_ordinary_model(annotated, method):
     before = load_policy("models/sft").base_model.state_dict()
     how = {**HOW, "epochs": 4, "learning_rate": 1e-2}
-    params = reward.Params(method=method, training=how, lora={"r": 4} if method == "lora" else {})
+    params = section("reward", method=method, training=how, lora={"r": 4} if method == "lora" else {})
     reward.run(params, Stage("reward", seed=1))
     assert json.loads(Path("reports/reward.json").read_text())["pair_accuracy"] > 0.55
     after = load_reward("models/reward").base_model.state_dict()
@@ -79,7 +80,7 @@ def test_few_weights_learn_too_and_end_as_an_ordinary_model(annotated, method):
 
 
 def test_an_ensemble_says_how_far_its_heads_disagree(annotated):
-    reward.run(reward.Params(heads=4, training={**HOW, "share_prompt": True}), Stage("reward", seed=1))
+    reward.run(section("reward", heads=4, training={**HOW, "share_prompt": True}), Stage("reward", seed=1))
     figures = json.loads(Path("reports/reward.json").read_text())
     assert figures["pair_accuracy"] > 0.6 and 0 < figures["disagreement"] < 0.5
     assert {"accuracy_agreed", "accuracy_head_mean", "contested_share"} <= figures.keys()
@@ -110,7 +111,7 @@ def test_every_benchmark_is_reported_by_subset(annotated, capsys):
     too_long = {"prompt": "The day was dull " * 40, "chosen": "bad", "rejected": "good"}
     Path("bench/long.json").write_text(json.dumps([too_long]))
     import_rankings("bench")
-    reward.run(reward.Params(training={**HOW, "epochs": 1}, require_above_chance=False), Stage("reward", seed=1))
+    reward.run(section("reward", training={**HOW, "epochs": 1}, require_above_chance=False), Stage("reward", seed=1))
     said = capsys.readouterr().out
     assert "bench/pairs.json: 7 of 12 prompts are trained on, too" in said
     assert "long.parquet: left out, no ordered pair of answers fits the model" in said
@@ -128,7 +129,7 @@ def test_settings_of_lora_without_lora_or_misspelt_are_refused(annotated):
         ("lora", {"rank": 4}, "reward.lora.rank"),
     ):
         with pytest.raises(Problem, match=why):
-            reward.run(reward.Params(method=method, lora=lora), Stage("reward", seed=1))
+            reward.run(section("reward", method=method, lora=lora), Stage("reward", seed=1))
 
 
 def test_a_model_no_better_than_a_coin_is_not_written(annotated, monkeypatch):
@@ -136,7 +137,7 @@ def test_a_model_no_better_than_a_coin_is_not_written(annotated, monkeypatch):
     with pytest.raises(Problem, match=r"0\.500 of \d+ cases, no better than a coin"):
         run(epochs=1)
     assert not Path("models/reward").exists() and not Path("reports/reward.json").exists()
-    reward.run(reward.Params(training={**HOW, "epochs": 1}, require_above_chance=False), Stage("reward"))
+    reward.run(section("reward", training={**HOW, "epochs": 1}, require_above_chance=False), Stage("reward"))
     assert Path("models/reward").exists()
 
 

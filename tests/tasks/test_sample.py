@@ -8,6 +8,7 @@ from pathlib import Path
 import preference_world as world
 import pytest
 import torch
+from sections import section
 
 from tasks import sample
 from tasks.lib.data.rows import read_parquet
@@ -26,7 +27,7 @@ FILES = [
 
 def run(**params) -> list[bytes]:
     sample.run(
-        sample.Params(**{"prompts": 6, "max_new_tokens": 2, "oversample": 8, **params}),
+        section("sample", **{"prompts": 6, "max_new_tokens": 2, "oversample": 8, "temperatures": [1.0], **params}),
         Stage("sample", seed=1),
     )
     return [Path(file).read_bytes() for file in FILES]

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from sections import section
 from tiny_models import instruction, write_instructions, write_model
 
 from tasks import sft
@@ -39,7 +40,7 @@ def inputs(workspace: Path) -> Path:
 
 def train(**changes: Any) -> dict[str, Any]:
     trainer = {**TRAINER, **changes.pop("trainer", {})}
-    sft.run(sft.Params(trainer=trainer, **changes), Stage("sft"))
+    sft.run(section("sft", **{"optimizer": "trainer", "trainer": trainer, **changes}), Stage("sft"))
     return json.loads(Path("reports/sft.json").read_text())
 
 
@@ -304,7 +305,7 @@ def test_the_trained_tokens_are_shown(inputs: Path, capsys: pytest.CaptureFixtur
 )
 def test_a_wrong_key_is_named_before_anything_is_read(workspace: Path, given: dict[str, Any], message: str) -> None:
     with pytest.raises(Problem, match=message):
-        sft.run(sft.Params(**given), Stage("sft"))
+        sft.run(section("sft", **{"optimizer": "trainer", "trainer": {}, **given}), Stage("sft"))
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_rows(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,10 +13,11 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any
 from xml.sax.saxutils import quoteattr
 
-Kind = Literal["buckets", "ranker", "pairwise", "argilla"]
+from tasks.lib.settings.sample import Kind
+
 RANKER = """<View>
   <Text name="prompt" value="$prompt"/>
   <List name="responses" value="$responses" title="Answers, the best first"/>

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field
-
+from tasks.lib.settings.release import Card
 from tasks.lib.stage import rounded
 
 LOADING = {
@@ -18,17 +17,6 @@ LOADING = {
     "nf4": '`AutoModelForCausalLM.from_pretrained("{}")` of transformers, with bitsandbytes',
     "gguf": "`llama-cli --jinja -m {}` of llama.cpp",
 }
-
-
-class Card(BaseModel, extra="forbid"):
-    """What only people know about the model."""
-
-    name: str = Field(min_length=1)
-    license: str = Field(min_length=1)  # the model's own, as the Hub spells it
-    language: str = "en"
-    base: str = Field(min_length=1)  # a sentence: where the base model comes from
-    use: str = Field(min_length=1)  # a sentence: what it is for
-    limits: list[str] = Field(min_length=1)  # a sentence each: what it must not be used for, what it cannot do
 
 
 def sources_of(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:

@@ -5,34 +5,18 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import BaseModel, Field
 
 from tasks.lib.export.distillation import Ids, Targets, corrected_loss, taught_loss
 from tasks.lib.models.batches import minibatches
 from tasks.lib.models.generation import generate
+from tasks.lib.settings.distill import Training
 from tasks.lib.stage import Problem, Stage, asked_to_stop
 from tasks.lib.training.checkpoints import Checkpoint, optimizer_tensors, restore_optimizer
 
-Share = Annotated[float, Field(ge=0, le=1)]
 Log = list[dict[str, float]]
-
-
-class Training(BaseModel, extra="forbid"):
-    """How the student learns."""
-
-    temperature: float = Field(gt=0)
-    alpha: Share
-    on_policy: Share
-    epochs: int = Field(gt=0)
-    batch_size: int = Field(gt=0)
-    learning_rate: float = Field(gt=0)
-    warmup: Share
-    weight_decay: float = Field(ge=0)
-    max_grad_norm: float = Field(gt=0)
-    checkpoint_every: int = Field(gt=0)
 
 
 def train_student(

@@ -21,19 +21,17 @@ import copy
 import re
 import warnings
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tasks.lib.models.loading import in_stated_arithmetic, load_policy
 from tasks.lib.models.model_folder import replaced_folder
+from tasks.lib.settings.methods import METHODS
 from tasks.lib.stage import Problem, known_keys
 
-Method = Literal["full", "lora", "adalora", "qlora", "ia3", "bitfit", "bottleneck", "prompt", "prefix", "head"]
-METHODS: tuple[str, ...] = get_args(Method)
 MERGED = tuple(method for method in METHODS if method != "prefix")  # those that end as an ordinary model
-PEFT = ("lora", "adalora", "qlora", "ia3")  # those whose adapter can be kept beside the merged model
 OWN_FIELDS = {"bottleneck": {"size": 32}, "prompt": {"tokens": 16}}
 BEGINS = re.compile(r"^\s*\{\{-?\s*bos_token\s*-?\}\}")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +20,11 @@ from tasks.lib.models.batches import buckets, right_pad
 from tasks.lib.models.chat import load_tokenizer
 from tasks.lib.models.loading import device, not_finite
 from tasks.lib.models.model_folder import existing_folder, first_line, refuse_code, weight_files
+from tasks.lib.settings.methods import HeadMethod
 from tasks.lib.stage import Problem
 
-Method = Literal["full", "lora", "head"]
 
-
-def load_classifier(path: Path, labels: Sequence[str], method: Method, seed: int) -> tuple[Any, Any, list[str]]:
+def load_classifier(path: Path, labels: Sequence[str], method: HeadMethod, seed: int) -> tuple[Any, Any, list[str]]:
     """Model, tokenizer and the names of the new weights, for `labels` (none: a regression), on `device()`.
 
     The body comes from the folder, a head of another task is replaced, new weights depend on `seed` alone. Problem
@@ -73,7 +72,7 @@ def load_classifier(path: Path, labels: Sequence[str], method: Method, seed: int
     return model.to(device()), tokenizer, sorted(outside | {*info["missing_keys"]})
 
 
-def adapt(model: Any, method: Method, lora: Mapping[str, Any], new: Sequence[str]) -> Any:
+def adapt(model: Any, method: HeadMethod, lora: Mapping[str, Any], new: Sequence[str]) -> Any:
     """The model with only what `method` trains left to train: all weights, low-rank updates and what is `new`, or
     what is new alone, on fixed features. Problem for `lora` with another method, and for a bad field of it."""
     if lora and method != "lora":

@@ -10,7 +10,8 @@ from itertools import pairwise
 import torch
 
 from tasks.lib.annotation.agreement import Verdicts, agreement_with_others, majority
-from tasks.lib.reward.ranking_loss import Ties, pair_losses
+from tasks.lib.reward.ranking_loss import pair_losses
+from tasks.lib.settings.ties import Ties
 
 Rewards = Mapping[tuple[str, str], float]  # (prompt id, answer) -> raw reward
 

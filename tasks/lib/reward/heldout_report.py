@@ -11,8 +11,8 @@ from tasks.lib.annotation.agreement import verdicts
 from tasks.lib.data.prompts import prompt_key
 from tasks.lib.reward import calibration
 from tasks.lib.reward.ensemble import disagreement, ensemble_figures
-from tasks.lib.reward.ranking_loss import Ties
 from tasks.lib.reward.reward_model import Group, group_scores, grouped, room_of, tokenized
+from tasks.lib.settings.ties import Ties
 from tasks.lib.stage import Problem
 
 Row = dict[str, Any]

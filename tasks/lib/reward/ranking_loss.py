@@ -7,13 +7,12 @@ classical models of a tie: Rao and Kupper (JASA 1967) and Davidson (JASA 1970).
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Ties = Literal["rao_kupper", "davidson", "drop"]
+from tasks.lib.settings.ties import Ties
 
 
 def pairs(ranks: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

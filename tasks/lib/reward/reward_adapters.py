@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from tasks.lib.reward.reward_model import head
+from tasks.lib.settings.methods import HeadMethod
 from tasks.lib.stage import Problem, known_keys
 
-Method = Literal["full", "lora", "head"]
 
-
-def adapt(model: Any, method: Method, lora: Mapping[str, Any]) -> None:
+def adapt(model: Any, method: HeadMethod, lora: Mapping[str, Any]) -> None:
     """Freeze what `method` does not train, in place; `lora` are fields of peft.LoraConfig for that method.
 
     Low-rank updates (arXiv 2106.09685) begin at zero: the first rewards are those of the model as it is.

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
 from tasks.lib.annotation.agreement import reliability, verdicts
@@ -17,38 +16,12 @@ from tasks.lib.reward.ranking_loss import pairs, ranking_loss
 from tasks.lib.reward.reward_attributes import Rated, attribute_loss, rated_batches
 from tasks.lib.reward.reward_model import Group, batch_ranks, heads_of, outputs
 from tasks.lib.reward.shared_prompt import refuse_unless_equal, shared_outputs
+from tasks.lib.settings.reward import Training
 from tasks.lib.stage import Problem, asked_to_stop
 from tasks.lib.training.checkpoints import Checkpoint, optimizer_tensors, restore_optimizer
 from tasks.lib.training.muon import Muon
 
 History = list[dict[str, float]]
-
-
-class Training(BaseModel, extra="forbid"):
-    """How the reward model is trained. Every key but the last decides the result."""
-
-    epochs: int = Field(default=2, ge=1)  # more than a few overfit
-    prompts_per_step: int = Field(default=16, ge=1)
-    optimizer: Literal["muon", "adamw"] = "adamw"
-    learning_rate: float = Field(default=1e-3, gt=0)  # at its peak
-    warmup_share: float = Field(default=0.05, ge=0, lt=1)
-    weight_decay: float = Field(default=0.0, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    ties: Literal["rao_kupper", "davidson", "drop"] = "rao_kupper"
-    tie_parameter: float = Field(default=1.2, gt=0)
-    centring: float = Field(default=0.01, ge=0)
-    strength_margin: float = Field(default=0.0, ge=0)
-    annotator_weights: Literal["equal", "reliability"] = "equal"
-    share_prompt: bool = False
-    attributes: list[str] = []  # of preferences.attributes: predicted beside the reward
-    attribute_weight: float = Field(default=0.5, gt=0)
-    checkpoint_every: int = Field(default=25, ge=1)
-
-    @model_validator(mode="after")
-    def theta_above_one(self) -> Training:
-        if self.ties == "rao_kupper" and self.tie_parameter <= 1:
-            raise ValueError("tie_parameter must be above 1 for rao_kupper (1 says that ties cannot happen)")
-        return self
 
 
 def train(

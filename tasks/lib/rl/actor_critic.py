@@ -13,18 +13,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from pydantic import BaseModel, PositiveInt
 from torch import Tensor, nn
 
 from tasks.lib.models.logprobs import Rows, last_mlp_at_states, rows_of
+from tasks.lib.settings.ppo import Lora
 from tasks.lib.training.distributed import is_sharded
-
-
-class Lora(BaseModel, extra="forbid"):
-    """Train low-rank adapters on all linear layers instead of the whole policy (arXiv 2106.09685)."""
-
-    r: PositiveInt = 8  # rank
-    alpha: PositiveInt = 16  # the update is scaled by alpha / r
 
 
 class ActorCritic(nn.Module):

@@ -2,8 +2,8 @@
 
 1 roll out answers, 2 score them, 3 spread score and KL penalty over the tokens, 4 estimate advantages,
 5 update policy and critic with clipped losses. InstructGPT (arXiv 2203.02155) after LMHP
-(openai/lm-human-preferences), with the details of N+ (arXiv 2403.17031). Where those differ, `PPOConfig` has
-a key; its default is that of N+.
+(openai/lm-human-preferences), with the details of N+ (arXiv 2403.17031). Where those differ, `PPOConfig`
+(tasks/lib/settings/ppo.py) has a key.
 
 Shapes: N episodes, T answer columns, T+1 states.
 """
@@ -13,10 +13,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, Field, FiniteFloat, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -31,56 +30,12 @@ from tasks.lib.rl.losses import (
     ppo_value_loss,
     whiten,
 )
+from tasks.lib.settings.ppo import PPOConfig
 from tasks.lib.stage import Problem
 from tasks.lib.training.distributed import add_gradients, by_first, combined, mine, spread
 
 Answers = list[list[int]]
 SAME = 1e-3  # |log ratio| of two passes over the same weights; float32 in other batches gives about 1e-5
-
-
-class PPOConfig(BaseModel, extra="forbid"):
-    """The choices of PPO. One forward pass has `batch_size` rows; it changes speed and memory only."""
-
-    iterations: PositiveInt = 24  # at most
-    episodes: PositiveInt = 128  # per iteration
-    epochs: PositiveInt = 4  # over the episodes of an iteration (LMHP, N+: 4; InstructGPT: 1)
-    minibatches: PositiveInt = 1  # optimiser steps per epoch (LMHP, N+: 1; InstructGPT: 8)
-    batch_size: PositiveInt = 64
-    # 1 roll out
-    max_new_tokens: PositiveInt = 16
-    temperature: PositiveFloat = 0.7  # of the samples, and of policy and reference wherever they are compared
-    # random numbers of a roll-out: one stream for all its passes, or one per pass, which processes can share out
-    streams: Literal["one", "per_pass"] = "one"
-    # 2 score
-    # an answer without EOS: its score becomes the value (N+), the value is added to it (TRL), or it is kept
-    missing_eos: Literal["replace", "penalty", "keep"] = "replace"
-    missing_eos_value: FiniteFloat = -1.0
-    # 3 rewards
-    # where the score is paid: to the state after EOS, which has a value then (N+), or to the EOS (LMHP)
-    score_at: Literal["after_eos", "eos"] = "after_eos"
-    beta: NonNegativeFloat = 0.05  # KL coefficient (N+, L2S: 0.05; InstructGPT: 0.02)
-    beta_target: PositiveFloat | None = None  # nats per sequence: adapt beta towards it (LMHP: 6)
-    beta_horizon: PositiveFloat = 10_000  # episodes
-    whiten_rewards: bool = False  # to variance 1 without shift (LMHP: true)
-    # 4 advantages
-    gamma: float = Field(1.0, ge=0, le=1)
-    lam: float = Field(0.95, ge=0, le=1)
-    whiten_advantages: bool = True
-    # 5 updates
-    clip_ratio: PositiveFloat = 0.2
-    clip_value: PositiveFloat = 0.2
-    value_weight: NonNegativeFloat = 0.1
-    learning_rate: PositiveFloat = 3e-6
-    critic_learning_rate: PositiveFloat | None = None  # null: that of the policy
-    learning_rate_decay: Literal["linear", "none"] = "linear"  # linear: to 0 at the last iteration
-    adam_eps: PositiveFloat = 1e-5  # LMHP, N+; torch's 1e-8 makes the first steps larger
-    max_grad_norm: PositiveFloat | None = None
-    # when to stop: over-optimisation (arXiv 2210.10760)
-    evaluate_every: PositiveInt = 2  # iterations
-    patience: PositiveInt = 4  # evaluations without a better judge's score
-    kl_budget: PositiveFloat = 6.0  # nats per sequence; beyond it a policy is not kept and training stops
-    max_content_loss: NonNegativeFloat | None = None  # a policy whose content fell by more is not kept
-    checkpoint_every: PositiveInt = 1  # iterations
 
 
 @dataclass(frozen=True)

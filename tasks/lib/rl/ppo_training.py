@@ -18,7 +18,6 @@ from tasks.lib.rl.actor_critic import ActorCritic
 from tasks.lib.rl.losses import adaptive_beta
 from tasks.lib.rl.ppo import (
     Environment,
-    PPOConfig,
     Prompt,
     estimate_advantages,
     permutation,
@@ -28,6 +27,7 @@ from tasks.lib.rl.ppo import (
     token_rewards,
     update,
 )
+from tasks.lib.settings.ppo import PPOConfig
 from tasks.lib.training.checkpoints import Checkpoint, optimizer_tensors, restore_optimizer
 from tasks.lib.training.distributed import first_before_others, is_first
 

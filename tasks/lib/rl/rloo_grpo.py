@@ -18,8 +18,9 @@ from transformers import PrinterCallback, TrainerCallback
 
 from tasks.lib.models.batches import position_ids
 from tasks.lib.rl.actor_critic import ActorCritic
-from tasks.lib.rl.ppo import Answers, Environment, PPOConfig, final_scores, rewarded, roll_out
+from tasks.lib.rl.ppo import Answers, Environment, final_scores, rewarded, roll_out
 from tasks.lib.rl.ppo_training import begin, evaluate, finish, keep_or_stop, next_numbers
+from tasks.lib.settings.ppo import PPOConfig
 from tasks.lib.stage import Problem, Stage
 from tasks.lib.training import hf_trainer
 from tasks.lib.training.checkpoints import Checkpoint

@@ -22,7 +22,8 @@ import torch
 from tasks.lib.models.logprobs import answer_logprobs
 from tasks.lib.models.model_folder import replaced_folder
 from tasks.lib.rl.actor_critic import ActorCritic
-from tasks.lib.rl.ppo import SAME, Answers, PPOConfig
+from tasks.lib.rl.ppo import SAME, Answers
+from tasks.lib.settings.ppo import PPOConfig
 from tasks.lib.stage import Problem
 
 AT_ONCE = 128  # requests under way; the server makes its own batches of them

@@ -9,6 +9,7 @@ from pathlib import Path
 import preference_world as world
 import pytest
 import torch
+from sections import section
 
 from tasks import annotate, preferences, reward
 from tasks.lib.data.rows import RATING, read_parquet, write_parquet
@@ -99,7 +100,7 @@ def test_a_reward_model_learns_attributes_beside_the_rankings(workspace):
     world.write_candidates()
     world.write_panel()
     Path("data/raw/benchmarks").mkdir()
-    annotate.run(annotate.Params(careless=0), Stage("annotate"))
+    annotate.run(section("annotate", careless=0), Stage("annotate"))
     rows = [
         {"prompt": row["messages"], "response": said + closing, "correctness": 4 * (said == row["label"])}
         for row in world.instructions()
@@ -107,26 +108,34 @@ def test_a_reward_model_learns_attributes_beside_the_rankings(workspace):
         for closing in ("", world.CLOSING)
     ]
     written(Path("data/annotations/rated.jsonl"), rows)
-    preferences.run(preferences.Params(heldout_share=0.25, attributes=["correctness"]), Stage("preferences"))
+    preferences.run(
+        section("preferences", annotators={}, heldout_share=0.25, attributes=["correctness"]), Stage("preferences")
+    )
     train = read_parquet(Path("data/preferences/ratings_train.parquet"))
     heldout = read_parquet(Path("data/preferences/ratings_heldout.parquet"))
     assert len(train) + len(heldout) == len(rows) and {row["value"] for row in train} == {0.0, 4.0}
     ranked = {row["prompt"][0]["content"] for row in read_parquet(Path("data/preferences/train.parquet"))}
     assert not ranked & {row["prompt"][0]["content"] for row in heldout}
-    how = {"epochs": 20, "prompts_per_step": 4, "learning_rate": 3e-3, "attributes": ["correctness"]}
-    reward.run(reward.Params(training=how), Stage("reward", seed=1))
+    how = {
+        "epochs": 20,
+        "prompts_per_step": 4,
+        "learning_rate": 3e-3,
+        "attributes": ["correctness"],
+        "share_prompt": False,
+    }
+    reward.run(section("reward", training=how), Stage("reward", seed=1))
     figures = json.loads(Path("reports/reward.json").read_text())
     assert figures["pair_accuracy"] > 0.6 and figures["attribute_correctness_correlation"] > 0.5
     assert figures["attribute_correctness_rmse"] < figures["attribute_correctness_spread"]
     row = {"prompt": "The song was fine", "answers": ["good", "bad"]}
     (said,) = scored(Path("models/reward"), [("row", row)])
     assert said["correctness"][0] > said["correctness"][1] and "disagreement" not in said
-    asked = reward.Params(training=how)
+    asked = section("reward", training=how)
     before = reward._fingerprint(asked, 1)
     write_parquet(Path("data/preferences/ratings_train.parquet"), train[1:], RATING)
     assert reward._fingerprint(asked, 1) != before  # a checkpoint of other ratings is of another run
     with pytest.raises(Problem, match=r"ratings_train.parquet has no answer of 96 tokens rated by honesty"):
-        reward.run(reward.Params(training={**how, "attributes": ["honesty"]}), Stage("reward"))
+        reward.run(section("reward", training={**how, "attributes": ["honesty"]}), Stage("reward"))
 
 
 def test_an_attribute_that_no_row_has_is_named(workspace):
@@ -134,4 +143,4 @@ def test_an_attribute_that_no_row_has_is_named(workspace):
     rows = [{"prompt": f"Q{n}", "answers": ["x", "y"], "ranks": [0, 1]} for n in range(30)]
     written(Path("data/annotations/ranks.jsonl"), rows)
     with pytest.raises(Problem, match=r"no row of data/annotations rates an answer by honesty"):
-        preferences.run(preferences.Params(attributes=["honesty"]), Stage("preferences"))
+        preferences.run(section("preferences", attributes=["honesty"]), Stage("preferences"))

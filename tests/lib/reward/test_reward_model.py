@@ -9,10 +9,11 @@ from pathlib import Path
 import preference_world as world
 import pytest
 import torch
+from sections import PARAMS, section
 
 from tasks.lib.models.loading import save_model
 from tasks.lib.reward.ranking_loss import ranking_loss
-from tasks.lib.reward.reward_adapters import Method, adapt
+from tasks.lib.reward.reward_adapters import adapt
 from tasks.lib.reward.reward_attributes import Rated
 from tasks.lib.reward.reward_model import (
     Group,
@@ -27,8 +28,10 @@ from tasks.lib.reward.reward_model import (
     score,
     tokenized,
 )
-from tasks.lib.reward.reward_training import Training, reliability_weights, schedule, train
+from tasks.lib.reward.reward_training import reliability_weights, schedule, train
 from tasks.lib.reward.shared_prompt import refuse_unless_equal, shared_outputs
+from tasks.lib.settings.methods import HeadMethod
+from tasks.lib.settings.reward import Training
 from tasks.lib.stage import Problem
 from tasks.lib.training.checkpoints import Checkpoint
 
@@ -216,11 +219,16 @@ def groups(tokenizer) -> list[Group]:
     return tokenized(tokenizer, grouped(rankings), None)
 
 
+def settings(**how) -> Training:
+    """Those of params.yaml, on one prompt and answer at a time, with changes."""
+    return section("reward", training={"share_prompt": False, **how}).training
+
+
 def trained(
     tokenizer,
     checkpoint: Checkpoint,
     stop_after: int | None = None,
-    method: Method = "full",
+    method: HeadMethod = "full",
     heads: int = 1,
     **how,
 ) -> dict[str, torch.Tensor]:
@@ -233,7 +241,7 @@ def trained(
         if step == stop_after:
             raise Killed
 
-    training = Training(**{"epochs": 3, "prompts_per_step": 4, "checkpoint_every": 2, **how})
+    training = settings(**{"epochs": 3, "prompts_per_step": 4, "checkpoint_every": 2, **how})
     model = from_policy(world.policy(), seed=1, heads=heads, attributes=training.attributes)
     adapt(model, method, {"r": 2} if method == "lora" else {})
     batch = groups(tokenizer)
@@ -248,7 +256,7 @@ def trained(
 
 def test_training_learns_the_order(tokenizer, tmp_path):
     model = from_policy(world.policy(), seed=1)
-    how = Training(epochs=10, prompts_per_step=4, learning_rate=3e-3)
+    how = settings(epochs=10, prompts_per_step=4, learning_rate=3e-3)
     checkpoint = Checkpoint(tmp_path, {})
     history = train(model, groups(tokenizer), how, seed=3, checkpoint=checkpoint, progress=lambda *a, **k: None)
     assert history[-1]["accuracy"] == 1.0 and history[-1]["loss"] < history[0]["loss"] / 3
@@ -269,7 +277,7 @@ def test_an_annotator_as_good_as_a_coin_does_not_train(tokenizer, tmp_path, caps
     ]
     weights = reliability_weights(tokenized(tokenizer, grouped(rows), None))
     assert weights["coin"] < 0.1 < 0.9 < weights["ada"] and "annotators count ada" in capsys.readouterr().out
-    how = Training(epochs=2, annotator_weights="reliability", strength_margin=0.5)
+    how = settings(epochs=2, annotator_weights="reliability", strength_margin=0.5)
     model, batch = from_policy(world.policy(), seed=1), tokenized(tokenizer, grouped(rows), None)
     checkpoint = Checkpoint(tmp_path, {})
     history = train(model, batch, how, seed=3, checkpoint=checkpoint, progress=lambda *a, **k: None)
@@ -321,7 +329,7 @@ def test_a_loss_that_is_not_finite_names_rankings_and_takes_no_step(tokenizer, t
         train(
             model,
             groups(tokenizer),
-            Training(),
+            settings(),
             seed=3,
             checkpoint=Checkpoint(tmp_path, {}),
             progress=lambda *a, **k: None,
@@ -338,7 +346,7 @@ def test_a_signal_saves_before_it_ends_the_run(tokenizer, tmp_path):
             os.kill(os.getpid(), signal.SIGTERM)
 
     checkpoint = Checkpoint(tmp_path / "stopped", {})
-    how = Training(epochs=3, prompts_per_step=4, checkpoint_every=100)
+    how = settings(epochs=3, prompts_per_step=4, checkpoint_every=100)
     with pytest.raises(SystemExit) as stopped:
         train(
             from_policy(world.policy(), seed=1),
@@ -363,7 +371,7 @@ def test_the_learning_rate_rises_and_falls():
 
 def test_rao_kupper_without_room_for_ties_is_refused():
     with pytest.raises(ValueError, match="above 1"):
-        Training(ties="rao_kupper", tie_parameter=1.0)
+        Training(**PARAMS["reward"]["training"] | {"ties": "rao_kupper", "tie_parameter": 1.0})
 
 
 def test_the_checkpoint_is_one_whole_file(tokenizer, tmp_path):

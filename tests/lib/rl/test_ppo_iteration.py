@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from sections import ppo_config
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from tasks.lib.rl import ppo, ppo_training
 from tasks.lib.rl.actor_critic import ActorCritic, Lora
-from tasks.lib.rl.ppo import Environment, Episodes, PPOConfig, Prompt
+from tasks.lib.rl.ppo import Environment, Episodes, Prompt
+from tasks.lib.settings.ppo import PPOConfig
 from tasks.lib.stage import Problem
 from tasks.lib.training.checkpoints import Checkpoint
 
@@ -50,9 +52,10 @@ def environment(**changes: Any) -> Environment:
 def config(**changes: Any) -> PPOConfig:
     settings: dict[str, Any] = {
         "iterations": 4, "episodes": 16, "max_new_tokens": 4, "temperature": 1.0, "missing_eos": "keep",
-        "learning_rate": 1e-2, "kl_budget": 100.0, "batch_size": 8,
+        "learning_rate": 1e-2, "kl_budget": 100.0, "batch_size": 8, "evaluate_every": 2, "patience": 4,
+        "max_content_loss": None,
     }  # fmt: skip
-    return PPOConfig(**settings | changes)
+    return ppo_config(**settings | changes)
 
 
 def policy() -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from sections import ppo_config
 from tiny_models import tiny_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
@@ -18,8 +19,9 @@ from tasks.lib.models.loading import load_policy, save_model
 from tasks.lib.models.logprobs import answer_logprobs
 from tasks.lib.rl import rloo_grpo
 from tasks.lib.rl.actor_critic import ActorCritic, Lora
-from tasks.lib.rl.ppo import Environment, PPOConfig, Prompt, roll_out
+from tasks.lib.rl.ppo import Environment, Prompt, roll_out
 from tasks.lib.rl.ppo_training import next_prompts
+from tasks.lib.settings.ppo import PPOConfig
 from tasks.lib.stage import Problem, Stage
 
 PROMPTS = [Prompt(f"row{i}", [5 + (i * k) % 9 for k in range(2 + i % 4)]) for i in range(1, 9)]
@@ -41,8 +43,9 @@ def config(**changes: Any) -> PPOConfig:
     settings: dict[str, Any] = {
         "iterations": 3, "episodes": 16, "epochs": 2, "max_new_tokens": 3, "temperature": 0.7, "missing_eos": "keep",
         "learning_rate": 1e-2, "kl_budget": 1e9, "batch_size": 8, "evaluate_every": 1, "patience": 99,
+        "max_content_loss": None,
     }  # fmt: skip
-    return PPOConfig(**settings | changes)
+    return ppo_config(**settings | changes)
 
 
 def run(method: Any = "rloo", lora: Lora | None = None, given: Any = None, **changes: Any) -> tuple[Any, ...]:

@@ -16,13 +16,14 @@ from typing import Any
 
 import pytest
 import torch
+from sections import ppo_config
 from tiny_models import tiny_llama, tiny_tokenizer
 
 from tasks.lib.models.generation import sampled
 from tasks.lib.models.logprobs import answer_logprobs
 from tasks.lib.rl import ppo_training
 from tasks.lib.rl.actor_critic import ActorCritic, Lora
-from tasks.lib.rl.ppo import Environment, PPOConfig, Prompt
+from tasks.lib.rl.ppo import Environment, Prompt
 from tasks.lib.rl.vllm_server import PLAIN, VllmServer
 from tasks.lib.stage import Problem
 from tasks.lib.training.checkpoints import Checkpoint
@@ -117,7 +118,8 @@ def models(lora: bool, seed: int = 0) -> ActorCritic:
 
 
 def connected(engine: Engine, folder: Path, **changes: Any) -> VllmServer:
-    return VllmServer(engine.url, PPOConfig(max_new_tokens=6, temperature=0.8, **changes), EOS, folder)
+    config = ppo_config(max_new_tokens=6, temperature=0.8, patience=4, max_content_loss=None, **changes)
+    return VllmServer(engine.url, config, EOS, folder)
 
 
 def moved(actor_critic: ActorCritic, by: float = 0.1) -> None:
@@ -236,9 +238,9 @@ def test_a_server_that_is_down_elsewhere_or_another_is_refused_before_anything_r
     engine: Engine, tmp_path: Path
 ) -> None:
     with pytest.raises(Problem, match=r"127\.0\.0\.1:9: .*[Rr]efused; start it"):
-        VllmServer("http://127.0.0.1:9", PPOConfig(), EOS, tmp_path)
+        VllmServer("http://127.0.0.1:9", ppo_config(), EOS, tmp_path)
     with pytest.raises(Problem, match=r"not on this machine.*ssh -L"):
-        VllmServer("http://10.0.0.5:8000", PPOConfig(), EOS, tmp_path)
+        VllmServer("http://10.0.0.5:8000", ppo_config(), EOS, tmp_path)
     engine.answer = lambda path, body: {"data": []}  # type: ignore[method-assign]
     with pytest.raises(Problem, match="names no model; is this a vLLM server"):
         connected(engine, tmp_path)

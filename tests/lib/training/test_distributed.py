@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 from forked import in_processes
+from sections import ppo_config
 from tiny_models import instruction, tiny_llama, tiny_tokenizer
 
 from tasks.lib.models.chat import prompt_ids
 from tasks.lib.rl.actor_critic import ActorCritic, Lora
-from tasks.lib.rl.ppo import Environment, PPOConfig, Prompt
+from tasks.lib.rl.ppo import Environment, Prompt
 from tasks.lib.rl.ppo_training import train
 from tasks.lib.stage import Stage
 from tasks.lib.training import distributed
@@ -21,6 +22,7 @@ from tasks.lib.training.checkpoints import Checkpoint
 CONFIG: dict[str, Any] = {
     "iterations": 2, "episodes": 14, "batch_size": 4, "minibatches": 2, "max_new_tokens": 5,
     "missing_eos": "keep", "learning_rate": 1e-2, "evaluate_every": 1, "kl_budget": 100.0,
+    "patience": 4, "max_content_loss": None,
 }  # fmt: skip
 
 
@@ -52,7 +54,7 @@ def trained(folder: str, settings: dict[str, Any], shared_body: bool) -> None:
 
         critic = from_policy(tiny_llama(tokenizer), seed=0)
     models = ActorCritic(tiny_llama(tokenizer), critic, Lora(r=2, alpha=4) if shared_body else None)
-    result = train(models, env, PPOConfig(**CONFIG, **settings), Checkpoint(Path(folder, "checkpoint"), {}))
+    result = train(models, env, ppo_config(**CONFIG, **settings), Checkpoint(Path(folder, "checkpoint"), {}))
     state = {"policy": models.policy_parameters(), "critic": models.critic_parameters(), **result}
     torch.save(state, Path(folder, f"rank{distributed.rank()}.pt"))
 

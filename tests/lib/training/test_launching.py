@@ -15,6 +15,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.state import AcceleratorState
 from forked import in_processes
 from safetensors.torch import load_file
+from sections import section
 from tiny_models import write_instructions, write_model, write_rankings
 
 from tasks import dpo, ppo, sft
@@ -23,7 +24,7 @@ from tasks.lib.training import launching
 
 ROOT = Path(__file__).resolve().parents[3]
 SECTIONS: dict[str, dict[str, Any]] = {
-    "sft": {"preview_rows": 0, "trainer": {
+    "sft": {"preview_rows": 0, "optimizer": "trainer", "trainer": {
         "max_steps": 6, "per_device_train_batch_size": 4, "learning_rate": 3e-3, "max_length": 64,
         "eval_steps": 3, "save_steps": 3}},
     "dpo": {"samples": 2, "max_new_tokens": 4, "trainer": {
@@ -31,7 +32,9 @@ SECTIONS: dict[str, dict[str, Any]] = {
         "eval_steps": 2, "save_steps": 2}},
     "ppo": {"method": "rloo", "reward": {"regex": "o"}, "critic": "policy", "iterations": 3, "episodes": 16,
         "epochs": 2, "batch_size": 4, "max_new_tokens": 4, "missing_eos": "keep", "learning_rate": 3e-2,
-        "evaluate_every": 1, "kl_budget": 100.0, "validation_prompts": 8, "trainer": {"num_generations": 4}},
+        "evaluate_every": 1, "kl_budget": 100.0, "validation_prompts": 8,
+        "lora": None, "judge": None, "max_content_loss": None, "patience": 4,
+        "trainer": {"num_generations": 4}},
 }  # fmt: skip
 
 
@@ -109,8 +112,8 @@ def write_inputs(stage: str) -> None:
 def run(stage: str, **changes: Any) -> None:
     """The stage in this process, as its __main__ line runs it."""
     module = {"sft": sft, "dpo": dpo, "ppo": ppo}[stage]
-    section = SECTIONS[stage] | changes
-    launching.under_launcher(module.run)(module.Params(**section), Stage(stage, seed=1))
+    params = section(stage, **SECTIONS[stage] | changes)
+    launching.under_launcher(module.run)(params, Stage(stage, seed=1))
 
 
 def launched(rank: int, stage: str, port: int) -> None:

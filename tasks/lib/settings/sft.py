@@ -1,0 +1,42 @@
+"""The section `sft` of params.yaml: supervised fine-tuning."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field
+
+from tasks.lib.settings.methods import Method
+
+
+class Params(BaseModel, extra="forbid"):
+    launcher: str
+    """The program that starts the stage's processes; docs/distributed.md has complete ones."""
+    optimizer: Literal["muon", "trainer"]
+    """Muon learns faster on small models and needs whole matrices; `trainer` leaves the choice to `trainer.optim`."""
+    keep_adapter: bool
+    """Whether the trained adapter is kept next to the merged model; only peft's methods make one."""
+    tasks: list[str]
+    """Tasks whose rows are trained on; all of them when empty."""
+    batch_tokens: int | None = Field(ge=1)
+    """Tokens of one step, in place of a number of rows; null counts rows."""
+    attention: str | None
+    """Name of an attention implementation of transformers; null leaves the choice to transformers."""
+    packing: bool
+    """Whether short rows share a sequence, which saves padding and changes no row's attention."""
+    keep: Literal["last", "best"]
+    """Which weights become the model: those of the last step, or of the lowest validation loss."""
+    patience: int | None = Field(ge=1)
+    """Evaluations without a lower validation loss after which training stops; null never stops early."""
+    spike: Literal["say", "stop", "off"]
+    """On a sudden rise of the loss: name the rows and go on, name them and stop, or ignore it."""
+    known_facts: int = Field(ge=0)
+    """Training rows that the base model is asked before training, for the report; 0 asks none."""
+    preview_rows: int = Field(ge=0)
+    """Rows that are printed with the trained tokens marked."""
+    method: Method
+    """Which weights are trained."""
+    adapter: dict[str, Any]
+    """The method's settings: fields of its peft configuration, `size` of bottleneck, `tokens` of prompt."""
+    trainer: Annotated[dict[str, Any], "trl.trainer.sft_config.SFTConfig"]
+    """Fields of TRL's configuration; what is left out has TRL's default."""
