@@ -15,20 +15,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.trl_ppo import four_models, sizes
-from tasks.lib.models.passes import in_passes, lengths_of
 from tasks.lib.reward.reward_model import score
 from tasks.lib.rl import ppo
 from tasks.lib.rl.actor_critic import ActorCritic
+from tasks.lib.rl.batch import Batch, Pass, Prompt
+from tasks.lib.rl.environment import Environment
 from tasks.lib.settings.ppo import Lora, PPOConfig
 from tasks.lib.stage import read_yaml
-from tasks.lib.training.distributed import spread
 
 PARAMS = Path(__file__).resolve().parents[1] / "params.yaml"
 DEMO = {
@@ -45,6 +45,11 @@ SHARED: dict[str, tuple[str, Lora | None]] = {
 }
 
 
+def cut(answer: list[int]) -> list[int]:
+    """The answer up to and with its EOS."""
+    return answer[: answer.index(1) + 1]
+
+
 def demo_case(episodes: int = 128, width: int = 16, iterations: int = 3) -> dict[str, Any]:
     """Prompts of 12 to 40 tokens and answers of 2 to 10, as the demo's are; the last answer is the longest."""
     chance = random.Random(0)
@@ -53,15 +58,10 @@ def demo_case(episodes: int = 128, width: int = 16, iterations: int = 3) -> dict
         return [chance.randrange(2, 1024) for _ in range(chance.randint(low, high))]
 
     prompts = [tokens(12, 40) for _ in range(episodes)]
-    answers = [[*tokens(1, 9), 1] for _ in range(episodes - 1)] + [[*tokens(width - 2, width - 2), 1]]
+    answers = [[*tokens(1, 9), 1] for _ in range(episodes - 1)]
+    answers.append([*tokens(width - 2, width - 2), 1])
     padded = [answer + [0] * (width - len(answer)) for answer in answers]
-    return {
-        "shape": DEMO,
-        "prompts": prompts,
-        "answers": padded,
-        "settings": SETTINGS,
-        "iterations": iterations,
-    }
+    return {"shape": DEMO, "prompts": prompts, "answers": padded, "settings": SETTINGS, "iterations": iterations}
 
 
 def config_of(case: dict[str, Any], epochs: int) -> PPOConfig:
@@ -82,44 +82,37 @@ class Ours:
     """Our models on a case, and one iteration of them."""
 
     def __init__(self, case: dict[str, Any], epochs: int, critic: str = "reward", lora: Lora | None = None) -> None:
-        found = four_models(case["shape"])
-        for model in found.values():
+        given = four_models(case["shape"])
+        for model in given.values():
             model.config.reward_mean, model.config.reward_std = 0.0, 1.0
-        self.case, self.config, self.reward = case, config_of(case, epochs), found["reward"]
-        self.models = ActorCritic(found["policy"], found["critic"] if critic == "reward" else None, lora)
+        self.case, self.config, self.reward = case, config_of(case, epochs), given["reward"]
+        self.models = ActorCritic(given["policy"], given["critic"] if critic == "reward" else None, lora)
         if not lora:
-            self.models.reference_model = found["reference"].requires_grad_(False)
+            self.models.reference_model = given["reference"].requires_grad_(False)
         learned = self.models.policy_parameters() | self.models.critic_parameters()
         learned.pop("value_head.bias")  # TRL's critic has none
         self.optimizer = torch.optim.AdamW(
             learned.values(), lr=case["settings"]["learning_rate"], eps=self.config.adam_eps, weight_decay=0.0
         )
-        self.prompts = [ppo.Prompt(str(i), tokens) for i, tokens in enumerate(case["prompts"])]
-        self.answers = [answer[: answer.index(1) + 1] for answer in case["answers"]]
-        self.env = ppo.Environment(self.prompts, [], self.rewards, lambda _: {}, 1, 0, lambda *words: len(str(words)))
+        self.prompts = [Prompt(str(number), tokens) for number, tokens in enumerate(case["prompts"])]
+        self.answers = [cut(answer) for answer in case["answers"]]
+        self.env = Environment(self.prompts, [], self.scores, lambda _: {}, 1, 0, lambda *words: len(str(words)))
 
-    def rewards(self, prompts: Sequence[ppo.Prompt], answers: ppo.Answers) -> list[float]:
-        lengths = lengths_of([prompt.tokens for prompt in prompts], answers)
-        return spread(
-            in_passes(range(len(prompts)), lengths, self.config.batch_size),
-            lambda rows: score(
-                self.reward,
-                [prompts[i].tokens for i in rows],
-                [answers[i] for i in rows],
-                batch_size=self.config.batch_size,
-            ),
-        )
+    def scores(self, batch: Batch) -> list[float]:
+        def of_pass(part: Pass) -> list[float]:
+            return score(self.reward, part.prompts, part.answers, batch_size=batch.batch_size)
+
+        return batch.map(of_pass)
 
     def iteration(self, whitened: torch.Tensor | None = None, number: int = 1) -> dict[str, Any]:
         """One iteration on the given answers. Advantages are whitened as TRL does unless given."""
-        prompts = [prompt.tokens for prompt in self.prompts]
-        ppo.roll_out(self.models, prompts, self.env, self.config, seed=number)
+        ppo.roll_out(self.models, self.prompts, self.env, self.config, seed=number)
         paused = time.process_time()  # what the injection needs is no cost: of ours as of TRL's
-        drawn_at = [
-            row.tolist() for row in ppo.sequence_logprobs(self.models.policy, prompts, self.answers, self.config)
-        ]
+        batch = Batch(self.prompts, self.answers, self.config.batch_size)
+        logprobs = ppo.sequence_logprobs(self.models.policy, batch, self.config.temperature)
+        batch = replace(batch, sampled_logprobs=[row.tolist() for row in logprobs])
         self.injection = time.process_time() - paused
-        episodes = ppo.score(self.models, self.prompts, self.answers, self.env, self.config, number, drawn_at)
+        episodes = ppo.score(self.models, batch, self.env, self.config, number)
         rewards = ppo.token_rewards(episodes, self.config, self.config.beta)
         plain, returns = ppo.estimate_advantages(rewards, episodes, self.config)
         used = ppo.whiten(plain, episodes.is_action) if whitened is None else whitened
@@ -127,28 +120,32 @@ class Ours:
         return {"advantages": plain, "episodes": episodes, "figures": figures}
 
 
+def in_our_order(case: dict[str, Any], trl: dict[str, Any], key: str) -> torch.Tensor:
+    """TRL's advantages (N, T), T the longest answer, a row per prompt of the case: `values` before whitening, `result`
+    after it; 0 outside of the answers."""
+    mask, theirs = torch.tensor(trl["advantages"]["mask"]), torch.tensor(trl["advantages"][key])
+    advantages = torch.zeros(mask.shape)
+    advantages[torch.tensor(trl["order"])] = theirs.where(mask, 0)
+    return advantages[:, : max(len(cut(answer)) for answer in case["answers"])]
+
+
 def compare(case: dict[str, Any], trl: dict[str, Any]) -> dict[str, float]:
     """The largest differences between ours and TRL's first iteration: advantages, losses, KL, score.
 
     TRL whitens with the unbiased variance, so its whitened advantages are handed to our update.
     """
-    order = torch.tensor(trl["order"])
-    theirs, mask = (torch.tensor(trl["advantages"][key]) for key in ("values", "mask"))
-    width = Ours(case, 1).config.max_new_tokens
-    longest = max(len(answer[: answer.index(1) + 1]) for answer in case["answers"])
-    whitened = torch.zeros(len(order), width)
-    whitened[order] = torch.tensor(trl["advantages"]["result"]).where(mask, 0)
-    epochs = [Ours(case, n + 1).iteration(whitened[:, :longest]) for n in range(case["settings"]["num_ppo_epochs"])]
+    whitened = in_our_order(case, trl, "result")
+    epochs = []
+    for number in range(case["settings"]["num_ppo_epochs"]):
+        epochs.append(Ours(case, number + 1).iteration(whitened))
     first = epochs[0]
-    plain = torch.zeros(len(order), width)
-    plain[order] = theirs.where(mask, 0)
     metrics, episodes = trl["metrics"], first["episodes"]
 
     def mean_of(name: str) -> float:
         return sum(epoch["figures"][name] for epoch in epochs) / len(epochs)
 
     return {
-        "advantages": float((first["advantages"] - plain[:, :longest]).abs().max()),
+        "advantages": float((first["advantages"] - in_our_order(case, trl, "values")).abs().max()),
         "policy loss": abs(mean_of("policy_loss") - metrics["loss/policy_avg"]),
         "value loss": abs(mean_of("value_loss") - metrics["loss/value_avg"]),
         "score": abs(float(episodes.scores.mean()) - metrics["objective/scores"]),
@@ -159,12 +156,8 @@ def compare(case: dict[str, Any], trl: dict[str, Any]) -> dict[str, float]:
 
 def weights_after(case: dict[str, Any], trl: dict[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
     """Sums of |w| per tensor after the first iteration: ours, TRL's. For cases of one iteration."""
-    order, mask = torch.tensor(trl["order"]), torch.tensor(trl["advantages"]["mask"])
-    longest = max(len(answer[: answer.index(1) + 1]) for answer in case["answers"])
-    whitened = torch.zeros(mask.shape)
-    whitened[order] = torch.tensor(trl["advantages"]["result"]).where(mask, 0)
     ours = Ours(case, case["settings"]["num_ppo_epochs"])
-    ours.iteration(whitened[:, :longest])
+    ours.iteration(in_our_order(case, trl, "result"))
     return sizes(ours.models.policy), trl["policy"]
 
 
@@ -204,7 +197,7 @@ def main(python: str, rounds: int = 3) -> None:
         assert difference < 1e-4, what
     theirs = f"TRL {trl['trl']} PPOTrainer"
     taken: dict[str, list[float]] = {what: [] for what in (theirs, *SHARED)}
-    for number in range(rounds):  # in turns: who else works on the machine works beside all of them
+    for number in range(rounds):  # in turns, so that other work on the machine slows all of them
         taken[theirs].append(min(trl_of(python, case)["cpu_seconds"][1:]))
         for what in SHARED:
             taken[what].append(seconds(case, what))

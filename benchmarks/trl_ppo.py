@@ -1,6 +1,6 @@
 """What TRL's PPOTrainer computes, and what it costs, on samples that are given to it.
 
-TRL 1.12 is the last version with PPO and does not live beside ours, so this file runs in an environment of its own:
+TRL 1.12 is the last version with PPO and cannot be installed with ours, so this file runs in its own environment:
 
     python -m venv VENV; VENV/bin/pip install torch==2.13.0 trl==1.12.0
     VENV/bin/python benchmarks/trl_ppo.py tests/lib/rl/trl_ppo_case.json tests/lib/rl/trl_ppo_figures.json
@@ -43,7 +43,10 @@ def tiny(kind: Any, seed: int, shape: dict[str, Any]) -> Any:
 
 def four_models(shape: dict[str, Any]) -> dict[str, Any]:
     kinds = {"reward": LlamaForSequenceClassification, "critic": LlamaForSequenceClassification}
-    return {name: tiny(kinds.get(name, LlamaForCausalLM), seed, shape) for name, seed in SEEDS.items()}
+    models = {}
+    for name, seed in SEEDS.items():
+        models[name] = tiny(kinds.get(name, LlamaForCausalLM), seed, shape)
+    return models
 
 
 def sizes(model: Any) -> dict[str, float]:
@@ -61,11 +64,10 @@ def run_trl(case: dict[str, Any]) -> dict[str, Any]:
     from trl.experimental import ppo
     from trl.experimental.ppo import ppo_trainer
 
-    words = {f"t{i}": i for i in range(case["shape"]["vocab_size"])}
+    words = {f"t{number}": number for number in range(case["shape"]["vocab_size"])}
     whole = Tokenizer(tokenizer_models.WordLevel(words, unk_token="t2"))
     whole.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=whole, pad_token="t0", eos_token="t1", padding_side="left")
-    given = {tuple(p): a for p, a in zip(case["prompts"], case["answers"], strict=True)}
     orders: list[list[int]] = []
     starts: list[float] = []
     whitened: list[dict[str, Any]] = []
@@ -77,9 +79,11 @@ def run_trl(case: dict[str, Any]) -> dict[str, Any]:
         starts.append(time.process_time())
         generate(model, queries, *rest)
         paused = time.process_time()  # what the injection needs is no cost of TRL's
-        rows = [tuple(t for t in row if t != 0) for row in queries.tolist()]
-        orders.append([case["prompts"].index(list(row)) for row in rows])
-        ids = torch.cat([queries, torch.tensor([given[row] for row in rows])], 1)
+        order = []  # the number in the case of each of TRL's rows
+        for row in queries.tolist():
+            order.append(case["prompts"].index([token for token in row if token != 0]))
+        orders.append(order)
+        ids = torch.cat([queries, torch.tensor(case["answers"])[order]], 1)
         logits = ppo_trainer.forward(model, ids, 0).logits[:, queries.shape[1] - 1 : -1] / temperature
         starts[-1] += time.process_time() - paused
         return ids, logits
@@ -109,7 +113,8 @@ def run_trl(case: dict[str, Any]) -> dict[str, Any]:
         trainer.log = lambda metrics, *_: logged.append(metrics)
         trainer.train()
     starts.append(time.process_time())
-    first = {key: value for key, value in logged[0].items() if key != "eps"}
+    first = logged[0]
+    first.pop("eps", None)
     return {
         "trl": trl.__version__, "torch": torch.__version__, "order": orders[0], "metrics": first,
         "advantages": whitened[0], "cpu_seconds": [b - a for a, b in pairwise(starts)],

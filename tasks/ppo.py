@@ -1,4 +1,4 @@
-"""ppo: reinforcement learning from a reward, until a judge that is not the reward has enough.
+"""ppo: reinforcement learning from a reward, until the score of a judge that is not the reward stops improving.
 
 Reads   models/sft, models/reward, data/curated/{policy,validation}.parquet, the panel if `judge` names one
 Writes  models/ppo, reports/ppo.json, reports/plots/ppo.csv, reports/plots/ppo.png
@@ -7,7 +7,7 @@ Run     python -m tasks.ppo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -17,19 +17,19 @@ from tasks.lib.evaluation.judge import Panel, read_panel
 from tasks.lib.models.chat import all_prompt_ids, answer_text, load_tokenizer
 from tasks.lib.models.loading import load_policy, save_model
 from tasks.lib.models.model_folder import weights_hash
-from tasks.lib.models.passes import in_passes, lengths_of
 from tasks.lib.plots import curves
-from tasks.lib.reward.reward_model import load_reward, score
-from tasks.lib.rl import rloo_grpo as grouped
+from tasks.lib.reward import reward_model
+from tasks.lib.rl import ppo_training, rloo_grpo
 from tasks.lib.rl.actor_critic import ActorCritic
-from tasks.lib.rl.ppo import Answers, Environment, Prompt, Reward
-from tasks.lib.rl.ppo_training import train
-from tasks.lib.rl.verifiable_rewards import verified
+from tasks.lib.rl.batch import Batch, Pass, Prompt
+from tasks.lib.rl.environment import Environment, RewardFunction
+from tasks.lib.rl.ppo_training import Run
+from tasks.lib.rl.verifiable_rewards import verifiable_reward
 from tasks.lib.rl.vllm_server import VllmServer
 from tasks.lib.settings.ppo import Params
 from tasks.lib.stage import Problem, Stage, main
 from tasks.lib.training.checkpoints import Checkpoint, file_hash
-from tasks.lib.training.distributed import by_first, is_first, spread
+from tasks.lib.training.distributed import by_first, is_first
 from tasks.lib.training.launching import under_launcher
 
 SFT, REWARD, OUT = Path("models/sft"), Path("models/reward"), Path("models/ppo")
@@ -43,80 +43,90 @@ PANELS = {
 
 
 def run(params: Params, stage: Stage) -> None:
-    # 1. Prompts, judge and models.
+    # 1. Prompts, reward, judge and models.
     if params.trainer and params.method == "ppo":
         raise Problem("params.yaml: ppo.trainer is for ppo.method: rloo or grpo; PPO's settings are keys of ppo")
     panel = read_panel(Path(params.judge)) if params.judge else None
     tokenizer, policy = load_tokenizer(SFT), load_policy(SFT)
-    reward, reward_model = reward_of(params, tokenizer)
+    reward, model = reward_of(params, tokenizer)
     room = getattr(policy.config, "max_position_embeddings", 1 << 30) - params.max_new_tokens
-    prompts = prompts_of(PROMPTS, tokenizer, room)
-    validation = prompts_of(VALIDATION, tokenizer, room, params.validation_prompts)
-
     server = None
     if params.vllm:
         server = VllmServer(params.vllm, params, tokenizer.eos_token_id, stage.checkpoints / "vllm")
     env = Environment(
-        prompts=prompts,
-        validation=validation,
+        prompts=prompts_of(PROMPTS, tokenizer, room),
+        validation=prompts_of(VALIDATION, tokenizer, room, params.validation_prompts),
         reward=reward,
-        judge=judge_of(validation, reward, panel, tokenizer),
+        judge=judge_of(reward, panel, tokenizer),
         eos_id=tokenizer.eos_token_id,
         pad_id=tokenizer.pad_token_id,
         seed_of=stage.seed_of,
         generate=server.answers if server else None,
     )
-    models = ActorCritic(
-        policy,
-        reward_model if params.method == "ppo" and params.critic == "reward" else None,
-        params.lora,
-        stage.seed_of("adapters"),
-    )
+    has_critic = params.method == "ppo" and params.critic == "reward"
+    models = ActorCritic(policy, model if has_critic else None, params.lora, stage.seed_of("adapters"))
 
-    # 2. Train. Everything that decides the result is in the fingerprint of the checkpoint.
-    files = [PROMPTS, VALIDATION, *([Path(params.judge)] if params.judge else [])]
-    inputs = {str(path): weights_hash(path) for path in (SFT, REWARD)}
-    inputs |= {str(path): file_hash(path) for path in files}
-    if isinstance(params.reward, dict):
-        inputs |= {str(path): file_hash(path) for path in sorted(Path(params.reward_code).rglob("*.py"))}
-    fingerprint = {"params": params.model_dump(), "seed": stage.seed, "inputs": inputs}
+    # 2. Train.
+    fingerprint = fingerprint_of(params, stage)
     checkpoint = Checkpoint(stage.checkpoints, fingerprint)
     if params.method == "ppo":
-        result = train(models, env, params, checkpoint, stage.progress)
+        result = ppo_training.train(models, env, params, checkpoint, stage.progress)
     else:
-        result = grouped.train(params.method, models, env, params, params.trainer, tokenizer, stage, fingerprint)
+        result = rloo_grpo.train(params.method, models, env, params, params.trainer, tokenizer, stage, fingerprint)
 
     # 3. Save the best policy and say how it differs from the one at the start. One process does.
     if not is_first():
         return
     trained = sum(p.numel() for p in models.policy_parameters().values())
     save_model(models.merged(), tokenizer, OUT)
-    curves(Path("reports/plots/ppo"), result["log"], "iteration", PANELS)
-    before, after = (next(r for r in result["log"] if r["iteration"] == i) for i in (0, result["best"]))
-    measured = [key.removeprefix("validation_") for key in before if key.startswith("validation_")]
-    report: dict[str, Any] = {
-        "prompts": len(prompts),
-        "validation_prompts": len(validation),
-        "judged_by": params.judge or "the reward on held-out prompts",
-        "trainable_parameters": trained,
-        "iterations": result["log"][-1]["iteration"],
-        "best_iteration": result["best"],
-        "stop": result["stop"],
-        "refused_for_content": len(result["refused"]),
-    }
-    for key in measured:
-        report |= {f"{key}_before": before[f"validation_{key}"], f"{key}_after": after[f"validation_{key}"]}
+    curves(Path("reports/plots/ppo"), result.log, "iteration", PANELS)
+    report = report_of(params, env, result, trained)
     if server:
         report["vllm_logprob_gap"] = server.gap
     stage.report(report)
     checkpoint.clear()
-    print(f"ppo: {result['stop']}; iteration {result['best']} is kept{refusals(result)}", flush=True)
+    print(f"ppo: {result.stop}; iteration {result.best} is kept{refusals(result)}", flush=True)
 
 
-def refusals(result: dict[str, Any]) -> str:
+def fingerprint_of(params: Params, stage: Stage) -> dict[str, Any]:
+    """Everything that decides the result: a checkpoint of another fingerprint is not resumed."""
+    inputs = {str(folder): weights_hash(folder) for folder in (SFT, REWARD)}
+    files = [PROMPTS, VALIDATION]
+    if params.judge:
+        files.append(Path(params.judge))
+    if isinstance(params.reward, dict):
+        files += sorted(Path(params.reward_code).rglob("*.py"))
+    for file in files:
+        inputs[str(file)] = file_hash(file)
+    return {"params": params.model_dump(), "seed": stage.seed, "inputs": inputs}
+
+
+def report_of(params: Params, env: Environment, result: Run, trained: int) -> dict[str, Any]:
+    """The report: what was trained on, where the run ended, and the judge's figures before and after."""
+    report: dict[str, Any] = {
+        "prompts": len(env.prompts),
+        "validation_prompts": len(env.validation),
+        "judged_by": params.judge or "the reward on held-out prompts",
+        "trainable_parameters": trained,
+        "iterations": result.iteration,
+        "best_iteration": result.best,
+        "stop": result.stop,
+        "refused_for_content": len(result.refused),
+    }
+    before, after = result.log[0], result.log[result.best]
+    for name in before:
+        if name.startswith("validation_"):
+            key = name.removeprefix("validation_")
+            report[f"{key}_before"], report[f"{key}_after"] = before[name], after[name]
+    return report
+
+
+def refusals(result: Run) -> str:
     """Which iterations the content limit alone kept from being the best, in words."""
-    named = ", ".join(map(str, result["refused"]))
-    return f"; {named} scored higher but lost more content than max_content_loss" if named else ""
+    if not result.refused:
+        return ""
+    named = ", ".join(map(str, result.refused))
+    return f"; {named} scored higher but lost more content than max_content_loss"
 
 
 def prompts_of(path: Path, tokenizer: Any, room: int, count: int | None = None) -> list[Prompt]:
@@ -135,56 +145,59 @@ def prompts_of(path: Path, tokenizer: Any, room: int, count: int | None = None) 
     return prompts
 
 
-def reward_of(params: Params, tokenizer: Any) -> tuple[Reward, Any]:
-    """What is learned from, and the reward model if it is that."""
+def reward_of(params: Params, tokenizer: Any) -> tuple[RewardFunction, Any]:
+    """The reward that is learned from, and the reward model if it is one."""
     if params.reward != "model":
-        if (params.method == "ppo" and params.critic == "reward") or params.disagreement_weight:
-            key = "disagreement_weight" if params.disagreement_weight else "critic: reward"
-            raise Problem(f"params.yaml: ppo.{key} needs ppo.reward: model, not {params.reward!r}")
-        verify = verified(params.reward, Path(params.reward_code), tokenizer)
-        return lambda prompts, answers: by_first(lambda: verify(prompts, answers)), None
-    model = load_reward(REWARD)
+        _refuse_needs_of_a_model(params)
+        verifiable = verifiable_reward(params.reward, Path(params.reward_code), tokenizer)
+        return lambda batch: by_first(lambda: verifiable(batch)), None
+    model = reward_model.load_reward(REWARD)
     if params.disagreement_weight and not hasattr(model.config, "reward_head_means"):
         raise Problem("params.yaml: ppo.disagreement_weight needs an ensemble: set reward.heads above 1")
 
-    def reward(prompts: Sequence[Prompt], answers: Answers) -> list[float]:
-        lengths = lengths_of([prompt.tokens for prompt in prompts], answers)
-        return spread(
-            in_passes(range(len(prompts)), lengths, params.batch_size),
-            lambda rows: score(
-                model,
-                [prompts[i].tokens for i in rows],
-                [answers[i] for i in rows],
-                batch_size=params.batch_size,
-                disagreement_weight=params.disagreement_weight,
-            ),
+    def of_pass(part: Pass) -> list[float]:
+        return reward_model.score(
+            model,
+            part.prompts,
+            part.answers,
+            batch_size=params.batch_size,
+            disagreement_weight=params.disagreement_weight,
         )
 
-    return reward, model
+    return lambda batch: batch.map(of_pass), model
 
 
-def judge_of(
-    prompts: Sequence[Prompt],
-    reward: Reward,
-    panel: Panel | None,
-    tokenizer: Any,
-) -> Callable[[Answers], dict[str, float]]:
-    """Mean judge's score, content accuracy and reward of answers to the validation rows."""
+def _refuse_needs_of_a_model(params: Params) -> None:
+    """Problem for settings that only a reward model can serve."""
+    if params.disagreement_weight:
+        key = "disagreement_weight"
+    elif params.method == "ppo" and params.critic == "reward":
+        key = "critic: reward"
+    else:
+        return
+    raise Problem(f"params.yaml: ppo.{key} needs ppo.reward: model, not {params.reward!r}")
 
-    rows = [prompt.row for prompt in prompts]
 
-    def judge(answers: Answers) -> dict[str, float]:
-        texts = [answer_text(tokenizer, answer) for answer in answers]
-        proxy = mean(reward(prompts, answers))
+def judge_of(reward: RewardFunction, panel: Panel | None, tokenizer: Any) -> Callable[[Batch], dict[str, float]]:
+    """The judge: means over a batch of its own score, of the reward, and of whether the content is right.
+
+    With a panel its score is the panel's utility, and the content is what the answer says without the closing. Without
+    one it is the reward, and the content is right if the answer is the row's label or written answer.
+    """
+
+    def judge(batch: Batch) -> dict[str, float]:
+        utilities, is_right = [], []
+        for prompt, answer in zip(batch.prompts, batch.answers, strict=True):
+            text, row = answer_text(tokenizer, answer), prompt.row
+            if panel is None:
+                is_right.append(text in (row["label"], row["answer"]))
+            else:
+                utilities.append(panel.utility(row["label"], text))
+                is_right.append(panel.is_right(row["label"], text))
+        mean_reward = mean(reward(batch))
         if panel is None:
-            right = [text in (row["label"], row["answer"]) for row, text in zip(rows, texts, strict=True)]
-            return {"judge": proxy, "reward": proxy, "content": mean(right)}
-        labelled = [(row["label"], text) for row, text in zip(rows, texts, strict=True)]
-        return {
-            "judge": mean(panel.utility(label, text) for label, text in labelled),
-            "reward": proxy,
-            "content": mean(panel.is_right(label, text) for label, text in labelled),
-        }
+            return {"judge": mean_reward, "reward": mean_reward, "content": mean(is_right)}
+        return {"judge": mean(utilities), "reward": mean_reward, "content": mean(is_right)}
 
     return judge
 

@@ -17,7 +17,7 @@ from tasks import ppo
 from tasks.lib.data.rows import INSTRUCTION, write_parquet
 from tasks.lib.models.loading import load_policy, save_model
 from tasks.lib.reward.reward_model import from_policy
-from tasks.lib.rl.ppo import Prompt
+from tasks.lib.rl.batch import Batch, Prompt
 from tasks.lib.stage import Problem, Stage
 
 PANEL = """
@@ -57,6 +57,13 @@ def artifacts() -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in paths}
 
 
+def assert_shapes_are_those_of_sft() -> None:
+    before, after = load_policy(ppo.SFT).state_dict(), load_policy(ppo.OUT).state_dict()
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert tensor.shape == after[name].shape
+
+
 def test_two_runs_give_the_same_bytes_and_leave_no_checkpoint(inputs: Path) -> None:
     report = run()
     first = artifacts()
@@ -80,7 +87,7 @@ def test_without_a_judge_the_reward_judges_and_the_report_says_so(inputs: Path) 
 def test_adapters_are_merged_into_a_plain_model_of_the_same_shape(inputs: Path) -> None:
     report = run(lora={"r": 2, "alpha": 4}, critic="policy", judge=None, max_content_loss=None)
     before, after = load_policy(ppo.SFT).state_dict(), load_policy(ppo.OUT).state_dict()
-    assert {k: v.shape for k, v in before.items()} == {k: v.shape for k, v in after.items()}
+    assert_shapes_are_those_of_sft()
     moved = [name for name in before if not torch.equal(before[name], after[name])]
     assert all("proj" in name for name in moved)
     assert bool(moved) == (report["best_iteration"] > 0)
@@ -95,8 +102,8 @@ def test_the_judge_sees_content_and_closing() -> None:
         annotators=[{"name": "ada", "content": 1.0, "closing": 1.0, "noise": 0.0}],
     )  # fmt: skip
     prompts = [Prompt(row["id"], [4], row) for row in rows]
-    judge = ppo.judge_of(prompts, lambda prompts, answers: [0.2, 0.4], panel, tokenizer)
-    assert judge(answers) == {"judge": 1.5, "reward": pytest.approx(0.3), "content": 0.5}
+    judge = ppo.judge_of(lambda batch: [0.2, 0.4], panel, tokenizer)
+    assert judge(Batch(prompts, answers, batch_size=2)) == {"judge": 1.5, "reward": pytest.approx(0.3), "content": 0.5}
 
 
 @pytest.mark.parametrize("reward", ["exact_match", {"regex": "^red"}, {"function": "short:reward"}])
@@ -158,8 +165,7 @@ def test_several_answers_to_a_prompt_replace_the_critic(inputs: Path, method: st
     assert (report["kl_before"], report["iterations"]) == (0, 2)
     rows = list(csv.DictReader(Path("reports/plots/ppo.csv").read_text().splitlines()))
     assert [bool(float(row["validation_kl"])) for row in rows] == [False, True, True]
-    before, after = load_policy(ppo.SFT).state_dict(), load_policy(ppo.OUT).state_dict()
-    assert {k: v.shape for k, v in before.items()} == {k: v.shape for k, v in after.items()}
+    assert_shapes_are_those_of_sft()
     assert not Stage("ppo").checkpoints.exists()
     run(**settings, judge=None)
     assert artifacts() == first

@@ -21,7 +21,7 @@ from tasks.lib.training.distributed import is_sharded
 
 
 class ActorCritic(nn.Module):
-    """Policy, reference and critic. All stay in eval mode: no dropout, and gradients do not mind."""
+    """Policy, reference and critic. All stay in eval mode, so that no dropout disturbs the log-probs."""
 
     def __init__(self, policy: Any, reward_model: Any = None, lora: Lora | None = None, seed: int = 0) -> None:
         """Reference: the policy as given; with `lora`, the policy with its adapters off.
@@ -33,19 +33,10 @@ class ActorCritic(nn.Module):
         self.reference_model = None if lora else copy.deepcopy(policy).requires_grad_(False)
         self.adapter = _with_adapters(policy, lora, seed) if lora else None
         self.policy = policy
-        self.critic = None if reward_model is None else copy.deepcopy(reward_model.base_model)
-        self.value_head = nn.Linear(policy.config.hidden_size, 1)
-        with torch.no_grad():
-            if reward_model is None:
-                self.value_head.weight.zero_()
-                self.value_head.bias.zero_()
-            else:
-                self.value_head = nn.Linear(reward_model.config.hidden_size, 1)
-                mean = getattr(reward_model.config, "reward_mean", 0.0)
-                std = getattr(reward_model.config, "reward_std", 1.0)
-                heads = getattr(reward_model.config, "reward_heads", 1)
-                self.value_head.weight.copy_(reward_model.score.weight[:heads].mean(0, keepdim=True) / std)
-                self.value_head.bias.fill_(-mean / std)
+        if reward_model is None:
+            self.critic, self.value_head = None, _zero_head(policy)
+        else:
+            self.critic, self.value_head = copy.deepcopy(reward_model.base_model), _reward_head(reward_model)
         self.to(policy.device).eval()
 
     def forward(
@@ -56,23 +47,18 @@ class ActorCritic(nn.Module):
         with last_mlp_at_states(self.policy.base_model, rows):
             logprobs, hidden = rows.logprobs(self.policy, temperature)
         if self.critic is not None:
-            hidden = self._states_of(self.critic, rows)
-        return logprobs, self._of_states(rows, hidden)
+            hidden = _hidden_states(self.critic, rows)
+        return logprobs, self._values_of(rows, hidden)
 
     @torch.no_grad()
     def values(self, prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> Tensor:
         """The values (B, T+1) alone."""
         rows = rows_of(prompts, answers, self.policy.device)
         body = self.policy.base_model if self.critic is None else self.critic
-        return self._of_states(rows, self._states_of(body, rows))
+        return self._values_of(rows, _hidden_states(body, rows))
 
-    def _states_of(self, body: Any, rows: Rows) -> Tensor:
-        """Hidden states (B, W, d), right at the states of `rows` alone."""
-        with last_mlp_at_states(body, rows):
-            return body(input_ids=rows.ids, use_cache=False).last_hidden_state
-
-    def _of_states(self, rows: Rows, hidden: Tensor) -> Tensor:
-        """Values (B, T+1) of hidden states (B, W, d)."""
+    def _values_of(self, rows: Rows, hidden: Tensor) -> Tensor:
+        """Values (B, T+1) of hidden states (B, W, d), W columns of prompts and answers."""
         return self.value_head(rows.at_states(hidden).float()).squeeze(-1)
 
     @contextmanager
@@ -90,12 +76,43 @@ class ActorCritic(nn.Module):
 
     def critic_parameters(self) -> dict[str, nn.Parameter]:
         """What of the critic learns, by name."""
-        body = {} if self.critic is None else {f"critic.{n}": p for n, p in self.critic.named_parameters()}
-        return body | {f"value_head.{n}": p for n, p in self.value_head.named_parameters()}
+        head = {f"value_head.{name}": p for name, p in self.value_head.named_parameters()}
+        if self.critic is None:
+            return head
+        return {f"critic.{name}": p for name, p in self.critic.named_parameters()} | head
 
     def merged(self) -> Any:
-        """The policy as a plain model, adapters merged into its weights. The last thing to ask for."""
-        return self.policy if self.adapter is None else self.adapter.merge_and_unload()
+        """The policy as a plain model, adapters merged into its weights. Call it last: it ends training."""
+        if self.adapter is None:
+            return self.policy
+        return self.adapter.merge_and_unload()
+
+
+def _hidden_states(body: Any, rows: Rows) -> Tensor:
+    """The last hidden states (B, W, d) of a model's body. Only those at the states of `rows` are right."""
+    with last_mlp_at_states(body, rows):
+        return body(input_ids=rows.ids, use_cache=False).last_hidden_state
+
+
+@torch.no_grad()
+def _zero_head(policy: Any) -> nn.Linear:
+    """A value head on the policy's last hidden state that gives 0."""
+    head = nn.Linear(policy.config.hidden_size, 1)
+    head.weight.zero_()
+    head.bias.zero_()
+    return head
+
+
+@torch.no_grad()
+def _reward_head(reward_model: Any) -> nn.Linear:
+    """The reward model's head, an ensemble's averaged, so that it gives the normalised score (raw - mean) / std."""
+    config = reward_model.config
+    mean, std = getattr(config, "reward_mean", 0.0), getattr(config, "reward_std", 1.0)
+    heads = getattr(config, "reward_heads", 1)
+    head = nn.Linear(config.hidden_size, 1)
+    head.weight.copy_(reward_model.score.weight[:heads].mean(0, keepdim=True) / std)
+    head.bias.fill_(-mean / std)
+    return head
 
 
 def _with_adapters(policy: Any, lora: Lora, seed: int) -> Any:

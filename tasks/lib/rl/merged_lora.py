@@ -25,9 +25,11 @@ class MergedLinear(Linear):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         layer: Any = self.get_base_layer()
-        few = x[..., 0].numel() * sum(layer.weight.shape) < layer.weight.numel()
-        whole = x.dtype == layer.weight.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
-        if few or not whole or self.disable_adapters or self.merged or len(self.active_adapters) != 1:
+        rows = x[..., 0].numel()
+        few_rows = rows * sum(layer.weight.shape) < layer.weight.numel()
+        is_float32 = x.dtype == layer.weight.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
+        one_adapter = not self.disable_adapters and not self.merged and len(self.active_adapters) == 1
+        if few_rows or not is_float32 or not one_adapter:
             return super().forward(x, *args, **kwargs)
         name = self.active_adapters[0]
         down, up = self.lora_A[name].weight, self.lora_B[name].weight
@@ -49,10 +51,11 @@ class _Merged(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, down, up = ctx.saved_tensors
-        g, rows = gradients[0].flatten(0, -2), x.flatten(0, -2)
+        gradient = gradients[0].flatten(0, -2)  # (rows, o)
+        rows = x.flatten(0, -2)  # (rows, i)
         of_x = None
         if ctx.needs_input_grad[0]:  # not in the first layer
-            of_x = (g @ torch.addmm(weight, up, down, alpha=ctx.scale)).view_as(x)
-        of_down = ctx.scale * (g @ up).T @ rows
-        of_up = ctx.scale * ((rows @ down.T).T @ g).T
+            of_x = (gradient @ torch.addmm(weight, up, down, alpha=ctx.scale)).view_as(x)
+        of_down = ctx.scale * (gradient @ up).T @ rows  # (r, i)
+        of_up = ctx.scale * ((rows @ down.T).T @ gradient).T  # (o, r)
         return of_x, None, None, of_down, of_up, None

@@ -1,7 +1,7 @@
-"""Verifiable rewards: an answer is right or wrong by its row, a pattern, or a function of yours. No model judges.
+"""Verifiable rewards: an answer is right or wrong by its row, a pattern, or a function of yours. No model is asked.
 
-`ppo.reward` names one: `exact_match`, `{regex: PATTERN}` or `{function: FILE:NAME}`. Such rewards cannot be flattered,
-but only by tasks that have a right answer (RLVR: Lambert et al., arXiv 2411.15124, section 6).
+`ppo.reward` names one: `exact_match`, `{regex: PATTERN}` or `{function: FILE:NAME}`. A policy cannot exploit them as it
+can a reward model, but only tasks with a right answer have them (RLVR: Lambert et al., arXiv 2411.15124, section 6).
 """
 
 from __future__ import annotations
@@ -11,29 +11,29 @@ import math
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tasks.lib.models.chat import answer_text
-from tasks.lib.rl.ppo import Answers, Prompt
+from tasks.lib.rl.batch import Batch
+from tasks.lib.rl.environment import RewardFunction
 from tasks.lib.stage import Problem
 
 Row = Mapping[str, Any]
-Verifier = Callable[[list[str], list[Row]], list[float]]  # a reward per answer's text, by its row
+Verifier = Callable[[list[str], list[Row]], list[float]]  # a score per answer's text, by its row
 KEY = "params.yaml: ppo.reward"
 
 
-def verified(
-    reward: str | dict[str, str], code: Path, tokenizer: Any
-) -> Callable[[Sequence[Prompt], Answers], list[float]]:
-    """The reward of answers' ids that `ppo.reward` names. Problem when it names none; `code` holds functions."""
+def verifiable_reward(reward: str | dict[str, str], code: Path, tokenizer: Any) -> RewardFunction:
+    """The reward of answers' texts that `ppo.reward` names. Problem when it names none; `code` holds functions."""
     verify = _named(reward, code)
 
-    def rewards(prompts: Sequence[Prompt], answers: Answers) -> list[float]:
-        return verify([answer_text(tokenizer, answer) for answer in answers], [p.row for p in prompts])
+    def scores(batch: Batch) -> list[float]:
+        texts = [answer_text(tokenizer, answer) for answer in batch.answers]
+        return verify(texts, [prompt.row for prompt in batch.prompts])
 
-    return rewards
+    return scores
 
 
 def _named(reward: str | dict[str, str], code: Path) -> Verifier:
@@ -62,11 +62,12 @@ def matching(pattern: str) -> Verifier:
         raise Problem(f"{KEY}.regex: {pattern!r} is no regular expression: {error}") from None
 
     def verify(answers: list[str], rows: list[Row]) -> list[float]:
-        found = [compiled.search(text) for text in answers]
-        return [
-            float(hit is not None and hit.groupdict().get("label", row["label"]) == row["label"])
-            for hit, row in zip(found, rows, strict=True)
-        ]
+        scores = []
+        for text, row in zip(answers, rows, strict=True):
+            match = compiled.search(text)
+            is_right = match is not None and match.groupdict().get("label", row["label"]) == row["label"]
+            scores.append(float(is_right))
+        return scores
 
     return verify
 
@@ -87,20 +88,29 @@ def function(code: Path, place: str) -> Verifier:
         raise Problem(f"{KEY}.function: {path} has no function {name}")
 
     def verify(answers: list[str], rows: list[Row]) -> list[float]:
+        prompts = [row["messages"] for row in rows]
         try:
-            found = [float(each) for each in called([row["messages"] for row in rows], answers, rows)]
+            scores = [float(score) for score in called(prompts, answers, rows)]
         except Exception as error:
-            frames = traceback.extract_tb(error.__traceback__)
-            line = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()][-1:]
-            raise Problem(f"{path}:{line[0] if line else 1}: {name}: {type(error).__name__}: {error}") from None
-        if len(found) != len(answers):
-            raise Problem(f"{path}: {name} gave {len(found)} numbers for {len(answers)} answers; one each")
-        for number, text in zip(found, answers, strict=True):
-            if not math.isfinite(number):
-                raise Problem(f"{path}: {name} gave {number} for the answer {text[:60]!r}; give finite numbers")
-        return found
+            line = _last_line_in(path, error)
+            raise Problem(f"{path}:{line}: {name}: {type(error).__name__}: {error}") from None
+        if len(scores) != len(answers):
+            raise Problem(f"{path}: {name} gave {len(scores)} numbers for {len(answers)} answers; one each")
+        for score, text in zip(scores, answers, strict=True):
+            if not math.isfinite(score):
+                raise Problem(f"{path}: {name} gave {score} for the answer {text[:60]!r}; give finite numbers")
+        return scores
 
     return verify
+
+
+def _last_line_in(path: Path, error: Exception) -> int:
+    """The line of the file that raised an error, or called what raised it; 1 if none did."""
+    line = 1
+    for frame in traceback.extract_tb(error.__traceback__):
+        if Path(frame.filename).resolve() == path.resolve():
+            line = frame.lineno or 1
+    return line
 
 
 def _loaded(path: Path) -> Any:

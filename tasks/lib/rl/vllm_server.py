@@ -1,7 +1,7 @@
 """Answers drawn by a vLLM server (docs.vllm.ai): the policy's weights go there, token ids come back.
 
-The server runs in an environment of its own, on this machine. Its kernels round otherwise than ours, so what it says of
-an answer's probability is only compared with the policy; what is learned from is computed by the policy itself.
+The server runs in an environment of its own, on this machine. Its kernels round otherwise than ours, so its
+log-probabilities are only compared with the policy's: PPO learns from those that the policy itself computes.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ import torch
 from tasks.lib.models.logprobs import answer_logprobs
 from tasks.lib.models.model_folder import replaced_folder
 from tasks.lib.rl.actor_critic import ActorCritic
-from tasks.lib.rl.ppo import SAME, Answers
+from tasks.lib.rl.batch import TokenIds
+from tasks.lib.rl.sanity_checks import SAME
 from tasks.lib.settings.ppo import PPOConfig
 from tasks.lib.stage import Problem
 
-AT_ONCE = 128  # requests under way; the server makes its own batches of them
-PATIENCE = 600  # seconds for one request, waiting for its turn included
+CONCURRENT = 128  # requests under way; the server makes its own batches of them
+TIMEOUT = 600  # seconds for one request, waiting for its turn included
 COMPARED = 16  # answers of a roll-out whose log-probs are compared
 TOLERANCE = 0.1  # nats per token at the start; usual are 1e-6 where both sides are float32, 1e-2 with 16 bits
-GROWTH = 5  # times what it was at the start, or SAME, may it be later: with more, new weights did not arrive
-PLAIN = {  # the bare softmax: what is not said the server takes from the model's generation_config
+GROWTH = 5  # later this many times what it was at the start, or SAME; with more, new weights did not arrive
+PLAIN = {  # the bare softmax: what a request leaves out the server takes from the model's generation_config
     "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0,
     "frequency_penalty": 0.0, "ignore_eos": True,
 }  # fmt: skip
@@ -42,7 +43,10 @@ Drawn = tuple[list[int], list[float]]  # the tokens of an answer, and the server
 
 
 class VllmServer:
-    """The server at `url`. `gap`: the largest mean |log-prob here - there| of a roll-out so far, in nats per token."""
+    """The server at `url`. `gap`: the largest mean |log-prob here - there| of a roll-out so far, in nats per token.
+
+    It answers for the first process alone (`roll_out`), so nothing here waits for other processes.
+    """
 
     def __init__(self, url: str, config: PPOConfig, eos_id: int, folder: Path) -> None:
         """Weights are put into `folder` for the server to read. Problem when it is elsewhere or does not answer."""
@@ -52,65 +56,69 @@ class VllmServer:
                 f"params.yaml: ppo.vllm: {url} is not on this machine, and what loads weights there asks for no "
                 "password; reach another machine through a tunnel: ssh -L 8000:127.0.0.1:8000 HOST"
             )
-        self.sent, self.gap = "", 0.0
-        self.first: float | None = None  # gap of the first roll-out
+        self.sent = ""  # the name under which the server has the latest weights
+        self.gap = 0.0
+        self.first_gap: float | None = None  # of the first roll-out
         self.served = self._models()[0]
 
-    def answers(self, models: ActorCritic, prompts: Answers, seed: int) -> Answers:
+    def answers(self, models: ActorCritic, prompts: TokenIds, seed: int) -> TokenIds:
         """One sampled answer per prompt, cut after its first EOS, by the weights that `models` has now.
 
         Every prompt is a request with a seed of its own: the prompts of one request would share their random numbers.
         Problem when the server fails, or when its log-probs are not the policy's: other weights, another model.
         """
         name = self._send(models)
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            drawn = list(pool.map(lambda i: self._answer(name, prompts[i], seed + i), range(len(prompts))))
+        seeds = range(seed, seed + len(prompts))
+        with ThreadPoolExecutor(CONCURRENT) as pool:
+            drawn = list(pool.map(lambda prompt, seed: self._answer(name, prompt, seed), prompts, seeds))
         self._compare(models, prompts[:COMPARED], drawn[:COMPARED])
         return [tokens for tokens, _ in drawn]
 
     def _send(self, models: ActorCritic) -> str:
-        """Let the server have the policy's weights, unless it has; the name under which it answers by them."""
-        digest = hashlib.sha256()
-        for name, parameter in sorted(models.policy_parameters().items()):
-            digest.update(name.encode())
-            digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        last, self.sent = self.sent, f"anneal-{digest.hexdigest()[:16]}"
-        new = self.folder / self.sent
+        """Send the policy's weights unless the server has them. Returns the name under which it answers by them."""
+        last, self.sent = self.sent, _name_of_weights(models)
         if models.adapter is None:
             if self.sent != last:
-                with replaced_folder(new) as folder:
-                    models.policy.save_pretrained(folder)
-                call = {"method": "reload_weights", "kwargs": {"weights_path": str(new)}}
-                self._asked("/collective_rpc", call, f"start it with {WITHOUT}")
-        elif self.sent not in (known := self._models()):
-            with replaced_folder(new) as folder:
-                models.adapter.save_pretrained(folder, save_embedding_layers=False)
-            call = {"lora_name": self.sent, "lora_path": str(new)}
-            self._asked("/v1/load_lora_adapter", call, f"start it with {WITH_ADAPTERS}")
-            if last in known:
-                self._asked("/v1/unload_lora_adapter", {"lora_name": last})
+                self._send_weights(models.policy)
+        else:
+            served = self._models()
+            if self.sent not in served:
+                self._send_adapter(models.adapter)
+                if last in served:
+                    self._request("/v1/unload_lora_adapter", {"lora_name": last})
         if last not in ("", self.sent):
             shutil.rmtree(self.folder / last, ignore_errors=True)
         return self.served if models.adapter is None else self.sent
 
+    def _send_weights(self, policy: Any) -> None:
+        new = self.folder / self.sent
+        with replaced_folder(new) as folder:
+            policy.save_pretrained(folder)
+        call = {"method": "reload_weights", "kwargs": {"weights_path": str(new)}}
+        self._request("/collective_rpc", call, f"start it with {WITHOUT}")
+
+    def _send_adapter(self, adapter: Any) -> None:
+        new = self.folder / self.sent
+        with replaced_folder(new) as folder:
+            adapter.save_pretrained(folder, save_embedding_layers=False)
+        call = {"lora_name": self.sent, "lora_path": str(new)}
+        self._request("/v1/load_lora_adapter", call, f"start it with {WITH_ADAPTERS}")
+
     def _answer(self, name: str, prompt: list[int], seed: int) -> Drawn:
-        found = self._asked(
-            "/v1/completions",
-            PLAIN
-            | {
-                "model": name,
-                "prompt": prompt,
-                "max_tokens": self.config.max_new_tokens,
-                "temperature": self.config.temperature,
-                "seed": seed,
-                "stop_token_ids": [self.eos_id],
-                "logprobs": 0,
-                "return_token_ids": True,
-                "cache_salt": self.sent,  # keys and values that other weights left are not taken
-            },
-        )
+        settings = {
+            "model": name,
+            "prompt": prompt,
+            "max_tokens": self.config.max_new_tokens,
+            "temperature": self.config.temperature,
+            "seed": seed,
+            "stop_token_ids": [self.eos_id],
+            "logprobs": 0,
+            "return_token_ids": True,
+            "cache_salt": self.sent,  # keys and values that other weights left are not taken
+        }
+        response = self._request("/v1/completions", PLAIN | settings)
         try:
-            choice = found["choices"][0]
+            choice = response["choices"][0]
             tokens, logprobs = choice["token_ids"], choice["logprobs"]["token_logprobs"]
             if len(tokens) != len(logprobs) or not all(isinstance(token, int) for token in tokens):
                 raise TypeError
@@ -118,42 +126,51 @@ class VllmServer:
             raise self._problem("answers without token_ids and their log-probs; vLLM has them from 0.11") from None
         return tokens, logprobs
 
-    def _compare(self, models: ActorCritic, prompts: Answers, drawn: list[Drawn]) -> None:
+    def _compare(self, models: ActorCritic, prompts: TokenIds, drawn: list[Drawn]) -> None:
         """Problem unless the server's log-probs of these answers are the policy's."""
         answers = [tokens for tokens, _ in drawn]
         size = models.policy.get_input_embeddings().weight.shape[0]
-        if any(not answer or not all(0 <= token < size for token in answer) for answer in answers):
-            raise self._problem(f"answers with none of the policy's {size} tokens; it serves another model")
-        ours = answer_logprobs(models.policy, prompts, answers, batch_size=self.config.batch_size)
-        gaps = [(torch.tensor(theirs) - own).abs() for (_, theirs), own in zip(drawn, ours, strict=True)]
+        for answer in answers:
+            if not answer or min(answer) < 0 or max(answer) >= size:
+                raise self._problem(f"answers with none of the policy's {size} tokens; it serves another model")
+        own_logprobs = answer_logprobs(models.policy, prompts, answers, batch_size=self.config.batch_size)
+        gaps = []  # nats, a tensor (tokens,) per answer
+        for (_, server_logprobs), own in zip(drawn, own_logprobs, strict=True):
+            gaps.append((torch.tensor(server_logprobs) - own).abs())
         gap = torch.cat(gaps).mean().item()
-        limit = TOLERANCE if self.first is None else min(TOLERANCE, max(SAME, GROWTH * self.first))
+        limit = TOLERANCE
+        if self.first_gap is not None:
+            limit = min(TOLERANCE, max(SAME, GROWTH * self.first_gap))
         if not gap <= limit:
             raise self._problem(
                 f"its log-probs differ from the policy's by {gap:.2g} nats per token, more than {limit:.2g}: it does "
                 "not have the policy's weights; start it again as docs/ppo.md says, without a --logprobs-mode"
             )
-        self.first, self.gap = gap if self.first is None else self.first, max(self.gap, gap)
+        if self.first_gap is None:
+            self.first_gap = gap
+        self.gap = max(self.gap, gap)
 
     def _models(self) -> list[str]:
         """The names that the server answers by: its model's first, then its adapters'."""
         try:
-            first, *adapters = [str(each["id"]) for each in self._asked("/v1/models")["data"]]
+            first, *adapters = [str(model["id"]) for model in self._request("/v1/models")["data"]]
             return [first, *adapters]
         except (LookupError, TypeError, ValueError):
             raise self._problem("/v1/models names no model; is this a vLLM server?") from None
 
-    def _asked(self, path: str, body: Mapping[str, Any] | None = None, advice: str = "") -> Any:
+    def _request(self, path: str, body: Mapping[str, Any] | None = None, advice: str = "") -> Any:
         """The server's answer to GET, or to POST with a body: JSON or None."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # straight to loopback
         try:
-            with opener.open(request, timeout=PATIENCE) as response:
+            with opener.open(request, timeout=TIMEOUT) as response:
                 content = response.read()
         except urllib.error.HTTPError as error:
-            said = " ".join(error.read().decode(errors="replace").split())[:300]
-            raise self._problem(f"{path}: {error.code} {said}" + (f"; {advice}" if advice else "")) from None
+            message = " ".join(error.read().decode(errors="replace").split())[:300]
+            if advice:
+                message = f"{message}; {advice}"
+            raise self._problem(f"{path}: {error.code} {message}") from None
         except OSError as error:
             reason = getattr(error, "reason", error)
             raise self._problem(f"{reason}; start it as docs/ppo.md says, or set ppo.vllm to null") from None
@@ -164,3 +181,12 @@ class VllmServer:
 
     def _problem(self, what: str) -> Problem:
         return Problem(f"ppo: the vLLM server {self.url}: {what}")
+
+
+def _name_of_weights(models: ActorCritic) -> str:
+    """A name for the policy's weights of now, made from their bytes."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(models.policy_parameters().items()):
+        digest.update(name.encode())
+        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return f"anneal-{digest.hexdigest()[:16]}"

@@ -15,13 +15,15 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 
 from tasks.lib.rl import ppo, ppo_training
 from tasks.lib.rl.actor_critic import ActorCritic, Lora
-from tasks.lib.rl.ppo import Environment, Episodes, Prompt
+from tasks.lib.rl.batch import Batch, Prompt
+from tasks.lib.rl.environment import Environment
+from tasks.lib.rl.ppo import Episodes
+from tasks.lib.rl.ppo_training import Run
 from tasks.lib.settings.ppo import PPOConfig
 from tasks.lib.stage import Problem
 from tasks.lib.training.checkpoints import Checkpoint
 
 EOS, GOOD = 1, 5
-PROMPTS = [Prompt(f"row{i}", [3 + (i * k) % 9 for k in range(2 + i % 4)]) for i in range(1, 17)]
 LENGTHS = {"first": 1, "last": 4, "missing": 4, "double": 2}  # of 4 tokens with the EOS there
 
 
@@ -31,17 +33,29 @@ TINY: dict[str, Any] = {
 }  # fmt: skip
 
 
+def prompt(number: int) -> Prompt:
+    """Two to five tokens of 3 to 11."""
+    return Prompt(f"row{number}", [3 + (number * place) % 9 for place in range(2 + number % 4)])
+
+
+PROMPTS = [prompt(number) for number in range(1, 17)]
+
+
 def seed_of(*words: object) -> int:
     return zlib.crc32(repr(words).encode()) >> 1
 
 
-def environment(**changes: Any) -> Environment:
+def good_tokens(batch: Batch) -> list[float]:
     """The more GOOD tokens, the better."""
+    return [float(answer.count(GOOD)) for answer in batch.answers]
+
+
+def environment(**changes: Any) -> Environment:
     settings: dict[str, Any] = {
         "prompts": PROMPTS,
         "validation": PROMPTS[:8],
-        "reward": lambda prompts, answers: [float(answer.count(GOOD)) for answer in answers],
-        "judge": lambda answers: {"judge": sum(a.count(GOOD) for a in answers) / len(answers)},
+        "reward": good_tokens,
+        "judge": lambda batch: {"judge": sum(good_tokens(batch)) / len(batch)},
         "eos_id": EOS,
         "pad_id": EOS,  # pad = EOS: masks must come from lengths
         "seed_of": seed_of,
@@ -81,18 +95,28 @@ def models(**changes: Any) -> ActorCritic:
     return ActorCritic(policy(), **changes)
 
 
+def copied(actor_critic: ActorCritic) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in actor_critic.policy_parameters().items()}
+
+
+def assert_policy(actor_critic: ActorCritic, expected: dict[str, torch.Tensor]) -> None:
+    """The policy has these very weights."""
+    for name, parameter in actor_critic.policy_parameters().items():
+        assert torch.equal(parameter, expected[name]), name
+
+
 def episodes(lengths: list[int], score_at: str, scores: list[float], kl: float = 0.0) -> Episodes:
     is_action, is_state = ppo.masks(lengths, score_at)
-    rows = len(lengths)
+    answers = [[5] * length for length in lengths]
     return Episodes(
-        iteration=1, ids=["x"] * rows, prompts=[[4]] * rows, answers=[[5] * n for n in lengths],
+        iteration=1, batch=Batch([Prompt("x", [4])] * len(lengths), answers, batch_size=8),
         scores=torch.tensor(scores), logprobs=torch.full(is_action.shape, kl),
-        reference=torch.zeros(is_action.shape),
+        reference_logprobs=torch.zeros(is_action.shape),
         values=torch.full(is_state.shape, 0.5).where(is_state, 0), is_action=is_action, is_state=is_state,
     )  # fmt: skip
 
 
-def run(folder: Path, env: Environment, settings: PPOConfig, actor_critic: ActorCritic) -> dict[str, Any]:
+def run(folder: Path, env: Environment, settings: PPOConfig, actor_critic: ActorCritic) -> Run:
     return ppo_training.train(actor_critic, env, settings, Checkpoint(folder, {"config": settings.model_dump()}))
 
 
@@ -113,8 +137,8 @@ def test_masks_of_four_tokens(where: str, actions: str, states_after: str, state
     lengths = [LENGTHS[where], 4]  # the second row keeps the width at four
     for score_at, states in (("after_eos", states_after), ("eos", states_at)):
         is_action, is_state = ppo.masks(lengths, score_at)
-        assert is_action[0].tolist() == [c == "1" for c in actions]
-        assert is_state[0].tolist() == [c == "1" for c in states]
+        assert "".join(map(str, is_action[0].int().tolist())) == actions
+        assert "".join(map(str, is_state[0].int().tolist())) == states
 
 
 @pytest.mark.parametrize(
@@ -152,7 +176,7 @@ def test_with_lambda_1_an_advantage_is_the_score_minus_the_value() -> None:
     ("rule", "expected"), [("replace", [2.0, -1.0]), ("penalty", [2.0, 1.0]), ("keep", [2.0, 2.0])]
 )
 def test_an_answer_without_eos_is_replaced_lowered_or_kept(rule: str, expected: list[float]) -> None:
-    scores = ppo.final_scores(torch.tensor([2.0, 2.0]), torch.tensor([True, False]), config(missing_eos=rule))
+    scores = ppo.apply_missing_eos(torch.tensor([2.0, 2.0]), torch.tensor([True, False]), config(missing_eos=rule))
     assert scores.tolist() == expected
 
 
@@ -186,13 +210,13 @@ def test_a_value_head_on_the_policy_starts_at_zero() -> None:
 def test_the_reference_is_the_policy_at_the_start_and_stays_it(lora: Lora | None, tmp_path: Path) -> None:
     actor_critic = models(lora=lora)
     before = ppo.answer_logprobs(actor_critic.policy, [[4]], [[7, 8]], batch_size=1)[0]
-    first_token = environment(reward=lambda prompts, answers: [float(answer[0]) for answer in answers])
+    first_token = environment(reward=lambda batch: [float(answer[0]) for answer in batch.answers])
     result = run(tmp_path, first_token, config(iterations=2, evaluate_every=1), actor_critic)
     with actor_critic.reference() as reference:
         after = ppo.answer_logprobs(reference, [[4]], [[7, 8]], batch_size=1)[0]
     torch.testing.assert_close(before, after)
-    assert result["log"][0]["validation_kl"] == 0
-    assert result["log"][1]["validation_kl"] != 0
+    assert result.log[0]["validation_kl"] == 0
+    assert result.log[1]["validation_kl"] != 0
 
 
 def test_merged_adapters_are_the_adapted_policy(tmp_path: Path) -> None:
@@ -211,8 +235,8 @@ def test_merged_adapters_are_the_adapted_policy(tmp_path: Path) -> None:
 
 def scored(actor_critic: ActorCritic, settings: PPOConfig, env: Environment) -> Episodes:
     chosen = ppo_training.next_prompts(env, settings.episodes, 1)
-    answers, drawn_at = ppo.roll_out(actor_critic, [p.tokens for p in chosen], env, settings, seed=0)
-    return ppo.score(actor_critic, chosen, answers, env, settings, 1, drawn_at)
+    batch = ppo.roll_out(actor_critic, chosen, env, settings, seed=0)
+    return ppo.score(actor_critic, batch, env, settings, 1)
 
 
 def gradient(batch_size: int, **changes: Any) -> torch.Tensor:
@@ -220,7 +244,7 @@ def gradient(batch_size: int, **changes: Any) -> torch.Tensor:
     made = scored(actor_critic, config(batch_size=16), environment())
     advantages, returns = ppo.estimate_advantages(ppo.token_rewards(made, settings, 0.1), made, settings)
     optimizer = torch.optim.SGD(actor_critic.policy_parameters().values(), lr=0.0)
-    figures = ppo._accumulate(actor_critic, optimizer, made, advantages, returns, list(range(16)), settings)
+    figures = ppo.accumulate_gradient(actor_critic, optimizer, made, advantages, returns, list(range(16)), settings)
     assert figures["largest_log_ratio"] < 1e-5  # ratio 1 on the first minibatch
     assert figures["approx_kl"] < 1e-10
     return torch.cat([p.grad.flatten() for p in actor_critic.policy_parameters().values()])
@@ -242,15 +266,15 @@ def test_a_loss_that_is_nan_takes_no_step_and_names_the_prompts(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     actor_critic = models()
-    before = {name: p.detach().clone() for name, p in actor_critic.policy_parameters().items()}
+    before = copied(actor_critic)
     monkeypatch.setattr(ppo, "ppo_value_loss", lambda values, *_: values.sum() * float("nan"))
     with pytest.raises(Problem, match=r"iteration 1: the loss is nan.* prompts row\d+, .* no step was taken"):
         run(tmp_path, environment(), config(), actor_critic)
-    assert all(torch.equal(p, before[name]) for name, p in actor_critic.policy_parameters().items())
+    assert_policy(actor_critic, before)
 
 
 def test_a_reward_that_is_nan_names_the_prompts(tmp_path: Path) -> None:
-    env = environment(reward=lambda prompts, answers: [float("nan")] + [0.0] * (len(answers) - 1))
+    env = environment(reward=lambda batch: [float("nan")] + [0.0] * (len(batch) - 1))
     with pytest.raises(Problem, match=r"iteration 1: the reward is not finite for the prompts row\d+;"):
         run(tmp_path, env, config(), models())
 
@@ -263,11 +287,11 @@ def test_answers_that_never_end_are_a_problem(tmp_path: Path) -> None:
 @pytest.mark.parametrize("changes", [{"episodes": 1}, {"episodes": 1, "max_new_tokens": 1}, {"minibatches": 5}])
 def test_a_single_episode_and_uneven_minibatches_are_fine(changes: dict[str, Any], tmp_path: Path) -> None:
     result = run(tmp_path, environment(), config(iterations=2, **changes), models(reward_model=reward_model()))
-    assert result["log"][-1]["iteration"] == 2
+    assert result.log[-1]["iteration"] == 2
 
 
-def test_a_constant_reward_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    env = environment(reward=lambda prompts, answers: [0.5] * len(answers))
+def test_a_warning_names_a_constant_reward(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    env = environment(reward=lambda batch: [0.5] * len(batch))
     run(tmp_path, env, config(iterations=1), models())
     assert "iteration 1: every answer got the reward 0.5" in capsys.readouterr().out
 
@@ -276,7 +300,9 @@ def test_a_constant_reward_is_said(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_every_prompt_is_taken_once_per_pass() -> None:
-    drawn = [p.id for i in (1, 2, 3, 4) for p in ppo_training.next_prompts(environment(), 8, i)]
+    drawn: list[str] = []
+    for iteration in (1, 2, 3, 4):
+        drawn += [prompt.id for prompt in ppo_training.next_prompts(environment(), 8, iteration)]
     assert sorted(drawn[:16]) == sorted(drawn[16:]) == sorted(p.id for p in PROMPTS)
     assert drawn[:16] != drawn[16:]
 
@@ -289,14 +315,14 @@ def test_a_rewarded_token_becomes_frequent(changes: dict[str, Any], rate: float,
     if "reward_model" in changes:
         changes = {"reward_model": reward_model()}
     settings = config(iterations=8, episodes=32, learning_rate=rate, evaluate_every=4, batch_size=32)
-    log = run(tmp_path, environment(), settings, models(**changes))["log"]
+    log = run(tmp_path, environment(), settings, models(**changes)).log
     assert log[0]["validation_judge"] < 0.6
     assert log[-1]["validation_judge"] > 1.0  # four times as often
 
 
 def test_beta_adapts_to_the_kl_of_the_rollouts(tmp_path: Path) -> None:
     settings = config(iterations=3, beta=0.1, beta_target=1000.0, beta_horizon=160)
-    log = run(tmp_path, environment(), settings, models())["log"]
+    log = run(tmp_path, environment(), settings, models()).log
     assert [row["beta"] for row in log[1:]] == pytest.approx([0.1, 0.1 * 0.98, 0.1 * 0.98**2])
 
 
@@ -305,47 +331,47 @@ def judged(
 ) -> Any:
     """A run whose evaluations give these scores and KLs."""
     content = changes.pop("content", [1.0] * len(scores))
-    found = iter(
-        [
-            {"validation_judge": s, "validation_kl": k, "validation_content": c}
-            for s, k, c in zip(scores, kls, content, strict=True)
-        ]
-    )
-    monkeypatch.setattr(ppo_training, "evaluate", lambda *_: next(found))
+    evaluations = zip(scores, kls, content, strict=True)
+
+    def evaluate(*_: Any) -> dict[str, float]:
+        score, kl, content = next(evaluations)
+        return {"validation_judge": score, "validation_kl": kl, "validation_content": content}
+
+    monkeypatch.setattr(ppo_training, "evaluate", evaluate)
     return run(tmp_path, environment(), config(iterations=len(scores) - 1, evaluate_every=1, **changes), models())
 
 
 def test_the_best_policy_is_kept_not_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = judged([1, 3, 2, 2.5], [0, 1, 1, 1], tmp_path, monkeypatch)
-    assert (result["best"], result["stop"]) == (1, "all iterations done")
+    assert (result.best, result.stop) == (1, "all iterations done")
 
 
 def test_training_stops_without_gain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = judged([1, 3, 2, 3, 9], [0, 1, 1, 1, 1], tmp_path, monkeypatch, patience=2)
-    assert (result["best"], result["stop"]) == (1, "no gain in 2 evaluations at iteration 3")
+    assert (result.best, result.stop) == (1, "no gain in 2 evaluations at iteration 3")
 
 
 def test_training_stops_beyond_the_kl_budget_and_does_not_keep_that_policy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = judged([1, 2, 9, 9], [0, 1, 5, 1], tmp_path, monkeypatch, kl_budget=4.0)
-    assert (result["best"], result["stop"]) == (1, "KL above the budget at iteration 2")
+    assert (result.best, result.stop) == (1, "KL above the budget at iteration 2")
 
 
 def test_a_policy_that_loses_content_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = [0.9, 0.86, 0.84]
     result = judged([1, 2, 3], [0, 1, 1], tmp_path, monkeypatch, content=content, max_content_loss=0.05)
-    assert result["best"] == 1
+    assert result.best == 1
 
 
 def test_a_run_that_gains_nothing_ends_in_the_policy_it_started_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start = {name: p.detach().clone() for name, p in models().policy_parameters().items()}
     actor_critic = models()
+    start = copied(actor_critic)
     monkeypatch.setattr(ppo_training, "evaluate", lambda *_: {"validation_judge": 1.0, "validation_kl": 0.0})
-    assert run(tmp_path, environment(), config(), actor_critic)["best"] == 0
-    assert all(torch.equal(p, start[name]) for name, p in actor_critic.policy_parameters().items())
+    assert run(tmp_path, environment(), config(), actor_critic).best == 0
+    assert_policy(actor_critic, start)
 
 
 @pytest.mark.parametrize(
@@ -366,7 +392,7 @@ def test_a_run_killed_at_any_point_ends_in_the_same_bytes(
     def outcome(folder: Path) -> tuple[Any, list[bytes]]:
         actor_critic = models(reward_model=reward_model(), lora=lora)
         result = run(folder, environment(), settings, actor_critic)
-        return result, [p.detach().numpy().tobytes() for p in actor_critic.policy_parameters().values()]
+        return result.state(), [p.detach().numpy().tobytes() for p in actor_critic.policy_parameters().values()]
 
     expected = outcome(tmp_path / "whole")
     original, calls = getattr(ppo_training, function), []
@@ -379,7 +405,8 @@ def test_a_run_killed_at_any_point_ends_in_the_same_bytes(
 
     with monkeypatch.context() as patch:
         patch.setattr(ppo_training, function, deadly)
-        if (child := os.fork()) == 0:
+        child = os.fork()
+        if child == 0:
             try:
                 outcome(tmp_path / "killed")
             finally:

@@ -17,21 +17,29 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from tasks.lib.models.chat import load_tokenizer
 from tasks.lib.models.loading import load_policy, save_model
 from tasks.lib.models.logprobs import answer_logprobs
-from tasks.lib.rl import rloo_grpo
+from tasks.lib.rl import ppo_training, rloo_grpo
 from tasks.lib.rl.actor_critic import ActorCritic, Lora
-from tasks.lib.rl.ppo import Environment, Prompt, roll_out
+from tasks.lib.rl.batch import Prompt
+from tasks.lib.rl.environment import Environment
+from tasks.lib.rl.ppo import roll_out
 from tasks.lib.rl.ppo_training import next_prompts
 from tasks.lib.settings.ppo import PPOConfig
 from tasks.lib.stage import Problem, Stage
 
-PROMPTS = [Prompt(f"row{i}", [5 + (i * k) % 9 for k in range(2 + i % 4)]) for i in range(1, 9)]
-STAGE, REWARDED, GOOD = Stage("ppo"), rloo_grpo.rewarded, 5
-
+STAGE, GOOD = Stage("ppo"), 5
 
 SIZES = LlamaConfig(
     vocab_size=16, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
     max_position_embeddings=64, initializer_range=0.2,
 )  # fmt: skip
+
+
+def prompt(number: int) -> Prompt:
+    """Two to five tokens of 5 to 13."""
+    return Prompt(f"row{number}", [5 + (number * place) % 9 for place in range(2 + number % 4)])
+
+
+PROMPTS = [prompt(number) for number in range(1, 9)]
 
 
 def good(answers: list[list[int]]) -> list[float]:
@@ -49,19 +57,19 @@ def config(**changes: Any) -> PPOConfig:
 
 
 def run(method: Any = "rloo", lora: Lora | None = None, given: Any = None, **changes: Any) -> tuple[Any, ...]:
-    """Train the tiny policy of models/sft; the result and the bytes of its weights."""
+    """Train the tiny policy of models/sft; the state at the end and the bytes of its weights."""
     if not Path("models/sft").exists():
         torch.manual_seed(0)
         save_model(LlamaForCausalLM(SIZES), tiny_tokenizer(), "models/sft")
     tokenizer, settings = load_tokenizer("models/sft"), config(**changes)
     env = Environment(
-        prompts=PROMPTS, validation=PROMPTS, reward=lambda _, answers: good(answers),
-        judge=lambda answers: {"judge": sum(good(answers)) / len(answers)},
+        prompts=PROMPTS, validation=PROMPTS, reward=lambda batch: good(batch.answers),
+        judge=lambda batch: {"judge": sum(good(batch.answers)) / len(batch)},
         eos_id=tokenizer.eos_token_id, pad_id=tokenizer.pad_token_id, seed_of=STAGE.seed_of,
     )  # fmt: skip
     models = ActorCritic(load_policy("models/sft"), None, lora, 0)
     result = rloo_grpo.train(method, models, env, settings, given or {"num_generations": 4}, tokenizer, STAGE, {})
-    return result, [p.detach().numpy().tobytes() for p in models.policy_parameters().values()]
+    return result.state(), [p.detach().numpy().tobytes() for p in models.policy_parameters().values()]
 
 
 @pytest.mark.parametrize(("method", "lora"), [("rloo", None), ("grpo", Lora(r=4, alpha=16))])
@@ -86,23 +94,36 @@ def captured(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Any:
     return found[0]
 
 
+def first_samples(trainer: Any) -> dict[str, torch.Tensor]:
+    """What TRL makes of the first 16 prompts."""
+    numbers = list(trainer._get_train_sampler())[:16]
+    return trainer._generate_and_score_completions([trainer.train_dataset[number] for number in numbers])
+
+
 def test_an_advantage_is_the_score_less_the_mean_of_the_others(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Leave-one-out on the very answers that PPO draws; one that did not end is worth `missing_eos_value`."""
     trainer = captured(monkeypatch, missing_eos="penalty", missing_eos_value=-2.0)
-    rows = [trainer.train_dataset[number] for number in list(trainer._get_train_sampler())[:16]]
-    given = trainer._generate_and_score_completions(rows)
+    given = first_samples(trainer)
 
-    prompts = [p for p in next_prompts(trainer.env, 4, 1) for _ in range(4)]
+    prompts: list[Prompt] = []
+    for prompt in next_prompts(trainer.env, 4, 1):
+        prompts += [prompt] * 4
     seed = trainer.env.seed_of("roll out", 1)
-    answers, _ = roll_out(trainer.models, [p.tokens for p in prompts], trainer.env, trainer.ppo, seed)
-    ended = [answer[-1] == trainer.env.eos_id for answer in answers]
-    scores = [score - 2 * (not end) for score, end in zip(good(answers), ended, strict=True)]
+    answers = roll_out(trainer.models, prompts, trainer.env, trainer.ppo, seed).answers
+    scores = good(answers)
+    for number, answer in enumerate(answers):
+        if answer[-1] != trainer.env.eos_id:
+            scores[number] -= 2
     groups = torch.tensor(scores).view(4, 4)
     expected = (groups - (groups.sum(1, keepdim=True) - groups) / 3).flatten()
     assert torch.allclose(given["advantages"], expected, atol=1e-5)
-    assert [int(mask.sum()) for mask in given["completion_mask"]] == [len(answer) for answer in answers]
+    assert unpadded(given["completion_ids"], given["completion_mask"]) == answers
+
+
+def unpadded(ids: torch.Tensor, mask: torch.Tensor) -> list[list[int]]:
+    return [row[is_token].tolist() for row, is_token in zip(ids, mask.bool(), strict=True)]
 
 
 def test_log_probs_do_not_depend_on_left_padding(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,11 +132,9 @@ def test_log_probs_do_not_depend_on_left_padding(workspace: Path, monkeypatch: p
     sizes = GPT2Config(vocab_size=16, n_positions=32, n_embd=16, n_layer=1, n_head=2)
     save_model(GPT2LMHeadModel(sizes), tiny_tokenizer(), "models/sft")
     trainer = captured(monkeypatch)
-    given = trainer._generate_and_score_completions(
-        [trainer.train_dataset[number] for number in list(trainer._get_train_sampler())[:16]]
-    )
-    parts = [(given[f"{part}_ids"], given[f"{part}_mask"].bool()) for part in ("prompt", "completion")]
-    prompts, answers = ([row[is_token].tolist() for row, is_token in zip(*part, strict=True)] for part in parts)
+    given = first_samples(trainer)
+    prompts = unpadded(given["prompt_ids"], given["prompt_mask"])
+    answers = unpadded(given["completion_ids"], given["completion_mask"])
     assert len({len(prompt) for prompt in prompts}) > 1
     model = trainer.models.policy
     with torch.no_grad():
@@ -125,14 +144,15 @@ def test_log_probs_do_not_depend_on_left_padding(workspace: Path, monkeypatch: p
 
 @pytest.mark.parametrize(
     ("method", "lora", "place", "call"),
-    [("rloo", Lora(r=2, alpha=4), "evaluate", 3), ("grpo", None, "keep_or_stop", 2)],
+    [("rloo", Lora(r=2, alpha=4), "evaluate", 4), ("grpo", None, "keep_or_stop", 2)],
 )
 def test_a_killed_run_ends_in_the_same_bytes(
     method: Any, lora: Any, place: str, call: int, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In the n-th call of a function; the first evaluation is that of the policy at the start."""
     expected = run(method, lora)
     shutil.rmtree(STAGE.checkpoints)
-    original, calls = getattr(rloo_grpo, place), []
+    original, calls = getattr(ppo_training, place), []
 
     def deadly(*arguments: Any) -> Any:
         calls.append(1)
@@ -141,8 +161,9 @@ def test_a_killed_run_ends_in_the_same_bytes(
         return original(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(rloo_grpo, place, deadly)
-        if (child := os.fork()) == 0:
+        patch.setattr(ppo_training, place, deadly)
+        child = os.fork()
+        if child == 0:
             try:
                 run(method, lora)
             finally:
@@ -158,8 +179,14 @@ def test_a_run_that_is_asked_to_stop_saves_at_the_end_of_its_iteration(
     """In the middle the answers of the iteration would be drawn again, from another policy."""
     expected = run(checkpoint_every=3)
     shutil.rmtree(STAGE.checkpoints)
+    score_answers = rloo_grpo.score_answers
+
+    def asked_to_stop(*arguments: Any) -> torch.Tensor:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return score_answers(*arguments)
+
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
-        patch.setattr(rloo_grpo, "rewarded", lambda *a: (os.kill(os.getpid(), signal.SIGTERM), REWARDED(*a))[1])
+        patch.setattr(rloo_grpo, "score_answers", asked_to_stop)
         run(checkpoint_every=3)
     assert stopped.value.code == 143
     assert [path.name for path in STAGE.checkpoints.glob("checkpoint-*")] == ["checkpoint-2"]

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from tiny_models import tiny_tokenizer
 
-from tasks.lib.rl.ppo import Prompt
-from tasks.lib.rl.verifiable_rewards import exact, function, matching, verified
+from tasks.lib.rl.batch import Batch, Prompt
+from tasks.lib.rl.verifiable_rewards import exact, function, matching, verifiable_reward
 from tasks.lib.stage import Problem
 
 ROWS: list[Any] = [
@@ -43,7 +43,8 @@ def test_a_function_of_the_workspace_sees_messages_texts_and_rows(workspace: Pat
 def test_answers_are_texts_without_special_tokens() -> None:
     tokenizer = tiny_tokenizer()
     ids = [*tokenizer.encode("red"), tokenizer.eos_token_id]
-    assert verified("exact_match", Path("."), tokenizer)([Prompt("1", [4], ROWS[1])], [ids]) == [1]
+    batch = Batch([Prompt("1", [4], ROWS[1])], [ids], batch_size=1)
+    assert verifiable_reward("exact_match", Path("."), tokenizer)(batch) == [1]
 
 
 @pytest.mark.parametrize(
@@ -81,4 +82,4 @@ def test_a_folder_outside_of_the_workspace_is_refused(workspace: Path, tmp_path_
 @pytest.mark.parametrize("reward", ["exact", {"regx": "a"}, {"regex": "a", "function": "b:c"}, {"regex": "("}])
 def test_a_reward_that_is_none_is_refused(reward: Any) -> None:
     with pytest.raises(Problem, match=r"params\.yaml: ppo\.reward"):
-        verified(reward, Path("."), None)
+        verifiable_reward(reward, Path("."), None)

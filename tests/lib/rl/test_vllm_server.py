@@ -1,4 +1,4 @@
-"""Answers of a vLLM server follow the policy's weights, seed by seed; what is wrong with a server is said in one line.
+"""Answers of a vLLM server follow the policy's weights, seed by seed; a Problem is one line.
 
 The server here speaks the protocol of vLLM 0.32 and answers by transformers and peft.
 """
@@ -23,7 +23,8 @@ from tasks.lib.models.generation import sampled
 from tasks.lib.models.logprobs import answer_logprobs
 from tasks.lib.rl import ppo_training
 from tasks.lib.rl.actor_critic import ActorCritic, Lora
-from tasks.lib.rl.ppo import Environment, Prompt
+from tasks.lib.rl.batch import Batch, Prompt
+from tasks.lib.rl.environment import Environment
 from tasks.lib.rl.vllm_server import PLAIN, VllmServer
 from tasks.lib.stage import Problem
 from tasks.lib.training.checkpoints import Checkpoint
@@ -34,7 +35,7 @@ PROMPTS = [TOKENIZER.encode(f"Say the word {word}") for word in ("red", "blue", 
 
 
 class Engine:
-    """What stands for vLLM: a base model, adapters by name, and what it was asked."""
+    """In place of vLLM: a base model, adapters by name, and what it was asked."""
 
     def __init__(self, model: Any) -> None:
         self.lock, self.base, self.adapters, self.asked = Lock(), model, {}, []
@@ -189,17 +190,23 @@ def test_a_run_through_the_server_is_the_run_on_the_policys_own_answers(
     server = connected(engine, tmp_path / "vllm", learning_rate=1e-2, kl_budget=1e3, **settings)
     prompts = [Prompt(str(i), tokens) for i, tokens in enumerate(PROMPTS)]
 
+    def odd_tokens(batch: Batch) -> list[float]:
+        counts = []
+        for answer in batch.answers:
+            counts.append(sum(token % 2 for token in answer))
+        return counts
+
     def logged(generate: Any) -> list[dict[str, float]]:
         env = Environment(
-            prompts=prompts, validation=prompts, judge=lambda answers: {"judge": sum(map(sum, answers))},
-            reward=lambda _, answers: [sum(token % 2 for token in answer) for answer in answers],
+            prompts=prompts, validation=prompts, judge=lambda batch: {"judge": sum(map(sum, batch.answers))},
+            reward=odd_tokens,
             eos_id=EOS, pad_id=0, seed_of=lambda *words: zlib.crc32(repr(words).encode()) >> 1,
             generate=generate,
         )  # fmt: skip
         checkpoint = Checkpoint(tmp_path / "none", {})
         result = ppo_training.train(models(lora), env, server.config, checkpoint)
         checkpoint.clear()
-        return result["log"]
+        return result.log
 
     for row, own in zip(logged(server.answers), logged(drawn), strict=True):
         assert row == pytest.approx(own, abs=1e-5)

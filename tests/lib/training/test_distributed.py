@@ -13,7 +13,8 @@ from tiny_models import instruction, tiny_llama, tiny_tokenizer
 
 from tasks.lib.models.chat import prompt_ids
 from tasks.lib.rl.actor_critic import ActorCritic, Lora
-from tasks.lib.rl.ppo import Environment, Prompt
+from tasks.lib.rl.batch import Batch, Prompt
+from tasks.lib.rl.environment import Environment
 from tasks.lib.rl.ppo_training import train
 from tasks.lib.stage import Stage
 from tasks.lib.training import distributed
@@ -40,12 +41,12 @@ def trained(folder: str, settings: dict[str, Any], shared_body: bool) -> None:
     tokenizer = tiny_tokenizer()
     prompts = [Prompt(str(n), prompt_ids(tokenizer, instruction(n)["messages"])) for n in range(20)]
 
-    def reward(prompts: list[Prompt], answers: list[list[int]]) -> list[float]:
-        return [answer[0] / 100 - len(answer) for answer in answers]
+    def reward(batch: Batch) -> list[float]:
+        return [answer[0] / 100 - len(answer) for answer in batch.answers]
 
     env = Environment(
         prompts=prompts, validation=prompts[:6], reward=reward,
-        judge=lambda answers: {"judge": sum(sum(a) for a in answers) / 1000},
+        judge=lambda batch: {"judge": sum(map(sum, batch.answers)) / 1000},
         eos_id=tokenizer.eos_token_id, pad_id=tokenizer.pad_token_id, seed_of=Stage("ppo").seed_of,
     )  # fmt: skip
     critic = None
@@ -54,8 +55,8 @@ def trained(folder: str, settings: dict[str, Any], shared_body: bool) -> None:
 
         critic = from_policy(tiny_llama(tokenizer), seed=0)
     models = ActorCritic(tiny_llama(tokenizer), critic, Lora(r=2, alpha=4) if shared_body else None)
-    result = train(models, env, ppo_config(**CONFIG, **settings), Checkpoint(Path(folder, "checkpoint"), {}))
-    state = {"policy": models.policy_parameters(), "critic": models.critic_parameters(), **result}
+    run = train(models, env, ppo_config(**CONFIG, **settings), Checkpoint(Path(folder, "checkpoint"), {}))
+    state = {"policy": models.policy_parameters(), "critic": models.critic_parameters(), "log": run.log}
     torch.save(state, Path(folder, f"rank{distributed.rank()}.pt"))
 
 
