@@ -39,7 +39,7 @@ ROWS = ["curated/train", "curated/validation", "curated/policy", "candidates/can
 ROWS += ["preferences/train", "preferences/heldout"]
 RATINGS = ["preferences/ratings_train", "preferences/ratings_heldout"]  # with preferences.attributes only
 
-LEARNS = ["ppo.iterations=6", "ppo.evaluate_every=1", "ppo.judge=null", "ppo.learning_rate=3e-3"]
+LEARNS = ["ppo.iterations=6", "ppo.evaluate_every=1", "ppo.judge=reward", "ppo.learning_rate=3e-3"]
 
 
 def started(stage: str, log: Path) -> int:

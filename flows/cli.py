@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     merge = commands.add_parser("merge", help="merge adapters into their base with weights", description=_merge.__doc__)
     merge.add_argument("base", type=Path, help="folder of the model that the adapters were trained on")
     merge.add_argument("adapters", nargs="+", metavar="FOLDER=WEIGHT", help="such as adapters/sort=0.5")
-    merge.add_argument("--into", type=Path, default=Path("models/merged"), metavar="FOLDER")
+    merge.add_argument("--into", type=Path, default=Path("data/raw/models/merged"), metavar="FOLDER")
     merge.set_defaults(command=_merge)
 
     params = commands.add_parser("params", help="validate every section of params.yaml")

@@ -27,7 +27,7 @@ FIRST_DAY = datetime(2026, 1, 5, 9, tzinfo=UTC)  # of the simulated round; a rep
 
 
 def run(params: Params, stage: Stage) -> None:
-    source = Path(params.source)
+    source = params.source
     if source.is_dir():
         copied = _copy(source, params.exports)
         stage.report({"simulated": False, "files": len(copied), "bytes": sum(f.stat().st_size for f in copied)})

@@ -1,6 +1,6 @@
 """choose: the aligned policy is the better candidate, or the model it started from, by a stated rule.
 
-Reads   reports/evaluate.json, models/{sft,dpo,ppo}
+Reads   reports/evaluate.json, models/{base,sft,dpo,ppo}, the models in evaluate.others
 Writes  models/policy (a copy of the chosen folder), reports/choose.json
 Run     python -m tasks.choose
 
@@ -16,11 +16,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from tasks.lib.evaluation.compared_models import folder_of
 from tasks.lib.evaluation.intervals import Interval
 from tasks.lib.evaluation.selection import Candidate, Rule, choose_best
 from tasks.lib.models.model_folder import replaced_folder, weights_hash
 from tasks.lib.settings.choose import Params
-from tasks.lib.stage import Problem, Stage, main
+from tasks.lib.settings.evaluate import Params as EvaluateParams
+from tasks.lib.stage import Problem, Stage, main, read_params
 
 EVALUATION = Path("reports/evaluate.json")
 OUT = Path("models/policy")
@@ -30,11 +32,9 @@ Report = dict[str, Any]
 
 def run(params: Params, stage: Stage) -> None:
     # 1. What was evaluated must be what is there now.
-    if params.select_on in params.report_on:
-        where = f"params.yaml: choose.report_on: {params.select_on}"
-        raise Problem(f"{where} is the split that selects; a result on it would flatter the chosen model")
     report = evaluation()
-    folders = {**params.candidates, params.stay: params.stay_folder}
+    others = read_params("evaluate", EvaluateParams)[0].others
+    folders = {name: folder_of(name, others) for name in (*params.candidates, params.stay)}
     for name, folder in folders.items():
         if figure(report, f"{name}.weights") != weights_hash(folder):
             raise Problem(f"{folder} is not the model that {EVALUATION} is about; run evaluate again")
@@ -48,7 +48,7 @@ def run(params: Params, stage: Stage) -> None:
         print(f"choose: {line}")
 
     # 3. The chosen folder, copied and read back.
-    copy_model(Path(folders[chosen]), OUT, figure(report, f"{chosen}.weights"))
+    copy_model(folders[chosen], OUT, figure(report, f"{chosen}.weights"))
     figures: Report = {"chosen": chosen, "reason": choice.reasons[0], "selected_on": params.select_on}
     for each, line in zip(candidates, choice.reasons[1:], strict=True):
         figures |= {f"{each.name}.passes": not rule.objections(each), f"{each.name}.verdict": line}

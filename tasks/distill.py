@@ -1,6 +1,6 @@
 """distill: a smaller model learns the policy's answers to unlabelled prompts.
 
-Reads   models/policy, data/curated/{policy,evaluation}.parquet, data/raw/panel.yaml
+Reads   distill.teacher, data/curated/{policy,evaluation}.parquet, the panel file of distill.panel
 Writes  models/student, reports/distill.json, reports/plots/distill.csv, reports/plots/distill.png
 Run     python -m tasks.distill
 """
@@ -31,22 +31,23 @@ from tasks.lib.settings.distill import Params
 from tasks.lib.stage import Problem, Stage, main
 from tasks.lib.training.checkpoints import Checkpoint
 
+PROMPTS, EVALUATION = Path("data/curated/policy.parquet"), Path("data/curated/evaluation.parquet")
 GENERATED = 128  # rows answered or scored side by side
 
 
 def run(params: Params, stage: Stage) -> None:
     # 1. Prompts without their labels, and a student made of the teacher's layers
     tokenizer, teacher = load_tokenizer(params.teacher), load_policy(params.teacher)
-    panel = read_panel(params.panel) if params.panel else None
+    panel = read_panel(params.panel) if params.judge == "panel" else None
     prompts = _prompts(params, tokenizer)
-    heldout = sorted(read_parquet(params.evaluation), key=lambda row: row["id"])
+    heldout = sorted(read_parquet(EVALUATION), key=lambda row: row["id"])
     heldout = [row for row in heldout if row["split"] == "rows"][: params.evaluation_rows]
     if not heldout:
-        raise Problem(f"{params.evaluation}: no row of the split rows; the student could not be compared")
+        raise Problem(f"{EVALUATION}: no row of the split rows; the student could not be compared")
     student = student_of(teacher, chosen_layers(params.layers, teacher.config.num_hidden_layers))
 
     # 2. The teacher answers once; a killed run does not ask it again
-    inputs = [params.teacher, *params.prompts]
+    inputs = [params.teacher, PROMPTS]
     fingerprint = {
         "distill": params.model_dump(mode="json"),
         "seed": stage.seed,
@@ -73,10 +74,10 @@ def run(params: Params, stage: Stage) -> None:
 
 
 def _prompts(params: Params, tokenizer: Any) -> list[list[int]]:
-    rows = {row["id"]: row for path in params.prompts for row in read_parquet(path, ["id", "messages"])}
+    rows = {row["id"]: row for row in read_parquet(PROMPTS, ["id", "messages"])}
     chosen = [rows[key] for key in sorted(rows)][: params.max_prompts]
     if not chosen:
-        raise Problem(f"{params.prompts[0]}: no prompts to distil on; raise the share of the split policy")
+        raise Problem(f"{PROMPTS}: no prompts to distil on; raise the share of the split policy")
     return [prompt_ids(tokenizer, row["messages"]) for row in chosen]
 
 

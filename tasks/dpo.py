@@ -61,15 +61,7 @@ def run(params: Params, stage: Stage) -> None:
     # 1. Settings first: a wrong one should not cost a minute.
     once = {"precompute_ref_log_probs": True} if params.share_prompt else {}
     is_kto = params.method == "kto"
-    if params.thumbs and not is_kto:
-        raise Problem("params.yaml: dpo.thumbs needs dpo.method: kto; dpo needs pairs")
-    if params.share_prompt and is_kto:
-        raise Problem("params.yaml: dpo.share_prompt is for pairs; kto has none: set it to false")
     config = configured(KTOConfig if is_kto else DPOConfig, stage, params.trainer, eval_on_start=True, **once)
-    if params.share_prompt and not config.precompute_ref_log_probs:
-        raise Problem("params.yaml: dpo.share_prompt needs dpo.trainer.precompute_ref_log_probs: true")
-    if is_kto and config.precompute_ref_log_probs:
-        raise Problem("params.yaml: dpo.trainer.precompute_ref_log_probs: not with kto, whose batches are shuffled")
     lora = None
     if params.lora is not None:
         lora = LoraConfig(**{"task_type": "CAUSAL_LM"} | known_keys("dpo.lora", params.lora, LoraConfig))

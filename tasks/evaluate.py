@@ -1,6 +1,7 @@
 """evaluate: every model of the line answers the same held-out rows.
 
-Reads   models/{base,sft,dpo,ppo,reward}, data/curated/{validation,evaluation}.parquet, data/raw/panel.yaml
+Reads   models/{base,sft,dpo,ppo,reward}, the models in evaluate.others, data/curated/{validation,evaluation}.parquet,
+        the panel file of evaluate.panel
 Writes  reports/evaluation/{answers.parquet,table.md}, reports/evaluate.json, reports/plots/evaluate.{csv,png}
 Run     python -m tasks.evaluate
 
@@ -26,6 +27,7 @@ from tasks.lib.evaluation.answers import (
     sample_rows,
     spelling,
 )
+from tasks.lib.evaluation.compared_models import compared_folders
 from tasks.lib.evaluation.figures import TITLES, Columns, summarised, table_per_task
 from tasks.lib.evaluation.judge import Panel, read_panel
 from tasks.lib.evaluation.win_rates import gold_judge, panel_judge, wins, wins_by_score
@@ -37,7 +39,8 @@ from tasks.lib.reward.reward_model import load_reward, score
 from tasks.lib.settings.evaluate import Params
 from tasks.lib.stage import Problem, Stage, main
 
-OUT = Path("reports/evaluation")
+ROWS = (Path("data/curated/validation.parquet"), Path("data/curated/evaluation.parquet"))
+REWARD, OUT = Path("models/reward"), Path("reports/evaluation")
 PLOT = Path("reports/plots/evaluate")
 Row = dict[str, Any]
 
@@ -76,16 +79,15 @@ ANSWERS = pa.schema(
 
 def run(params: Params, stage: Stage) -> None:
     # 1. Rows and judges first: a mistake in them should not cost the time of a model.
-    if params.reference not in params.models:
-        raise Problem(f"params.yaml: evaluate.reference: {params.reference} is not one of evaluate.models")
+    folders = compared_folders(params.models, params.others)
     rows = held_out_rows(params)
-    panel = read_panel(Path(params.panel)) if params.panel else None
+    panel = None if params.judge == "none" else read_panel(params.panel)
 
     # 2. One model after the other answers.
-    answers, divergence, ids_of = answered(params, stage, rows)
+    answers, divergence, ids_of = answered(folders, params, stage, rows)
 
     # 3. A value per row for every metric of every model.
-    columns = {name: answers[name].columns(rows, panel) for name in params.models}
+    columns = {name: answers[name].columns(rows, panel) for name in folders}
     for name, values in divergence.items():
         columns[name]["kl"] = values
     add_rewards(columns, answers, rows, ids_of, params)
@@ -103,16 +105,16 @@ def run(params: Params, stage: Stage) -> None:
     panels |= {f"Win rate against {params.reference}": "win_rate"} if panel else {}
     levels = {"chance": "guess", "majority": "best constant answer"}
     bars(PLOT, figures.lines(), "split", "model", panels, levels)
-    weights = {f"{name}.weights": weights_hash(folder) for name, folder in params.models.items()}
+    weights = {f"{name}.weights": weights_hash(folder) for name, folder in folders.items()}
     stage.report({**figures.flat(), **weights})
     print(figures.table(PRINTED), flush=True)
 
 
 def held_out_rows(params: Params) -> list[Row]:
     """At most `limit_per_split` rows of each split, chosen by a hash of the id alone."""
-    found = [row for path in params.rows for row in read_parquet(Path(path))]
+    found = [row for path in ROWS for row in read_parquet(path)]
     if not found:
-        raise Problem(f"{', '.join(params.rows)}: no rows to evaluate on; data/curated/ledger.parquet says why")
+        raise Problem(f"{', '.join(map(str, ROWS))}: no rows to evaluate on; data/curated/ledger.parquet says why")
     splits: dict[str, list[Row]] = {split: [] for split in ("validation", "rows", "templates", "clusters")}
     for row in sorted(found, key=lambda row: content_id("evaluate", row["id"])):
         splits.setdefault(row["split"], []).append(row)
@@ -120,26 +122,29 @@ def held_out_rows(params: Params) -> list[Row]:
 
 
 def answered(
-    params: Params, stage: Stage, rows: list[Row]
+    folders: dict[str, Path], params: Params, stage: Stage, rows: list[Row]
 ) -> tuple[dict[str, Answers], dict[str, np.ndarray], Encoded]:
     """Every model's answers, the KL per sample of those listed after the reference, and the rows as ids.
 
     Each model is loaded once, one at a time: the reference comes last and scores what the others sampled.
     """
-    names = list(params.models)
+    names = list(folders)
     after = names[names.index(params.reference) + 1 :]
     answers: dict[str, Answers] = {}
     samples: dict[str, Samples] = {}
     splits = [[i for i, row in enumerate(rows) if row["split"] == split] for split in splits_of(rows)]
     places = [place for some in splits for place in some[: params.kl_prompts]]
     sizes = {"max_new_tokens": params.max_new_tokens, "batch_size": params.batch_size}
-    reference = load_tokenizer(params.models[params.reference])
+    reference = load_tokenizer(folders[params.reference])
     ids_of = encoded(reference, rows)
     for done, name in enumerate(sorted(names, key=lambda each: each == params.reference), 1):
-        tokenizer, model = load_tokenizer(params.models[name]), load_policy(params.models[name])
+        tokenizer, model = load_tokenizer(folders[name]), load_policy(folders[name])
         if name in after and spelling(tokenizer) != spelling(reference):
-            where = f"params.yaml: evaluate.models: {name} has another tokenizer than {params.reference}"
-            raise Problem(f"{where}, so there is no KL between them; list {name} before {params.reference}")
+            if name in params.models:
+                where = f"params.yaml: evaluate.models: {name} has another tokenizer than {params.reference}"
+                raise Problem(f"{where}, so there is no KL between them; list {name} before {params.reference}")
+            print(f"evaluate: {name} has another tokenizer than {params.reference}: no KL between them", flush=True)
+            after.remove(name)
         ids_of = encoded(tokenizer, rows, ids_of)
         answers[name] = answer_rows(model, tokenizer, rows, ids_of, **sizes)
         if name in after and places:
@@ -162,9 +167,9 @@ def add_rewards(
     params: Params,
 ) -> None:
     """The reward model's score of every answer's text; an answer that was cut gets no EOS here either."""
-    if params.reward is None:
+    if not params.reward:
         return
-    tokenizer, model = load_tokenizer(params.reward), load_reward(params.reward)
+    tokenizer, model = load_tokenizer(REWARD), load_reward(REWARD)
     prompts = encoded(tokenizer, rows, ids_of).prompts
     for name, given in answers.items():
         ids = all_answer_ids(tokenizer, given.texts)

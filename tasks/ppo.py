@@ -1,6 +1,6 @@
 """ppo: reinforcement learning from a reward, until the score of a judge that is not the reward stops improving.
 
-Reads   models/sft, models/reward, data/curated/{policy,validation}.parquet, the panel if `judge` names one
+Reads   models/sft, models/reward, data/curated/{policy,validation}.parquet, ppo.panel with judge: panel
 Writes  models/ppo, reports/ppo.json, reports/plots/ppo.csv, reports/plots/ppo.png
 Run     python -m tasks.ppo
 """
@@ -44,9 +44,7 @@ PANELS = {
 
 def run(params: Params, stage: Stage) -> None:
     # 1. Prompts, reward, judge and models.
-    if params.trainer and params.method == "ppo":
-        raise Problem("params.yaml: ppo.trainer is for ppo.method: rloo or grpo; PPO's settings are keys of ppo")
-    panel = read_panel(Path(params.judge)) if params.judge else None
+    panel = read_panel(params.panel) if params.judge == "panel" else None
     tokenizer, policy = load_tokenizer(SFT), load_policy(SFT)
     reward, model = reward_of(params, tokenizer)
     room = getattr(policy.config, "max_position_embeddings", 1 << 30) - params.max_new_tokens
@@ -92,13 +90,13 @@ def fingerprint_of(params: Params, stage: Stage) -> dict[str, Any]:
     """Everything that decides the result: a checkpoint of another fingerprint is not resumed."""
     inputs = {str(folder): weights_hash(folder) for folder in (SFT, REWARD)}
     files = [PROMPTS, VALIDATION]
-    if params.judge:
-        files.append(Path(params.judge))
+    if params.judge == "panel":
+        files.append(params.panel)
     if isinstance(params.reward, dict):
-        files += sorted(Path(params.reward_code).rglob("*.py"))
+        files += sorted(params.reward_code.rglob("*.py"))
     for file in files:
         inputs[str(file)] = file_hash(file)
-    return {"params": params.model_dump(), "seed": stage.seed, "inputs": inputs}
+    return {"params": params.model_dump(mode="json"), "seed": stage.seed, "inputs": inputs}
 
 
 def report_of(params: Params, env: Environment, result: Run, trained: int) -> dict[str, Any]:
@@ -106,7 +104,7 @@ def report_of(params: Params, env: Environment, result: Run, trained: int) -> di
     report: dict[str, Any] = {
         "prompts": len(env.prompts),
         "validation_prompts": len(env.validation),
-        "judged_by": params.judge or "the reward on held-out prompts",
+        "judged_by": str(params.panel) if params.judge == "panel" else "the reward on held-out prompts",
         "trainable_parameters": trained,
         "iterations": result.iteration,
         "best_iteration": result.best,
@@ -148,8 +146,7 @@ def prompts_of(path: Path, tokenizer: Any, room: int, count: int | None = None) 
 def reward_of(params: Params, tokenizer: Any) -> tuple[RewardFunction, Any]:
     """The reward that is learned from, and the reward model if it is one."""
     if params.reward != "model":
-        _refuse_needs_of_a_model(params)
-        verifiable = verifiable_reward(params.reward, Path(params.reward_code), tokenizer)
+        verifiable = verifiable_reward(params.reward, params.reward_code, tokenizer)
         return lambda batch: by_first(lambda: verifiable(batch)), None
     model = reward_model.load_reward(REWARD)
     if params.disagreement_weight and not hasattr(model.config, "reward_head_means"):
@@ -165,17 +162,6 @@ def reward_of(params: Params, tokenizer: Any) -> tuple[RewardFunction, Any]:
         )
 
     return lambda batch: batch.map(of_pass), model
-
-
-def _refuse_needs_of_a_model(params: Params) -> None:
-    """Problem for settings that only a reward model can serve."""
-    if params.disagreement_weight:
-        key = "disagreement_weight"
-    elif params.method == "ppo" and params.critic == "reward":
-        key = "critic: reward"
-    else:
-        return
-    raise Problem(f"params.yaml: ppo.{key} needs ppo.reward: model, not {params.reward!r}")
 
 
 def judge_of(reward: RewardFunction, panel: Panel | None, tokenizer: Any) -> Callable[[Batch], dict[str, float]]:

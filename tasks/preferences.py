@@ -50,7 +50,7 @@ RULES = (
 
 
 def run(params: Params, stage: Stage) -> None:
-    files = _export_files(Path(params.annotations))
+    files = _export_files(params.annotations)
     if unknown := params.formats.keys() - {file.name for file in files}:
         raise Problem(f"preferences.formats: {min(unknown)} is no file of {params.annotations}")
     rated = [file for file in files if params.attributes and has_ratings(file, params.attributes)]
@@ -147,7 +147,7 @@ def _write_ratings(files: list[Path], params: Params) -> dict[str, int]:
 
 def _write_benchmarks(params: Params, trained: set[str]) -> None:
     """Preferences from elsewhere, a file each, which judge reward models and train none."""
-    folder = Path(params.benchmarks)
+    folder = params.benchmarks
     if not folder.is_dir():
         raise Problem(f"preferences.benchmarks: {folder} is not a folder; name one, which may hold no file")
     files = {file.name.split(".")[0]: file for file in _tables(folder)}

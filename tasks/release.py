@@ -1,7 +1,7 @@
 """release: the gate that every exported format must pass, and the folder that is shipped.
 
-Reads   export/formats, models/student, data/curated/{train,preference,policy,evaluation}.parquet, the
-        artifacts and reports named in params
+Reads   export/formats, release.model, data/curated/{train,preference,policy,evaluation}.parquet, the panel file of
+        release.panel; the artifacts in LINEAGE and the reports in REPORTS
 Writes  export/release, reports/release.json, reports/plots/release.csv, reports/plots/release.png
 Run     python -m tasks.release
 """
@@ -30,6 +30,19 @@ from tasks.lib.settings.release import Params
 from tasks.lib.stage import PARAMS_FILE, Problem, Stage, main, read_yaml
 
 FORMATS, OUT, EVALUATION = Path("export/formats"), Path("export/release"), "data/curated/evaluation.parquet"
+LINEAGE = {  # stage -> its artifacts, whose hashes the manifest names
+    "base": (Path("models/base"),),
+    "render": (Path("data/instructions/rows.parquet"),),
+    "curate": (Path("data/curated"),),
+    "sft": (Path("models/sft"),),
+    "preferences": (Path("data/preferences"),),
+    "reward": (Path("models/reward"),),
+    "choose": (Path("models/policy"),),
+    "distill": (Path("models/student"),),
+}
+REPORTS = tuple(
+    Path(f"reports/{stage}.json") for stage in ("evaluate", "choose", "distill")
+)  # copied into the manifest
 USES = ("train", "preference", "policy")
 
 
@@ -73,8 +86,8 @@ def run(params: Params, stage: Stage) -> None:
         (folder / "README.md").write_text(card, encoding="utf-8")
         write_manifest(
             folder,
-            stages=_stages(params),
-            metrics={path.stem: _report(path) for path in params.reports},
+            stages=_stages(),
+            metrics={path.stem: _report(path) for path in REPORTS},
             formats={kind: dict(judged[kind]) for kind in formats},
             data=sources,
             license=params.card.license,
@@ -130,7 +143,7 @@ def _quality(
     params: Params, tokenizer: Any, rows: list[dict[str, Any]], answers: list[list[int]]
 ) -> list[dict[str, Any]]:
     """Per split: exact match, and with a panel the closing and the gold utility."""
-    panel = read_panel(params.panel) if params.panel else None
+    panel = read_panel(params.panel) if params.judge == "panel" else None
     table = []
     for split in sorted({row["split"] for row in rows}):
         told = [
@@ -157,7 +170,7 @@ def _judge(
     answers: list[list[int]],
 ) -> dict[str, float]:
     """One format: its drift, its exact match beside the reference's. Raises Problem for other tokens."""
-    panel = read_panel(params.panel) if params.panel else None
+    panel = read_panel(params.panel) if params.judge == "panel" else None
     model, vocabulary = read_format(folder)
     model = model.cpu()
     talks = [row["messages"] for row in rows]
@@ -173,7 +186,7 @@ def _judge(
     return figures | {"exact_match": right[1], "exact_match_drop": max(right[0] - right[1], 0.0)}
 
 
-def _stages(params: Params) -> dict[str, Any]:
+def _stages() -> dict[str, Any]:
     """Per stage the hashes of its artifacts and of its parameters.
 
     Hashed here and not read from dvc.lock: that file changes while a run goes on, so a manifest made from it
@@ -185,7 +198,7 @@ def _stages(params: Params) -> dict[str, Any]:
             "params": hashlib.sha256(json.dumps(sections.get(stage), sort_keys=True).encode()).hexdigest(),
             "outs": {path.as_posix(): hash_of(path) for path in paths},
         }
-        for stage, paths in params.lineage.items()
+        for stage, paths in LINEAGE.items()
     }
 
 
@@ -193,7 +206,7 @@ def _report(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise Problem(f"{path} is missing or not JSON, but release.reports names it; run its stage") from None
+        raise Problem(f"{path} is missing or not JSON; run its stage") from None
 
 
 if __name__ == "__main__":

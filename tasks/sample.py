@@ -35,7 +35,7 @@ def run(params: Params, stage: Stage) -> None:
     model, tokenizer = load_policy(MODEL), load_tokenizer(MODEL)
     rows = sorted(read_parquet(Path("data/curated/preference.parquet")), key=lambda row: row["id"])
     # ids are hashes: the first are a random choice that stays when rows are added
-    ensemble = load_ensemble(Path(params.reward)) if params.choice == "disagreement" else None
+    ensemble = load_ensemble(params.reward) if params.choice == "disagreement" else None
     rows = rows[: params.prompts * (params.pool if ensemble else 1)]
     drawn = _draw(model, tokenizer, [row["messages"] for row in rows], params, stage)
 

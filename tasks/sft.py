@@ -40,7 +40,6 @@ from tasks.lib.models.chat import all_example_ids, load_tokenizer, preview
 from tasks.lib.models.loading import load_policy, save_model
 from tasks.lib.models.model_folder import weights_hash
 from tasks.lib.plots import curves
-from tasks.lib.settings.methods import PEFT
 from tasks.lib.settings.sft import Params
 from tasks.lib.stage import Problem, Stage, main
 from tasks.lib.training.checkpoints import file_hash
@@ -65,22 +64,10 @@ def run(params: Params, stage: Stage) -> None:
     # 1. Settings first: a wrong one should not cost a minute.
     keep = {"load_best_model_at_end": params.keep == "best", "metric_for_best_model": "eval_loss"}
     config = configured(SFTConfig, stage, params.trainer, eval_on_start=True, **keep)
-    if params.method != "full" and params.optimizer == "muon":
-        raise Problem(
-            f"params.yaml: sft.optimizer: muon trains all weights; with sft.method {params.method} use `trainer`"
-        )
     if params.optimizer == "muon" and is_sharded():
         raise Problem("params.yaml: sft.optimizer: muon needs whole matrices; with FSDP or ZeRO use `trainer`")
     if params.method == "adalora" and is_sharded():
         raise Problem("params.yaml: sft.method: adalora needs whole matrices; with FSDP or ZeRO use lora")
-    if params.method == "prompt" and config.weight_decay:
-        raise Problem("params.yaml: sft.trainer.weight_decay would shrink the whole vocabulary; 0 with method prompt")
-    if params.packing and params.method == "prefix":
-        raise Problem("params.yaml: sft.packing: a prefix stands before a row, not before each sample; set false")
-    if params.packing and config.max_length is None:
-        raise Problem("params.yaml: sft.packing needs sft.trainer.max_length, the tokens of a packed row")
-    if params.keep_adapter and params.method not in PEFT:
-        raise Problem(f"params.yaml: sft.keep_adapter: {params.method} makes none; choose one of {', '.join(PEFT)}")
     fields = fields_of("sft.adapter", params.method, params.adapter)
 
     # 2. The model, frozen but for what the method trains.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import BaseModel
@@ -54,6 +54,44 @@ def test_every_key_is_explained(stage: str) -> None:
     text = FILE.read_text(encoding="utf-8")
     section = YAML().load(text)[stage]
     assert unexplained(text.splitlines(), section, params_of(stage), stage) == []
+
+
+def paths_of(model: type[BaseModel], where: str) -> list[str]:
+    """The dotted keys of the fields that are paths; `classify.tasks.*.rows` where the user names a group.
+
+    DVC can put a path into the dependencies of a stage only where it is the value of a key.
+    """
+    found = []
+    for key, field in model.model_fields.items():
+        group = nested(model, key)
+        groups_by_name = [one for one in get_args(field.annotation) if isinstance(one, type)]
+        if field.annotation is Path:
+            found.append(f"{where}.{key}")
+        elif group is not None:
+            found += paths_of(group, f"{where}.{key}")
+        elif groups_by_name and issubclass(groups_by_name[-1], BaseModel):
+            found += paths_of(groups_by_name[-1], f"{where}.{key}.*")
+        else:
+            assert "Path" not in str(field.annotation), f"{where}.{key}: no list, mapping or null of paths"
+    return found
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_dvc_sees_every_path_that_a_parameter_names(stage: str) -> None:
+    entry = read_yaml(ROOT / "dvc.yaml")["stages"][stage]
+    dependencies = entry.get("do", entry)["deps"]
+    for key in paths_of(params_of(stage), stage):
+        in_a_stage_of_its_own = f"{str(entry.get('foreach')).strip('${}')}.*."
+        name = f"item.{key.removeprefix(in_a_stage_of_its_own)}" if key.startswith(in_a_stage_of_its_own) else key
+        assert f"${{{name}}}" in dependencies, key
+
+
+def test_a_string_that_names_a_file_or_folder_is_a_path() -> None:
+    """But for the configuration file in a launcher's command line."""
+    for stage in STAGES:
+        for key, value in read_yaml(FILE)[stage].items():
+            if isinstance(value, str) and "/" in value and key != "launcher":
+                assert f"{stage}.{key}" in paths_of(params_of(stage), stage)
 
 
 def test_no_section_without_a_stage() -> None:

@@ -79,7 +79,7 @@ def test_ppo_and_dpo_run_on_a_model_without_pad_token(given: Path, workspace: Pa
     write_instructions(ppo.VALIDATION, range(8, 12))
     settings = {
         "iterations": 2, "episodes": 8, "max_new_tokens": 6, "missing_eos": "keep", "learning_rate": 1e-3,
-        "kl_budget": 100.0, "validation_prompts": 4, "evaluate_every": 1, "judge": None,
+        "kl_budget": 100.0, "validation_prompts": 4, "evaluate_every": 1, "judge": "reward",
         "critic": "reward", "lora": None, "max_content_loss": None,
     }  # fmt: skip
     ppo.run(section("ppo", **settings), Stage("ppo"))

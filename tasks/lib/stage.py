@@ -156,9 +156,9 @@ def _first_mistake(name: str, Params: type[BaseModel], error: ValidationError) -
     if first["type"] == "missing":
         needed = f"the stage {name} needs it" if name else "every such file has one (docs/data.md)"
         return f"{key} is missing; {needed}"
-    if first["type"] == "value_error":  # a check across fields, whose message says what it found
+    if first["type"] == "value_error":  # a check across fields of tasks/lib/settings: its message begins with a key
         message = str(first["ctx"]["error"])
-        return f"{key}: {message}" if key else message
+        return f"{key}.{message}" if key else message
     found = json.dumps(first["input"], default=str)[:80]
     return f"{key}: {first['msg'].lower()}, found {found}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from tasks import choose
 from tasks.lib.models.loading import load_policy
 from tasks.lib.models.model_folder import weights_hash
 from tasks.lib.stage import Problem, Stage, write_json
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -31,12 +34,12 @@ def inputs(workspace: Path) -> dict[str, Any]:
                 "win_rate_high": win + 0.05, "reward_win_rate": 1 - win / 2, "reward_win_rate_low": 0.51,
                 "reward_win_rate_high": 0.99}.items()}  # fmt: skip
     write_json(Path("reports/evaluate.json"), figures)
+    shutil.copy(ROOT / "params.yaml", "params.yaml")  # choose reads evaluate.others
     return figures
 
 
 def run(**changes: Any) -> dict[str, Any]:
-    settings = {"candidates": {"dpo": "models/dpo", "ppo": "models/ppo"}, "stay": "sft",
-                "stay_folder": "models/sft", "report_on": ["rows"]}  # fmt: skip
+    settings = {"candidates": ["dpo", "ppo"], "stay": "sft", "report_on": ["rows"], "max_kl": 15.0}
     choose.run(section("choose", **settings | changes), Stage("choose"))
     return json.loads(Path("reports/choose.json").read_text())
 
@@ -98,13 +101,29 @@ def test_selecting_and_reporting_on_the_same_rows_is_refused(inputs: dict[str, A
 
 @pytest.mark.parametrize(("changes", "said"), [
     ({"select_on": "valid"}, "dpo.valid.win_rate is missing"),
-    ({"candidates": {"grpo": "models/dpo"}}, "grpo.weights is missing"),
-    ({"stay_folder": "models/none"}, "models/none"),
+    ({"candidates": ["grpo"]}, "grpo.weights is missing"),
+    ({"stay": "base"}, "base.weights is missing"),
 ])  # fmt: skip
 def test_what_the_evaluation_does_not_know_is_named(inputs: dict[str, Any], changes: dict[str, Any], said: str) -> None:
     with pytest.raises(Problem) as found:
         run(**changes)
     assert said in str(found.value)
+    assert not Path("models/policy").exists()
+
+
+def test_a_candidate_can_be_one_of_the_further_models(inputs: dict[str, Any]) -> None:
+    Path("data/raw/models").mkdir(parents=True)
+    Path("models/dpo").rename("data/raw/models/both")
+    known = {key.replace("dpo.", "both."): value for key, value in inputs.items()}
+    write_json(Path("reports/evaluate.json"), known)
+    assert run(candidates=["ppo", "both"])["chosen"] == "both"
+    assert weights_hash("models/policy") == inputs["dpo.weights"]
+
+
+def test_a_model_that_is_not_there_any_more_is_named(inputs: dict[str, Any]) -> None:
+    shutil.rmtree("models/sft")
+    with pytest.raises(Problem, match="models/sft does not exist"):
+        run()
     assert not Path("models/policy").exists()
 
 

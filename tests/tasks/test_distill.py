@@ -23,8 +23,7 @@ TRAINING = {
     "warmup": 0.1, "weight_decay": 0.01, "max_grad_norm": 1.0, "checkpoint_every": 4,
 }  # fmt: skip
 PARAMS: dict[str, Any] = {
-    "teacher": "models/policy", "prompts": ["data/curated/policy.parquet"], "max_prompts": 32,
-    "evaluation": "data/curated/evaluation.parquet", "evaluation_rows": 10, "panel": None, "layers": 2,
+    "teacher": "models/policy", "max_prompts": 32, "evaluation_rows": 10, "judge": "none", "layers": 2,
     "max_new_tokens": 5, "top_k": 64, "training": TRAINING,
 }  # fmt: skip
 
@@ -126,7 +125,7 @@ def test_a_judge_adds_closing_and_gold(inputs: Path) -> None:
         'closing: " Ta!"\nutility: {content: 2.0, closing: 1.0}\ntie_below: 0.1\n'
         "annotators: [{name: a, content: 1.0, closing: 1.0, noise: 0.1}]\n"
     )
-    report = run(panel="panel.yaml", training={"epochs": 1})
+    report = run(judge="panel", panel="panel.yaml", training={"epochs": 1})
     assert {"teacher.gold", "student.gold", "teacher.closing", "student.closing"} <= report.keys()
 
 

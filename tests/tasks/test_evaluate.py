@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from tasks.lib.models.loading import save_model
 from tasks.lib.reward.reward_model import from_policy, normalise
 from tasks.lib.stage import Problem, Stage
 
-MODELS = {name: f"models/{name}" for name in ("base", "sft", "dpo", "ppo")}
-ROWS = ["data/curated/validation.parquet", "data/curated/evaluation.parquet"]
+MODELS = ["base", "sft", "dpo", "ppo"]
+OTHERS = Path("data/raw/models")
 
 
 def row(number: int, split: str) -> dict[str, Any]:
@@ -36,9 +37,9 @@ def row(number: int, split: str) -> dict[str, Any]:
 
 
 def held_out(count: int = 6) -> None:
-    write_parquet(Path(ROWS[0]), [row(number, "validation") for number in range(count)], INSTRUCTION)
+    write_parquet(evaluate.ROWS[0], [row(number, "validation") for number in range(count)], INSTRUCTION)
     tests = [row(number + 1, split) for split in ("clusters", "templates", "rows") for number in range(count)]
-    write_parquet(Path(ROWS[1]), tests, INSTRUCTION)
+    write_parquet(evaluate.ROWS[1], tests, INSTRUCTION)
 
 
 @pytest.fixture
@@ -52,15 +53,14 @@ def inputs(workspace: Path) -> Path:
     normalise(reward, torch.tensor([[-1.0], [1.0]]))
     save_model(reward, tokenizer, Path("models/reward"))
     held_out()
-    Path("data/raw").mkdir(parents=True)
+    OTHERS.mkdir(parents=True)
     Path("data/raw/panel.yaml").write_text(PANEL)
     return workspace
 
 
 def run(**changes: Any) -> dict[str, Any]:
-    files = {"rows": ROWS, "panel": "data/raw/panel.yaml", "reward": "models/reward"}
-    sizes = {"max_new_tokens": 4, "kl_prompts": 3, "bootstrap_draws": 100}
-    settings = {"models": MODELS, "reference": "sft", **files, **sizes}
+    sizes = {"max_new_tokens": 4, "kl_prompts": 3, "bootstrap_draws": 100, "limit_per_split": 600}
+    settings = {"models": MODELS, "reference": "sft", **sizes}
     evaluate.run(section("evaluate", **settings | changes), Stage("evaluate"))
     return json.loads(Path("reports/evaluate.json").read_text())
 
@@ -121,23 +121,24 @@ def test_a_model_that_is_right_gets_its_due(inputs: Path, monkeypatch: pytest.Mo
 
 
 def test_a_model_has_no_kl_from_itself_and_some_from_another(inputs: Path) -> None:
-    figures = run(models={"sft": "models/sft", "same": "models/sft", "ppo": "models/ppo"})
+    shutil.copytree("models/sft", OTHERS / "same")
+    figures = run(models=["sft", "ppo"])
     assert figures["same.rows.kl"] == pytest.approx(0.0, abs=1e-6)
     assert figures["same.rows.win_rate"] == figures["same.rows.reward_win_rate"] == 0.5
     assert abs(figures["ppo.rows.kl"]) > 1e-4
 
 
 def test_rows_are_limited_per_split_by_hash_not_by_place(inputs: Path) -> None:
-    params = section("evaluate", models=MODELS, reference="sft", rows=ROWS, limit_per_split=2)
+    params = section("evaluate", models=MODELS, reference="sft", limit_per_split=2)
     chosen = evaluate.held_out_rows(params)
     assert [each["split"] for each in chosen] == [
         split for split in ("validation", "rows", "templates", "clusters") for _ in range(2)]  # fmt: skip
-    write_parquet(Path(ROWS[1]), read_parquet(Path(ROWS[1]))[::-1], INSTRUCTION)
+    write_parquet(evaluate.ROWS[1], read_parquet(evaluate.ROWS[1])[::-1], INSTRUCTION)
     assert [each["id"] for each in evaluate.held_out_rows(params)] == [each["id"] for each in chosen]
 
 
 def test_without_panel_and_reward_model_their_figures_are_absent(inputs: Path) -> None:
-    figures = run(panel=None, reward=None, kl_prompts=0)
+    figures = run(judge="none", panel="none.yaml", reward=False, kl_prompts=0)
     assert not [key for key in figures if key.split(".")[-1] in ("gold", "closing", "reward", "win_rate", "kl")]
     assert "dpo.rows.exact_match" in figures
 
@@ -148,10 +149,9 @@ def test_the_noisy_panel_can_judge(inputs: Path) -> None:
 
 @pytest.mark.parametrize(("changes", "said"), [
     ({"reference": "sgt"}, "evaluate.reference: sgt is not one of evaluate.models"),
-    ({"models": {**MODELS, "ppo": "models/none"}}, "models/none"),
     ({"panel": "data/raw/none.yaml"}, "data/raw/none.yaml does not exist"),
-    ({"rows": ["data/curated/none.parquet"]}, "data/curated/none.parquet does not exist"),
-    ({"reward": "models/sft"}, "models/sft is not a reward model"),
+    ({"models": ["sft", "grpo"]}, "evaluate.models.1: input should be 'base', 'sft', 'dpo' or 'ppo'"),
+    ({"others": "data/raw/none"}, "evaluate.others: data/raw/none is not a folder"),
 ])  # fmt: skip
 def test_mistakes_are_named_and_leave_the_last_results(inputs: Path, changes: dict[str, Any], said: str) -> None:
     Path("reports").mkdir()
@@ -162,9 +162,29 @@ def test_mistakes_are_named_and_leave_the_last_results(inputs: Path, changes: di
     assert list(made()) == ["reports/evaluate.json"]
 
 
+def with_plain_model_as_reward() -> None:
+    shutil.rmtree("models/reward")
+    shutil.copytree("models/sft", "models/reward")
+
+
+@pytest.mark.parametrize(("damage", "said"), [
+    (lambda: shutil.rmtree("models/ppo"), "models/ppo does not exist"),
+    (lambda: evaluate.ROWS[1].unlink(), "data/curated/evaluation.parquet does not exist"),
+    (with_plain_model_as_reward, "models/reward is not a reward model"),
+    (lambda: shutil.copytree("models/sft", OTHERS / "dpo"), "models/dpo: a model of the pipeline has this name"),
+])  # fmt: skip
+def test_what_is_missing_or_wrong_is_named_and_leaves_the_last_results(inputs: Path, damage: Any, said: str) -> None:
+    Path("reports").mkdir()
+    Path("reports/evaluate.json").write_text("{}")
+    damage()
+    with pytest.raises(Problem, match=said):
+        run()
+    assert list(made()) == ["reports/evaluate.json"]
+
+
 def test_no_rows_is_a_problem(inputs: Path) -> None:
-    for path in ROWS:
-        write_parquet(Path(path), [], INSTRUCTION)
+    for path in evaluate.ROWS:
+        write_parquet(path, [], INSTRUCTION)
     with pytest.raises(Problem, match="no rows to evaluate on"):
         run()
 
@@ -173,7 +193,22 @@ def test_another_tokenizer_after_the_reference_is_a_problem(inputs: Path) -> Non
     from tasks.lib.finetuning.pretraining import train_tokenizer
 
     other = train_tokenizer(["completely different words"], 290)
-    save_model(tiny_llama(other), other, Path("models/other"))
-    with pytest.raises(Problem, match="other has another tokenizer than sft"):
-        run(models={"sft": "models/sft", "other": "models/other"})
-    assert "other.rows.exact_match" in run(models={"other": "models/other", "sft": "models/sft"}, reward=None)
+    save_model(tiny_llama(other), other, Path("models/dpo"))
+    with pytest.raises(Problem, match="dpo has another tokenizer than sft"):
+        run(models=["sft", "dpo"])
+    assert "dpo.rows.exact_match" in run(models=["dpo", "sft"], reward=False)
+
+
+def test_further_models_are_compared_by_the_names_of_their_folders(inputs: Path) -> None:
+    """One with another tokenizer has no KL; a folder without a model is no model."""
+    from tasks.lib.finetuning.pretraining import train_tokenizer
+
+    other = train_tokenizer(["completely different words"], 290)
+    save_model(tiny_llama(other), other, OTHERS / "foreign")
+    shutil.copytree("models/ppo", OTHERS / "both")
+    (OTHERS / "empty").mkdir()
+    (OTHERS / "README.md").write_text("further models")
+    figures = run(models=["sft"], reward=False)
+    assert {key.split(".")[0] for key in figures if key.endswith(".weights")} == {"sft", "both", "foreign"}
+    assert "both.rows.kl" in figures and "foreign.rows.kl" not in figures
+    assert "foreign.rows.win_rate" in figures

@@ -45,7 +45,7 @@ def inputs(workspace: Path) -> Path:
 def run(**changes: Any) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "iterations": 2, "episodes": 8, "max_new_tokens": 4, "missing_eos": "keep", "evaluate_every": 1,
-        "learning_rate": 1e-2, "kl_budget": 100.0, "validation_prompts": 4, "judge": "panel.yaml",
+        "learning_rate": 1e-2, "kl_budget": 100.0, "validation_prompts": 4, "judge": "panel", "panel": "panel.yaml",
         "critic": "reward", "lora": None, "max_content_loss": None,
     }  # fmt: skip
     ppo.run(section("ppo", **settings | changes), Stage("ppo"))
@@ -79,13 +79,13 @@ def test_two_runs_give_the_same_bytes_and_leave_no_checkpoint(inputs: Path) -> N
 
 
 def test_without_a_judge_the_reward_judges_and_the_report_says_so(inputs: Path) -> None:
-    report = run(judge=None)
+    report = run(judge="reward")
     assert report["judged_by"] == "the reward on held-out prompts"
     assert report["judge_after"] == report["reward_after"]
 
 
 def test_adapters_are_merged_into_a_plain_model_of_the_same_shape(inputs: Path) -> None:
-    report = run(lora={"r": 2, "alpha": 4}, critic="policy", judge=None, max_content_loss=None)
+    report = run(lora={"r": 2, "alpha": 4}, critic="policy", judge="reward", max_content_loss=None)
     before, after = load_policy(ppo.SFT).state_dict(), load_policy(ppo.OUT).state_dict()
     assert_shapes_are_those_of_sft()
     moved = [name for name in before if not torch.equal(before[name], after[name])]
@@ -112,7 +112,7 @@ def test_a_verifiable_reward_needs_no_reward_model(inputs: Path, reward: Any) ->
     ppo.save_model(tiny_llama(tiny_tokenizer()), tiny_tokenizer(), ppo.REWARD)  # no reward model: it is not read
     Path("code").mkdir()
     Path("code/short.py").write_text("def reward(prompts, answers, rows): return [-len(a) for a in answers]")
-    report = run(reward=reward, reward_code="code", critic="policy", judge=None, iterations=1)
+    report = run(reward=reward, reward_code="code", critic="policy", judge="reward", iterations=1)
     assert report["judge_before"] == report["reward_before"]
     with pytest.raises(Problem, match=r"ppo\.critic: reward needs ppo\.reward: model"):
         run(reward=reward, reward_code="code", critic="reward")
@@ -160,12 +160,12 @@ def test_several_answers_to_a_prompt_replace_the_critic(inputs: Path, method: st
         "trainer": {"num_generations": 4},
         "epochs": 2,
     }
-    report = run(**settings, judge=None)
+    report = run(**settings, judge="reward")
     first = artifacts()
     assert (report["kl_before"], report["iterations"]) == (0, 2)
     rows = list(csv.DictReader(Path("reports/plots/ppo.csv").read_text().splitlines()))
     assert [bool(float(row["validation_kl"])) for row in rows] == [False, True, True]
     assert_shapes_are_those_of_sft()
     assert not Stage("ppo").checkpoints.exists()
-    run(**settings, judge=None)
+    run(**settings, judge="reward")
     assert artifacts() == first

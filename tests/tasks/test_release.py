@@ -21,16 +21,17 @@ LOOSE = {"max_logit_error": 1.0, "kl": 0.1, "agreement": 0.0, "exact_match_drop"
 EXACT = {"max_logit_error": 0.0, "kl": 0.0, "agreement": 1.0, "exact_match_drop": 0.0}
 FORMATS = ["safetensors", "int8", "gguf-f16"]
 PARAMS: dict[str, Any] = {
-    "model": "models/student", "panel": None, "rows_per_split": 6, "max_new_tokens": 4, "batch_size": 8,
+    "model": "models/student", "judge": "none", "rows_per_split": 6, "max_new_tokens": 4, "batch_size": 8,
     "bounds": {"safetensors": EXACT, "int8": LOOSE, "gguf-f16": LOOSE}, "licenses": ["CC0-1.0"],
-    "lineage": {"distill": ["models/student"]}, "reports": ["reports/quantize.json"],
     "card": {"name": "tiny", "license": "cc0-1.0", "base": "Made here.", "use": "Tests.",
              "limits": ["It is tiny."]},
 }  # fmt: skip
 
 
 @pytest.fixture
-def inputs(workspace: Path) -> Path:
+def inputs(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(release, "LINEAGE", {"distill": (Path("models/student"),)})
+    monkeypatch.setattr(release, "REPORTS", (Path("reports/quantize.json"),))
     write_model(workspace / "models/student")
     rows = [instruction(number) for number in range(30)]
     for use in release.USES:
@@ -113,7 +114,8 @@ def test_a_source_without_a_listed_licence_is_not_released(inputs: Path) -> None
         run()
 
 
-def test_an_artifact_of_the_lineage_that_is_not_there_is_named(inputs: Path) -> None:
+def test_an_artifact_of_the_lineage_that_is_not_there_is_named(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(release, "LINEAGE", {"sft": (Path("models/sft"),)})
     with pytest.raises(Problem, match=r"models/sft does not exist"):
-        run(lineage={"sft": ["models/sft"]})
+        run()
     assert not Path("export/release").exists()

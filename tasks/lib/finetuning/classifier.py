@@ -74,9 +74,7 @@ def load_classifier(path: Path, labels: Sequence[str], method: HeadMethod, seed:
 
 def adapt(model: Any, method: HeadMethod, lora: Mapping[str, Any], new: Sequence[str]) -> Any:
     """The model with only what `method` trains left to train: all weights, low-rank updates and what is `new`, or
-    what is new alone, on fixed features. Problem for `lora` with another method, and for a bad field of it."""
-    if lora and method != "lora":
-        raise Problem(f"params.yaml: classify.lora is set, but classify.method is {method}; set it to lora")
+    what is new alone, on fixed features. Problem for a bad field of `lora`."""
     if method == "lora":
         from peft import get_peft_model
 

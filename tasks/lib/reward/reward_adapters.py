@@ -7,7 +7,7 @@ from typing import Any
 
 from tasks.lib.reward.reward_model import head
 from tasks.lib.settings.methods import HeadMethod
-from tasks.lib.stage import Problem, known_keys
+from tasks.lib.stage import known_keys
 
 
 def adapt(model: Any, method: HeadMethod, lora: Mapping[str, Any]) -> None:
@@ -15,8 +15,6 @@ def adapt(model: Any, method: HeadMethod, lora: Mapping[str, Any]) -> None:
 
     Low-rank updates (arXiv 2106.09685) begin at zero: the first rewards are those of the model as it is.
     """
-    if lora and method != "lora":
-        raise Problem(f"params.yaml: reward.lora is set, but reward.method is {method}; set it to lora")
     if method == "full":
         return
     model.requires_grad_(False)

@@ -110,8 +110,6 @@ def configured(Config: type, config: PPOConfig, given: Mapping[str, Any], stage:
         reason = _why_not(name)
         if reason:
             raise Problem(f"params.yaml: ppo.trainer.{name} cannot be set here: {reason}")
-    if config.beta_target is not None:
-        raise Problem("params.yaml: ppo.beta_target is for ppo.method: ppo; set it to null")
     rows_per_update, rest = divmod(config.episodes, config.minibatches * world_size())
     answers_per_prompt = given.get("num_generations", Config.num_generations)  # type: ignore[attr-defined]
     what = ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from tasks.lib.settings.methods import HeadMethod
 
@@ -34,3 +34,9 @@ class Params(BaseModel, extra="forbid"):
     """Whether a model that is no better than a constant answer stops the stage."""
     trainer: Annotated[dict[str, Any], "transformers.TrainingArguments"]
     """Fields of the trainer's configuration; what is left out has the default of transformers."""
+
+    @model_validator(mode="after")
+    def lora_has_its_method(self) -> Params:
+        if self.lora and self.method != "lora":
+            raise ValueError(f"lora is set, but classify.method is {self.method}; set it to lora")
+        return self

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
@@ -38,13 +38,14 @@ class Training(BaseModel, extra="forbid"):
 class Params(BaseModel, extra="forbid"):
     teacher: Path
     """Folder of the model to learn from."""
-    prompts: list[Path] = Field(min_length=1)
     max_prompts: int = Field(gt=0)
     """Prompts that the teacher answers, at most."""
-    evaluation: Path
     evaluation_rows: int = Field(gt=0)
     """Held-out rows on which teacher and student are compared, at most."""
-    panel: Path | None
+    judge: Literal["panel", "none"]
+    """Whether a panel judges the answers of both; without one the report has exact match alone."""
+    panel: Path
+    """The file of the panel. It is not read with `judge: none`."""
     layers: Annotated[int, Field(gt=0)] | list[int]
     """Which of the teacher's layers the student starts with: every n-th, or those of a list."""
     max_new_tokens: int = Field(gt=0)

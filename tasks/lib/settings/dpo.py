@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 
 class Params(BaseModel, extra="forbid"):
@@ -26,3 +26,20 @@ class Params(BaseModel, extra="forbid"):
     """Fields of peft's configuration: adapters are trained, which saves a reference model; null: all weights."""
     trainer: Annotated[dict[str, Any], "trl.trainer.dpo_config.DPOConfig", "trl.trainer.kto_config.KTOConfig"]
     """Fields of TRL's configuration of the method; what is left out has TRL's default."""
+
+    @model_validator(mode="after")
+    def settings_fit_the_method(self) -> Params:
+        if self.method == "kto":
+            if self.share_prompt:
+                raise ValueError("share_prompt is for pairs; kto has none: set it to false")
+            if self.trainer.get("precompute_ref_log_probs"):
+                raise ValueError("trainer.precompute_ref_log_probs: not with kto, whose batches are shuffled")
+        elif self.thumbs is not None:
+            raise ValueError("thumbs needs dpo.method: kto; dpo needs pairs")
+        return self
+
+    @model_validator(mode="after")
+    def a_shared_prompt_has_a_stored_reference(self) -> Params:
+        if self.share_prompt and not self.trainer.get("precompute_ref_log_probs", True):
+            raise ValueError("share_prompt needs dpo.trainer.precompute_ref_log_probs: true")
+        return self

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
+
+Trained = Literal["base", "sft", "dpo", "ppo"]
+"""The models that the pipeline trains on its way to the policy, each in the folder of its name in models/."""
 
 
 class Params(BaseModel, extra="forbid"):
-    models: dict[str, str] = Field(min_length=1)
+    models: list[Trained] = Field(min_length=1)
+    """Which of the trained models are compared; the table has their order, and the KL is of those after `reference`."""
+    others: Path
+    """Folder of further models: each subfolder that holds one is compared too, under its name."""
     reference: str
     """The model that the win rates are against and the KL is from."""
-    rows: list[str] = Field(min_length=1)
     limit_per_split: int = Field(ge=1)
     """Rows of one split, at most; more make the intervals narrower."""
-    panel: str | None
-    judge: Literal["gold", "panel"]
-    reward: str | None
+    judge: Literal["gold", "panel", "none"]
+    """Who decides a win: the panel's true utility, the votes of its annotators, or nobody."""
+    panel: Path
+    """The file of the panel. It is not read with `judge: none`."""
+    reward: bool
+    """Whether models/reward scores the answers too."""
     max_new_tokens: int = Field(ge=1)
     """Tokens of an answer, at most."""
     kl_prompts: int = Field(ge=0)
@@ -25,3 +34,9 @@ class Params(BaseModel, extra="forbid"):
     """Rows at a time; lower it when memory runs out."""
     bootstrap_draws: int = Field(ge=100)
     """Resamples behind an interval; a thousand are steady to two digits."""
+
+    @model_validator(mode="after")
+    def reference_is_compared(self) -> Params:
+        if self.reference not in self.models:
+            raise ValueError(f"reference: {self.reference} is not one of evaluate.models")
+        return self

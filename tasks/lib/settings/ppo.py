@@ -6,9 +6,10 @@ L2S (arXiv 2009.01325). The comments in params.yaml name them.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, FiniteFloat, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import BaseModel, Field, FiniteFloat, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 
 class Lora(BaseModel, extra="forbid"):
@@ -103,7 +104,7 @@ class Params(PPOConfig, extra="forbid"):
     """Fields of TRL's configuration that no key of this section covers; empty with `method: ppo`."""
     reward: str | dict[str, str]
     """The reward: a model, or a check of the answer (tasks/lib/rl/verifiable_rewards.py)."""
-    reward_code: str
+    reward_code: Path
     """Folder of the Python files that `{function: FILE:NAME}` names."""
     disagreement_weight: NonNegativeFloat
     """How much the disagreement of an ensemble's heads lowers the reward; 0 unless `reward.heads` is above 1."""
@@ -113,7 +114,26 @@ class Params(PPOConfig, extra="forbid"):
     """The adapters that are trained; null trains all weights."""
     vllm: str | None
     """Address of the server that draws the answers; null draws them in this process."""
-    judge: str | None
-    """A panel file; null: the reward itself, which cannot see over-optimisation."""
+    judge: Literal["panel", "reward"]
+    """Who decides which policy is kept; the reward itself cannot see that it is over-optimised."""
+    panel: Path
+    """The file of the panel whose true utility judges. It is not read with `judge: reward`."""
     validation_prompts: PositiveInt
     """Held-out prompts of an evaluation."""
+
+    @model_validator(mode="after")
+    def settings_fit_the_method(self) -> Params:
+        if self.method == "ppo" and self.trainer:
+            raise ValueError("trainer is for ppo.method: rloo or grpo; PPO's settings are keys of ppo")
+        if self.method != "ppo" and self.beta_target is not None:
+            raise ValueError("beta_target is for ppo.method: ppo; set it to null")
+        return self
+
+    @model_validator(mode="after")
+    def what_needs_a_reward_model_has_one(self) -> Params:
+        if self.reward != "model":
+            if self.disagreement_weight:
+                raise ValueError(f"disagreement_weight needs ppo.reward: model, not {self.reward!r}")
+            if self.method == "ppo" and self.critic == "reward":
+                raise ValueError(f"critic: reward needs ppo.reward: model, not {self.reward!r}")
+        return self

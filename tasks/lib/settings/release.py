@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, Field
 
@@ -49,7 +50,10 @@ class Card(BaseModel, extra="forbid"):
 class Params(BaseModel, extra="forbid"):
     model: Path
     """Folder of the full-precision model that the formats are compared with: the one `quantize` read."""
-    panel: Path | None
+    judge: Literal["panel", "none"]
+    """Whether a panel judges the answers; without one the card has exact match alone."""
+    panel: Path
+    """The file of the panel. It is not read with `judge: none`."""
     rows_per_split: int = Field(gt=0)
     """Held-out rows of one split on which formats are compared, at most."""
     max_new_tokens: int = Field(gt=0)
@@ -60,6 +64,4 @@ class Params(BaseModel, extra="forbid"):
     """A format and its bounds."""
     licenses: list[str] = Field(min_length=1)
     """Licences of training rows that allow a release, as the sources spell them."""
-    lineage: dict[str, list[Path]]
-    reports: list[Path]
     card: Card

@@ -22,12 +22,6 @@ class Shares(BaseModel, extra="forbid"):
     test: float = Field(ge=0)
     """For the reported results."""
 
-    @model_validator(mode="after")
-    def sum_to_one(self) -> Shares:
-        if abs(sum(self.model_dump().values()) - 1) > 1e-9:
-            raise ValueError("shares must sum to 1")
-        return self
-
 
 class Params(BaseModel, extra="forbid"):
     raw: Path
@@ -59,3 +53,9 @@ class Params(BaseModel, extra="forbid"):
     """Processes; as many as there are cores for large tables."""
     show: int = Field(ge=0)
     """How many rendered rows are printed for a look."""
+
+    @model_validator(mode="after")
+    def shares_sum_to_one(self) -> Params:
+        if abs(sum(self.shares.model_dump().values()) - 1) > 1e-9:
+            raise ValueError("shares must sum to 1")
+        return self

@@ -67,3 +67,9 @@ class Params(BaseModel, extra="forbid"):
     """Prompts whose answers set the zero and the unit of the reward."""
     require_above_chance: bool
     """Whether a model that orders held-out pairs no better than chance stops the stage."""
+
+    @model_validator(mode="after")
+    def lora_has_its_method(self) -> Params:
+        if self.lora and self.method != "lora":
+            raise ValueError(f"lora is set, but reward.method is {self.method}; set it to lora")
+        return self

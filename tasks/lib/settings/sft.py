@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
-from tasks.lib.settings.methods import Method
+from tasks.lib.settings.methods import PEFT, Method
 
 
 class Params(BaseModel, extra="forbid"):
@@ -40,3 +40,17 @@ class Params(BaseModel, extra="forbid"):
     """The method's settings: fields of its peft configuration, `size` of bottleneck, `tokens` of prompt."""
     trainer: Annotated[dict[str, Any], "trl.trainer.sft_config.SFTConfig"]
     """Fields of TRL's configuration; what is left out has TRL's default."""
+
+    @model_validator(mode="after")
+    def settings_fit_each_other(self) -> Params:
+        if self.optimizer == "muon" and self.method != "full":
+            raise ValueError(f"optimizer: muon trains all weights; with sft.method {self.method} use `trainer`")
+        if self.method == "prompt" and self.trainer.get("weight_decay"):
+            raise ValueError("trainer.weight_decay would shrink the whole vocabulary; 0 with method prompt")
+        if self.packing and self.method == "prefix":
+            raise ValueError("packing: a prefix stands before a row, not before each sample; set false")
+        if self.packing and "max_length" in self.trainer and self.trainer["max_length"] is None:
+            raise ValueError("packing needs sft.trainer.max_length, the tokens of a packed row")
+        if self.keep_adapter and self.method not in PEFT:
+            raise ValueError(f"keep_adapter: {self.method} makes none; choose one of {', '.join(PEFT)}")
+        return self

@@ -205,7 +205,6 @@ def test_a_run_that_is_asked_to_stop_saves_at_the_end_of_its_iteration(
         ({"top_p": 0.9}, {}, r"trainer\.top_p cannot be set here: answers are drawn as in PPO"),
         ({"num_generations": 3}, {}, r"episodes = 16 is not a multiple of ppo\.trainer\.num_generations = 3"),
         ({}, {"minibatches": 3}, r"episodes = 16 is not a multiple of ppo\.minibatches"),
-        ({}, {"beta_target": 6.0}, r"ppo\.beta_target is for ppo\.method: ppo"),
     ],
 )
 def test_settings_without_effect_are_refused(given: Any, changes: Any, message: str, workspace: Path) -> None:

@@ -33,7 +33,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "ppo": {"method": "rloo", "reward": {"regex": "o"}, "critic": "policy", "iterations": 3, "episodes": 16,
         "epochs": 2, "batch_size": 4, "max_new_tokens": 4, "missing_eos": "keep", "learning_rate": 3e-2,
         "evaluate_every": 1, "kl_budget": 100.0, "validation_prompts": 8,
-        "lora": None, "judge": None, "max_content_loss": None, "patience": 4,
+        "lora": None, "judge": "reward", "max_content_loss": None, "patience": 4,
         "trainer": {"num_generations": 4}},
 }  # fmt: skip
 
