@@ -21,13 +21,14 @@ class Bounds(BaseModel, extra="forbid"):
     """Fall of the exact match on the held-out rows."""
 
     def broken_by(self, figures: dict[str, float]) -> list[str]:
-        """`figure value (bound ...)` for every bound that does not hold."""
-        bounds = self.model_dump()
-        return [
-            f"{name} {figures[name]:.4g} (bound {bound:g})"
-            for name, bound in bounds.items()
-            if (figures[name] < bound if name == "agreement" else figures[name] > bound)
-        ]
+        """`figure value (bound ...)` for every bound that does not hold; NaN holds none."""
+        broken = []
+        for name, bound in self.model_dump().items():
+            value = figures[name]
+            holds = value >= bound if name == "agreement" else value <= bound
+            if not holds:
+                broken.append(f"{name} {value:.4g} (bound {bound:g})")
+        return broken
 
 
 class Card(BaseModel, extra="forbid"):
