@@ -9,12 +9,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tasks.lib.data.privacy import excerpt
-from tasks.lib.data.tables import Row, fail, kind_of
+from tasks.lib.data.row_problems import Row, fail, kind_of
 
 Conversation = list[dict[str, str]]  # {role, content}; the last one is the assistant's answer
-ROLES = {
-    **{role: role for role in ("system", "user", "assistant")},
-    **{"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"},  # ShareGPT
+ROLES = {  # a role as the file names it -> ours
+    "system": "system",
+    "user": "user",
+    "assistant": "assistant",
+    # ShareGPT's words
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
 }
 
 
@@ -22,9 +28,10 @@ def _text(where: str, row: Row, name: str, default: str | None = None) -> str:
     value = row.get(name, default)
     if value is None and default is not None:
         return default
+    if name not in row and default is None:
+        fail(f"{where}:{name}", "str", "no such field")
     if not isinstance(value, str):
-        found = "no such field" if name not in row else f"{kind_of(value)} {excerpt(value)}"
-        fail(f"{where}:{name}", "str", found)
+        fail(f"{where}:{name}", "str", f"{kind_of(value)} {excerpt(value)}")
     return value
 
 
@@ -35,24 +42,28 @@ def _list(where: str, row: Row, name: str) -> list[Any]:
     return value
 
 
-def _asked(system: str, question: str, answer: str) -> Conversation:
-    first = [{"role": "system", "content": system}] if system.strip() else []
-    return [*first, {"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+def _conversation(system: str, question: str, answer: str) -> Conversation:
+    turns: Conversation = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    if system.strip():
+        turns.insert(0, {"role": "system", "content": system})
+    return turns
 
 
 def _with_input(instruction: str, given: str) -> str:
-    return f"{instruction.strip()}\n\n{given.strip()}" if given.strip() else instruction
+    if not given.strip():
+        return instruction
+    return f"{instruction.strip()}\n\n{given.strip()}"
 
 
 def _alpaca(where: str, row: Row) -> Iterator[tuple[str, Conversation]]:
     """{instruction, input, output}; input and system may be missing."""
     question = _with_input(_text(where, row, "instruction"), _text(where, row, "input", ""))
-    yield where, _asked(_text(where, row, "system", ""), question, _text(where, row, "output"))
+    yield where, _conversation(_text(where, row, "system", ""), question, _text(where, row, "output"))
 
 
 def _prompt_completion(where: str, row: Row) -> Iterator[tuple[str, Conversation]]:
     """{prompt, completion}"""
-    yield where, _asked("", _text(where, row, "prompt"), _text(where, row, "completion"))
+    yield where, _conversation("", _text(where, row, "prompt"), _text(where, row, "completion"))
 
 
 def _self_instruct(where: str, row: Row) -> Iterator[tuple[str, Conversation]]:
@@ -63,7 +74,7 @@ def _self_instruct(where: str, row: Row) -> Iterator[tuple[str, Conversation]]:
         if not isinstance(instance, dict):
             fail(place, "an object", f"{kind_of(instance)} {excerpt(instance)}")
         question = _with_input(instruction, _text(place, instance, "input", ""))
-        yield place, _asked("", question, _text(place, instance, "output"))
+        yield place, _conversation("", question, _text(place, instance, "output"))
 
 
 def _messages(where: str, row: Row) -> Iterator[tuple[str, Conversation]]:
@@ -72,13 +83,16 @@ def _messages(where: str, row: Row) -> Iterator[tuple[str, Conversation]]:
 
 
 def _sharegpt(where: str, row: Row) -> Iterator[tuple[str, Conversation]]:
-    """{conversations: [{from: human, value: ...}, {from: gpt, value: ...}]}; `system` may stand beside them."""
+    """{conversations: [{from: human, value: ...}, {from: gpt, value: ...}]}; a field `system` may come with them."""
     turns = _turns(where, row, "conversations", "from", "value")
     system = _text(where, row, "system", "").strip()
-    yield where, [{"role": "system", "content": system}, *turns] if system else turns
+    if system:
+        turns.insert(0, {"role": "system", "content": system})
+    yield where, turns
 
 
 def _turns(where: str, row: Row, name: str, who: str, what: str) -> Conversation:
+    """The turns under `name`, with the role of each under `who` and its text under `what`."""
     turns: Conversation = []
     for number, turn in enumerate(_list(where, row, name), 1):
         place = f"{where}:{name}.{number}"
@@ -88,10 +102,11 @@ def _turns(where: str, row: Row, name: str, who: str, what: str) -> Conversation
         if role not in ROLES:
             fail(f"{place}.{who}", f"one of {', '.join(ROLES)}", excerpt(role))
         turns.append({"role": ROLES[role], "content": _text(place, turn, what)})
-    said = [turn["role"] for turn in turns]
-    said = said[1:] if said[0] == "system" else said
-    if not said or said != ["user", "assistant"] * (len(said) // 2):
-        fail(f"{where}:{name}", "user and assistant by turns, an answer last", excerpt(" ".join(said), 80))
+    roles = [turn["role"] for turn in turns]
+    if roles[0] == "system":
+        del roles[0]
+    if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
+        fail(f"{where}:{name}", "user and assistant by turns, an answer last", excerpt(" ".join(roles), 80))
     return turns
 
 

@@ -19,8 +19,10 @@ from typing import Any, cast, get_args, get_origin
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tasks.lib.data.json_rows import RepeatedKey
 from tasks.lib.data.privacy import excerpt
-from tasks.lib.data.tables import FORMATS, TEXT_FORMATS, RepeatedKey, Row, fail, kind_of
+from tasks.lib.data.row_problems import Row, fail, kind_of
+from tasks.lib.data.tables import FORMATS, TEXT_FORMATS
 from tasks.lib.stage import Problem, replaced
 
 FieldType = type | GenericAlias
@@ -42,9 +44,10 @@ MESSAGES = pa.list_(
 )
 
 
-def _schema(*fields: tuple[str, pa.DataType]) -> pa.Schema:
+def _schema(*columns: tuple[str, pa.DataType]) -> pa.Schema:
     """A column may be null only if its name ends in a question mark."""
-    return pa.schema([pa.field(name.rstrip("?"), kind, nullable=name.endswith("?")) for name, kind in fields])
+    fields = [pa.field(name.rstrip("?"), kind, nullable=name.endswith("?")) for name, kind in columns]
+    return pa.schema(fields)
 
 
 INSTRUCTION = _schema(
@@ -109,8 +112,9 @@ def write_parquet(path: Path, rows: list[Row], schema: pa.Schema) -> None:
     for row in rows:
         if row.keys() != names:
             raise TypeError(f"{path}: a row's fields differ from the schema's: {sorted(names ^ row.keys())}")
-        if missing := [name for name in required if row[name] is None]:
-            raise TypeError(f"{path}: {missing[0]} of row {row.get('id')} is null")
+        for name in required:
+            if row[name] is None:
+                raise TypeError(f"{path}: {name} of row {row.get('id')} is null")
     table = pa.Table.from_pylist(rows, schema=schema)
     with replaced(Path(path)) as temporary:
         pq.write_table(table, temporary, compression="zstd", row_group_size=2**16)
@@ -125,7 +129,8 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> list[Row]:
         raise Problem(f"{path} does not exist; run the stage that writes it") from None
     except (pa.ArrowException, OSError) as error:
         raise Problem(f"{path}: expected a Parquet file, found {excerpt(str(error), 80)}; make it again") from None
-    if missing := set(columns or ()) - set(table.column_names):
+    missing = set(columns or ()) - set(table.column_names)
+    if missing:
         raise Problem(f"{path}: the columns {', '.join(sorted(missing))} are missing; make it again")
     return cast(list[Row], table.to_pylist())
 
@@ -145,12 +150,7 @@ def read_table(
     """
     path = Path(path)
     form = format or format_of(path)
-    if form not in FORMATS:
-        fail(str(path), f"a format of {', '.join(FORMATS)}", excerpt(form))
-    if form == "dataset" and not path.is_dir():
-        fail(str(path), "a folder saved by datasets' save_to_disk", "a file" if path.exists() else "nothing")
-    if form != "dataset" and not path.is_file():
-        fail(str(path), "a file of rows", "a folder" if path.exists() else "nothing")
+    _check_kind(path, form)
     count = 0
     for number, row in FORMATS[form](path, columns):
         count += 1
@@ -168,6 +168,16 @@ def read_table(
         fail(str(path), "rows", "an empty file")
 
 
+def _check_kind(path: Path, form: str) -> None:
+    """A format that is not known, a file for a folder or the other way round, or nothing at all is a Problem."""
+    if form not in FORMATS:
+        fail(str(path), f"a format of {', '.join(FORMATS)}", excerpt(form))
+    if form == "dataset" and not path.is_dir():
+        fail(str(path), "a folder saved by datasets' save_to_disk", "a file" if path.exists() else "nothing")
+    if form != "dataset" and not path.is_file():
+        fail(str(path), "a file of rows", "a folder" if path.exists() else "nothing")
+
+
 def _clean(where: str, row: Row, fields: Mapping[str, FieldType] | None, is_text: bool) -> Row:
     if fields is not None:
         return _typed(where, row, fields, is_text)
@@ -181,8 +191,10 @@ def format_of(path: Path) -> str:
     """The format by the file's name, looking through .gz; a folder is a saved data set."""
     if path.is_dir():
         return "dataset"
-    suffixes = [s.lower().lstrip(".") for s in path.suffixes if s.lower() != ".gz"]
-    last = suffixes[-1] if suffixes else ""
+    last = ""
+    for suffix in path.suffixes:
+        if suffix.lower() != ".gz":
+            last = suffix.lower().lstrip(".")
     return {"ndjson": "jsonl", "pq": "parquet", "feather": "arrow"}.get(last, last)
 
 
@@ -194,8 +206,10 @@ def _check_value(where: str, value: Any) -> None:
         if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
             fail(where, "Unicode text", f"a lone surrogate in {excerpt(value)}")
     elif isinstance(value, float):
-        if not math.isfinite(value):
-            fail(where, "a finite 64-bit number", "NaN" if math.isnan(value) else "a larger one")
+        if math.isnan(value):
+            fail(where, "a finite 64-bit number", "NaN")
+        if math.isinf(value):
+            fail(where, "a finite 64-bit number", "a larger one")
     elif isinstance(value, int):
         if value not in INT64:
             fail(where, "a 64-bit integer", excerpt(value))
@@ -211,15 +225,16 @@ def _check_value(where: str, value: Any) -> None:
 
 
 def _typed(where: str, row: Row, fields: Mapping[str, FieldType], is_text: bool) -> Row:
+    """The row with exactly these fields, each of its type."""
     if isinstance(row, RepeatedKey):
         _check_value(where, row)
-    for name in fields:
+    for name, kind in fields.items():
         if name not in row:
-            there = excerpt(", ".join(row), 60)
-            fail(f"{where}:{name}", word_of(fields[name]), f"no such field among {there}")
+            fail(f"{where}:{name}", word_of(kind), f"no such field among {excerpt(', '.join(row), 60)}")
     if len(row) > len(fields):
-        extra = next(name for name in row if name not in fields)
-        fail(f"{where}:{_name(extra)}", f"only the fields {', '.join(fields)}", "one more")
+        for name in row:
+            if name not in fields:
+                fail(f"{where}:{_name(name)}", f"only the fields {', '.join(fields)}", "one more")
     return {name: _value(f"{where}:{name}", row[name], kind, is_text) for name, kind in fields.items()}
 
 
@@ -229,12 +244,25 @@ def _value(where: str, value: Any, kind: FieldType, is_text: bool) -> Any:
         value = _from_text(value, kind)
     if kind is float and type(value) is int:
         value = float(value)
-    inner = get_args(kind)
-    right = isinstance(value, cast(type, get_origin(kind) or kind)) and not (kind is int and isinstance(value, bool))
-    if not right or (inner and any(type(v) is not inner[0] for v in value)):
-        fail(where, word_of(kind), "null" if value is None else f"{kind_of(value)} {excerpt(value)}")
-    _check_value(where, value)  # a cell of CSV is a number only now
+    if value is None:
+        fail(where, word_of(kind), "null")
+    if not _is_of(value, kind):
+        fail(where, word_of(kind), f"{kind_of(value)} {excerpt(value)}")
+    if is_text:
+        _check_value(where, value)  # a cell of CSV is a number only now
     return value
+
+
+def _is_of(value: Any, kind: FieldType) -> bool:
+    """Whether a value is of a type, such as int or list[str]; True and False are no numbers."""
+    outer: Any = get_origin(kind) or kind
+    if not isinstance(value, outer) or (kind is int and isinstance(value, bool)):
+        return False
+    for of_items in get_args(kind):  # one for a list, none for other types
+        for item in value:
+            if type(item) is not of_items:
+                return False
+    return True
 
 
 def _from_text(text: str, kind: FieldType) -> Any:
@@ -250,7 +278,10 @@ def _from_text(text: str, kind: FieldType) -> Any:
 
 def word_of(kind: FieldType) -> str:
     """The word of a source.yaml for a type."""
-    return next((word for word, known in TYPES.items() if known == kind), str(kind))
+    for word, known in TYPES.items():
+        if known == kind:
+            return word
+    return str(kind)
 
 
 def _name(name: str) -> str:

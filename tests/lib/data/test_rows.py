@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.lib.data import tables
+from tasks.lib.data import tables, text_files
 from tasks.lib.data.rows import LEDGER, content_id, read_parquet, read_table, write_parquet
 from tasks.lib.stage import Problem
 
@@ -135,14 +135,14 @@ def test_a_json_list_is_read_piece_by_piece(tmp_path: Path, monkeypatch: pytest.
     rows = [{"text": f'été {n}, ["x"]', "label": n, "nested": {"a": [n, {}]}} for n in range(20)]
     path = tmp_path / "rows.json"
     for size in (1, 7, 64, 10_000):
-        monkeypatch.setattr(tables, "PIECE_BYTES", size)
+        monkeypatch.setattr(text_files, "PIECE_BYTES", size)
         for indent in (None, 2):
             path.write_text(json.dumps(rows, ensure_ascii=False, indent=indent), encoding="utf-8")
             assert list(tables.FORMATS["json"](path, None)) == list(enumerate(rows, 1))
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (
             b'[{"a": 1},\n {"a": 2}\n {"a": 3}]',
@@ -160,12 +160,12 @@ def test_a_json_list_is_read_piece_by_piece(tmp_path: Path, monkeypatch: pytest.
     ],
 )
 def test_an_error_in_a_json_list_has_its_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: bytes, said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: bytes, message: str
 ) -> None:
     (tmp_path / "rows.json").write_bytes(text)
     for size in (1, 5, 10_000):
-        monkeypatch.setattr(tables, "PIECE_BYTES", size)
-        with pytest.raises(Problem, match=said):
+        monkeypatch.setattr(text_files, "PIECE_BYTES", size)
+        with pytest.raises(Problem, match=message):
             list(tables.FORMATS["json"](tmp_path / "rows.json", None))
 
 
@@ -182,7 +182,7 @@ def test_every_format_gives_the_same_rows(tmp_path: Path) -> None:
 
 
 def test_a_gzip_bomb_and_a_cut_gzip_file_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "BOMB_BYTES", 2**16)
+    monkeypatch.setattr(text_files, "BOMB_BYTES", 2**16)
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(gzip.compress(GOOD * 100_000))
     with pytest.raises(Problem, match="a gzip bomb"):
