@@ -24,7 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from tasks.lib.data.rows import content_id
-from tasks.lib.data.templates import Rendered, read_templates, render
+from tasks.lib.data.template_files import read_templates
+from tasks.lib.data.templates import Rendered, render
 from tasks.lib.data.time_limit import watched
 from tasks.lib.stage import PARAMS_FILE, read_yaml
 

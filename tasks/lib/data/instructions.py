@@ -15,11 +15,12 @@ from random import Random
 from tasks.lib.data.mixing import ranked, split_of
 from tasks.lib.data.rows import Row, content_id
 from tasks.lib.data.sources import RawRow, Source, inside
-from tasks.lib.data.templates import Rendered, Template, check_fields, read_templates, render
+from tasks.lib.data.template_files import read_templates
+from tasks.lib.data.templates import Rendered, Template, check_fields, render
 from tasks.lib.data.time_limit import watched
 from tasks.lib.stage import Problem
 
-# A prompt that stands in two splits stays in the first of them.
+# A prompt that is in two splits stays in the first of them.
 SPLITS = ("clusters", "templates", "rows", "validation", "policy", "preference", "train")
 TRAINING = ("train", "preference", "policy")
 
@@ -61,50 +62,64 @@ def is_heldout(plan: Plan, template: Template) -> bool:
 
 def check_heldout(plan: Plan, templates: Mapping[str, Sequence[Template]], sources: Sequence[Source]) -> None:
     """A held-out name that holds nothing out is a misspelling, and would train on what it means to test."""
-    known = {source.file.cluster for source in sources}
-    if unknown := [c for c in plan.heldout_clusters if c not in known]:
-        raise Problem(f"render.heldout_clusters: {unknown[0]} is no cluster; known: {', '.join(sorted(known))}")
-    names = {template.name for listed in templates.values() for template in listed}
-    if unknown := [t for t in plan.heldout_templates if t not in names]:
-        raise Problem(f"render.heldout_templates: {unknown[0]} is no template (<folder>/<name>)")
-    for name, listed in templates.items():
-        if listed and all(is_heldout(plan, t) for t in listed):
-            raise Problem(f"render: every template of {name} is held out; leave one for training")
+    clusters = {source.file.cluster for source in sources}
+    for cluster in plan.heldout_clusters:
+        if cluster not in clusters:
+            raise Problem(f"render.heldout_clusters: {cluster} is no cluster; known: {', '.join(sorted(clusters))}")
+    names: set[str] = set()
+    for of_source in templates.values():
+        names.update(template.name for template in of_source)
+    for name in plan.heldout_templates:
+        if name not in names:
+            raise Problem(f"render.heldout_templates: {name} is no template (<folder>/<name>)")
+    for source_name, of_source in templates.items():
+        if of_source and all(is_heldout(plan, template) for template in of_source):
+            raise Problem(f"render: every template of {source_name} is held out; leave one for training")
 
 
 def render_block(
     plan: Plan, source: Source, templates: Sequence[Template], block: Sequence[RawRow]
 ) -> tuple[list[Row], list[Left]]:
     """The instructions of a block of a source's rows in order, and what came to nothing."""
+    if source.file.shape:
+        return _block_as_given(plan, source, block)
     with watched():
-        return _render_block(plan, source, templates, block)
+        return _block_through_templates(plan, source, templates, block)
 
 
-def _render_block(
+def _block_as_given(plan: Plan, source: Source, block: Sequence[RawRow]) -> tuple[list[Row], list[Left]]:
+    """The rows of a ready-made set, which need no template."""
+    rows: list[Row] = []
+    left: list[Left] = []
+    for place, raw in enumerate(block):
+        split = split_of_row(plan, source, raw)
+        if split == "test":
+            split = "rows"
+        made = as_given(raw)
+        if isinstance(made, str):
+            left.append(Left(place, made, "as_given"))
+        else:
+            rows.append(instruction(source, raw, split, f"{source.file.task}/as_given", made))
+    return rows, left
+
+
+def _block_through_templates(
     plan: Plan, source: Source, templates: Sequence[Template], block: Sequence[RawRow]
 ) -> tuple[list[Row], list[Left]]:
     rows: list[Row] = []
     left: list[Left] = []
     splits = [split_of_row(plan, source, raw) for raw in block]
-    alike: dict[str, list[RawRow]] = defaultdict(list)
+    of_split: dict[str, list[RawRow]] = defaultdict(list)  # where few-shot exemplars come from
     for raw, split in zip(block, splits, strict=True):
-        alike[split].append(raw)
+        of_split[split].append(raw)
     for place, (raw, split) in enumerate(zip(block, splits, strict=True)):
-        if source.file.shape:
-            made = as_given(raw)
-            name = "rows" if split == "test" else split
-            if isinstance(made, str):
-                left.append(Left(place, made, "as_given"))
-            else:
-                rows.append(instruction(source, raw, name, f"{source.file.task}/as_given", made))
-            continue
-        for name, picked in asked(plan, templates, raw, split):
+        for name, picked in splits_and_templates(plan, templates, raw, split):
             for template in picked:
-                solved = rendered(template, raw, alike[split])
-                if isinstance(solved, str):
-                    left.append(Left(place, solved, template.name))
+                made = rendered(template, raw, of_split[split])
+                if isinstance(made, str):
+                    left.append(Left(place, made, template.name))
                 else:
-                    rows.append(instruction(source, raw, name, template.name, solved))
+                    rows.append(instruction(source, raw, name, template.name, made))
     return rows, left
 
 
@@ -114,55 +129,75 @@ def split_of_row(plan: Plan, source: Source, raw: RawRow) -> str:
     return split_of(raw.content, plan.shares)
 
 
-def asked(plan: Plan, templates: Sequence[Template], raw: RawRow, split: str) -> list[tuple[str, Sequence[Template]]]:
+def splits_and_templates(
+    plan: Plan, templates: Sequence[Template], raw: RawRow, split: str
+) -> list[tuple[str, Sequence[Template]]]:
     """The splits of the instructions that a row makes, each with its templates."""
     if split == "clusters":
         return [("clusters", chosen(raw, templates, 1))]
-    heldout = [t for t in templates if is_heldout(plan, t)]
-    seen = [t for t in templates if not is_heldout(plan, t)]
+    heldout: list[Template] = []
+    seen: list[Template] = []
+    for template in templates:
+        if is_heldout(plan, template):
+            heldout.append(template)
+        else:
+            seen.append(template)
     if split == "test":
         return [("rows", chosen(raw, seen, 1)), ("templates", chosen(raw, heldout, 1))]
-    return [(split, chosen(raw, seen, plan.templates_per_row if split in TRAINING else 1))]
+    if split in TRAINING:
+        return [(split, chosen(raw, seen, plan.templates_per_row))]
+    return [(split, chosen(raw, seen, 1))]
 
 
 def chosen(raw: RawRow, templates: Sequence[Template], count: int | None) -> list[Template]:
-    """`count` of the templates, by hash: every template gets its share of the rows."""
-    return ranked(templates, [t.name for t in templates], f"template/{raw.id}")[:count]
+    """`count` of the templates (None: all), by hash: every template gets its share of the rows."""
+    return ranked(templates, [template.name for template in templates], f"template/{raw.id}")[:count]
 
 
-def rendered(template: Template, raw: RawRow, alike: Sequence[RawRow]) -> Rendered | str:
-    """What a template makes of a row, with exemplars from `alike` where the template wants them."""
+def rendered(template: Template, raw: RawRow, of_split: Sequence[RawRow]) -> Rendered | str:
+    """What a template makes of a row, with exemplars from the rows of its split where the template wants them."""
     made = render(template, raw.fields, raw.where, seed=f"{raw.id}/{template.name}")
     if isinstance(made, str) or not template.exemplars:
         return made
-    shown, seen = list[str](), {raw.content}
+    exemplars: list[str] = []
+    seen = {raw.content}
     dice = Random(f"exemplars/{raw.id}/{template.name}")
-    for place in dice.sample(range(len(alike)), min(len(alike), 3 * template.exemplars + 8)):
-        other = alike[place]
-        if len(shown) == template.exemplars or other.content in seen:
+    # more than are wanted, because a row may be like another one, or come to nothing
+    for place in dice.sample(range(len(of_split)), min(len(of_split), 3 * template.exemplars + 8)):
+        other = of_split[place]
+        if len(exemplars) == template.exemplars or other.content in seen:
             continue
         solved = render(template, other.fields, other.where, seed=f"{other.id}/{template.name}")
         if isinstance(solved, Rendered):
             seen.add(other.content)
-            shown.append(f"{solved.prompt}\n{solved.answer}")
-    if len(shown) < template.exemplars:
+            exemplars.append(f"{solved.prompt}\n{solved.answer}")
+    if len(exemplars) < template.exemplars:
         return "too few exemplars"
-    return made._replace(prompt="\n\n".join([*shown, made.prompt]))
+    return made._replace(prompt="\n\n".join([*exemplars, made.prompt]))
 
 
 def as_given(raw: RawRow) -> Rendered | str:
-    """A row of a ready-made set: its last question is the prompt, what was said before are turns."""
+    """A row of a ready-made set: its last question is the prompt, what comes before are turns."""
     turns = [(turn["role"], turn["content"].strip()) for turn in raw.fields["messages"]]
-    system = turns.pop(0)[1] if turns[0][0] == "system" else None
+    system = None
+    if turns[0][0] == "system":
+        _, system = turns.pop(0)
     answer = raw.fields["answer"].strip()
     if not all(text for _, text in turns):
         return "empty prompt"
-    return Rendered(turns[-1][1], answer, answer, None, system, tuple(turns[:-1])) if answer else "empty answer"
+    if not answer:
+        return "empty answer"
+    _, prompt = turns.pop()
+    return Rendered(prompt, answer, answer, None, system, tuple(turns))
 
 
 def instruction(source: Source, raw: RawRow, split: str, template: str, made: Rendered) -> Row:
-    messages = [{"role": "system", "content": made.system}] if made.system else []
-    messages += [{"role": role, "content": text} for role, text in made.turns]
+    """One row of INSTRUCTION."""
+    messages = []
+    if made.system:
+        messages.append({"role": "system", "content": made.system})
+    for role, text in made.turns:
+        messages.append({"role": role, "content": text})
     messages.append({"role": "user", "content": made.prompt})
     return {
         "id": content_id(source.file.task, template, messages, made.answer),

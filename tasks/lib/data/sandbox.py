@@ -13,7 +13,7 @@ from itertools import islice
 from random import Random
 from typing import Any
 
-from jinja2 import StrictUndefined, nodes, pass_context
+from jinja2 import StrictUndefined, meta, nodes, pass_context
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -23,55 +23,18 @@ from tasks.lib.data.time_limit import TooMuch
 
 MAX_TEXT = 200_000  # characters of any text that a template makes on the way
 PLAIN_FILTERS = (
-    *(
-        "abs",
-        "default",
-        "d",
-        "first",
-        "float",
-        "int",
-        "items",
-        "last",
-        "length",
-        "count",
-        "list",
-        "map",
-        "max",
-    ),
-    *("min", "reject", "rejectattr", "reverse", "round", "select", "selectattr", "sort", "unique"),
-)
+    "abs", "count", "d", "default", "first", "float", "int", "items", "last", "length", "list", "map", "max", "min",
+    "reject", "rejectattr", "reverse", "round", "select", "selectattr", "sort", "unique",
+)  # fmt: skip
 TEXT_FILTERS = ("capitalize", "lower", "string", "title", "trim", "upper", "wordcount")
-METHODS = frozenset(
-    (
-        *(
-            "capitalize",
-            "count",
-            "endswith",
-            "find",
-            "get",
-            "index",
-            "isalpha",
-            "isdigit",
-            "isupper",
-            "items",
-        ),
-        *(
-            "join",
-            "keys",
-            "lower",
-            "lstrip",
-            "partition",
-            "replace",
-            "rfind",
-            "rpartition",
-            "rsplit",
-            "rstrip",
-        ),
-        *("split", "splitlines", "startswith", "strip", "title", "upper", "values"),
-    )
-)
-
-
+METHODS = frozenset((
+    # of texts
+    "capitalize", "count", "endswith", "find", "index", "isalpha", "isdigit", "isupper", "join", "lower", "lstrip",
+    "partition", "replace", "rfind", "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip",
+    "title", "upper",
+    # of dictionaries
+    "get", "items", "keys", "values",
+))  # fmt: skip
 BRIEF = frozenset((str, int, float, bool, type(None)))  # what str() needs no second look at
 LOOP = frozenset(("index", "index0", "first", "last", "length"))  # what templates ask of `loop`
 
@@ -89,27 +52,27 @@ def _text(value: Any) -> str:
     """str(value), but only when that is short: a list of lists can be small and its text huge."""
     if value.__class__ in BRIEF:
         return str(value)
-    size, waiting = 0, [value]
-    while waiting and not isinstance(value, str):
-        part = waiting.pop()
+    size, parts = 0, [value]
+    while parts and not isinstance(value, str):
+        part = parts.pop()
         size += len(part) if isinstance(part, str) else 1
         _bounded(size)
         if isinstance(part, dict):
-            waiting += [*part.keys(), *part.values()]
+            parts += [*part.keys(), *part.values()]
         elif isinstance(part, (list, tuple)):
-            waiting += part
+            parts += part
     return str(value)
 
 
 def _joined(parts: Iterable[Any]) -> str:
     """The texts of the parts, a few at a time: with the first ones beyond the bound it stops."""
     texts: list[str] = []
-    size, waiting = 0, iter(parts)
-    while few := list(islice(waiting, 64)):
-        few = [part if part.__class__ is str else _text(part) for part in few]
-        size += sum(map(len, few))
+    size, rest = 0, iter(parts)
+    while batch := list(islice(rest, 64)):
+        batch = [part if part.__class__ is str else _text(part) for part in batch]
+        size += sum(map(len, batch))
         _bounded(size)
-        texts += few
+        texts += batch
     return "".join(texts)
 
 
@@ -121,7 +84,8 @@ def _join(separator: str, items: Iterable[Any]) -> str:
 
 def _replace(text: Any, old: str, new: str, count: int = -1) -> str:
     text = _text(text)
-    _bounded(len(text) + (text.count(old) if old else len(text) + 1) * len(new))
+    times = text.count(old) if old else len(text) + 1  # an empty text is between all characters
+    _bounded(len(text) + times * len(new))
     return text.replace(old, new, count)
 
 
@@ -183,13 +147,17 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def __init__(self) -> None:
         super().__init__(undefined=StrictUndefined, finalize=_text)
-        self.filters = {name: self.filters[name] for name in PLAIN_FILTERS} | {
-            **{name: _of_text(self.filters[name]) for name in TEXT_FILTERS},
+        jinjas = self.filters
+        self.filters = {
             "join": _join_filter,
             "replace": _replace,
             "choice": _choice,
             "most_frequent": _most_frequent,
         }
+        for name in PLAIN_FILTERS:
+            self.filters[name] = jinjas[name]
+        for name in TEXT_FILTERS:
+            self.filters[name] = _of_text(jinjas[name])
         self.globals = {"zip": zip, "range": _range, "dict": dict, "namespace": self.globals["namespace"]}
 
     def context(self, fields: dict[str, Any], dice: Dice) -> Context:
@@ -252,10 +220,12 @@ class Dice:
 class Renderer:
     """A compiled text: `Sandbox.context` -> text, bounded in output; wrap calls of it in `time_limit`.
 
-    `pieces` are its texts and fields where it only substitutes, None where it does more.
+    `names` are the variables that it uses and the sandbox lacks; `pieces` are its texts and fields where it only
+    substitutes, None where it does more.
     """
 
     def __init__(self, sandbox: Sandbox, tree: nodes.Template) -> None:
+        self.names = meta.find_undeclared_variables(tree) - sandbox.globals.keys()
         self.pieces = pieces(tree)
         self._template = sandbox.from_string(tree)
 

@@ -75,21 +75,26 @@ def substitution(texts: Sequence[Pieces], constants: dict[str, Any], longest: in
 
     It is compiled to one expression: a loop over the fields would take twice the time.
     """
-    names: dict[str, str] = {}  # Python expression -> the variable that holds it
-    made = []
-    patterns = []
-    for listed in texts:
-        patterns.append("".join("%s" if isinstance(p, Field) else p.replace("%", "%%") for p in listed))
-        used = [
-            names.setdefault(_expression(piece, constants), f"v{len(names)}")
-            for piece in listed
-            if isinstance(piece, Field)
-        ]
-        made.append(f"patterns[{len(patterns) - 1}] % ({''.join(name + ',' for name in used)})")
-    plain = [f"({name} := {value}).__class__ in plain" for value, name in names.items()]
-    # nothing but repr() of the template's names and constants goes into the source
+    variables: dict[str, str] = {}  # Python expression of a field -> the variable that holds its value
+    patterns: list[str] = []  # of each text, for the operator %
+    shown_texts = ""
+    for number, listed in enumerate(texts):
+        pattern = values = ""
+        for piece in listed:
+            if isinstance(piece, Field):
+                pattern += "%s"
+                values += variables.setdefault(_expression(piece, constants), f"v{len(variables)}") + ","
+            else:
+                pattern += piece.replace("%", "%%")
+        patterns.append(pattern)
+        shown_texts += f"patterns[{number}] % ({values}),"
+    all_plain = "True"
+    for expression, variable in variables.items():
+        all_plain += f" and ({variable} := {expression}).__class__ in plain"
+    # lambda f: (patterns[0] % (v0,), ...,) if True and (v0 := f['text']).__class__ in plain and ... else None
+    # Nothing but repr() of the template's names and constants goes into the source.
     show = eval(
-        f"lambda f: ({''.join(text + ',' for text in made)}) if {' and '.join(plain) or 'True'} else None",
+        f"lambda f: ({shown_texts}) if {all_plain} else None",
         {"patterns": patterns, "plain": PLAIN, "constants": constants},
     )
 
@@ -109,7 +114,12 @@ def substitution(texts: Sequence[Pieces], constants: dict[str, Any], longest: in
 
 
 def _expression(field: Field, constants: dict[str, Any]) -> str:
-    value = f"{'constants' if field.name in constants else 'f'}[{field.name!r}]"
+    """Python for the field's value among the row's fields `f` and the constants."""
+    value = f"f[{field.name!r}]"
+    if field.name in constants:
+        value = f"constants[{field.name!r}]"
     if field.key is None:
         return value
-    return f"{value}[f[{field.key!r}]]" if field.key_is_field else f"{value}[{field.key!r}]"
+    if field.key_is_field:
+        return f"{value}[f[{field.key!r}]]"
+    return f"{value}[{field.key!r}]"

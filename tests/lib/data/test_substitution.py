@@ -9,7 +9,8 @@ import pytest
 
 from tasks.lib.data.sandbox import Dice, Renderer, Sandbox
 from tasks.lib.data.substitution import Field, pieces, split, substitution
-from tasks.lib.data.templates import read_templates, render
+from tasks.lib.data.template_files import read_templates
+from tasks.lib.data.templates import render
 
 VALUES: dict[str, Any] = {
     "text": "50% off {{ label }} {v0} \\ ' \" |||",

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tasks.lib.data.templates import Rendered, Template, check_fields, read_templates, render
+from tasks.lib.data.template_files import read_templates
+from tasks.lib.data.templates import Rendered, Template, check_fields, render
 from tasks.lib.stage import Problem
 
 PROMPTSOURCE = """
