@@ -24,8 +24,10 @@ import numpy as np
 
 from tasks.lib.data.instructions import SPLITS, TRAINING, Plan, check_heldout, render_block, source_templates
 from tasks.lib.data.mixing import quotas, t0_quotas, unit_interval
+from tasks.lib.data.row_index import Index, index_of, table_of, write_selected
 from tasks.lib.data.rows import LEDGER, Row, write_parquet
-from tasks.lib.data.shards import Index, Shard, index_of, processes, render_shards, table_of, write_selected
+from tasks.lib.data.shards import Shard, processes, render_shards
+from tasks.lib.data.shared_prompts import drop_shared_prompts
 from tasks.lib.data.sources import Source, find_sources, read_rows, read_source
 from tasks.lib.data.templates import Template
 from tasks.lib.settings.render import Params
@@ -33,7 +35,6 @@ from tasks.lib.stage import Problem, Stage, main, replaced
 
 OUT = Path("data/instructions")
 FIRST_ROWS = 200  # of each source, to take examples from
-PARTS = 16  # of the prompts, by their hash
 
 
 def run(params: Params, stage: Stage) -> None:
@@ -61,20 +62,19 @@ def run(params: Params, stage: Stage) -> None:
     mix(params, chosen)
     if not np.any(chosen.rows.split == SPLITS.index("train")):
         raise Problem("render: no row is left for training; check shares, templates and heldout_clusters")
-    dropped = Counter(entry["rule"] for entry in ledger)
-    figures = {
-        **about_sources(sources, templates, shards),
-        **about_rows(sources, chosen),
-        **{f"dropped.{rule}": count for rule, count in sorted(dropped.items())},
-        "dropped.mixing": rendered - len(chosen.rows),
-        **({"quarantined": len(quarantine)} if quarantine else {}),
-        "prompt_characters.median": int(np.sort(chosen.rows.characters)[len(chosen.rows) // 2]),
-        "prompt_characters.longest": int(chosen.rows.characters.max()),
-    }
+    figures = about_sources(sources, templates, shards) | about_rows(sources, chosen)
+    for rule, count in sorted(Counter(entry["rule"] for entry in ledger).items()):
+        figures[f"dropped.{rule}"] = count
+    figures["dropped.mixing"] = rendered - len(chosen.rows)
+    if quarantine:
+        figures["quarantined"] = len(quarantine)
+    characters = np.sort(chosen.rows.characters)  # (N,)
+    figures["prompt_characters.median"] = int(characters[len(characters) // 2])
+    figures["prompt_characters.longest"] = int(characters[-1])
     show(shards, chosen, params.show)
 
     # 4. Write. By now nothing is in memory of a row but its place.
-    places = chosen.rows.place[np.lexsort((chosen.rows.id, chosen.rows.task, chosen.rows.split))]
+    places = chosen.rows.place[np.lexsort((chosen.rows.id, chosen.rows.task, chosen.rows.split))]  # (N, 2)
     del chosen
     write_selected(OUT / "rows.parquet", shards, places)
     write_parquet(OUT / "ledger.parquet", ledger, LEDGER)
@@ -110,71 +110,50 @@ def read_sources(params: Params) -> list[Source]:
 
 def left_out(shards: list[Shard]) -> list[Row]:
     """The ledger of rows that a template made nothing of."""
-    return [
-        {"id": raw.id, "rule": rule, "detail": f"{raw.where}: {template}"}
-        for shard in shards
-        for raw, rule, template in shard.left
-    ]
-
-
-def drop_shared_prompts(index: Index, ledger: list[Row]) -> None:
-    """Drop a row whose prompt is in an earlier split of SPLITS: evaluation keeps it, training loses it.
-
-    Of rows with equal ids, which equal raw rows make, the first one stays. A part of all prompts at a time, because
-    sorting takes memory; a row with an equal id has an equal prompt.
-    """
-    rows, dropped = index.rows, dict[int, Row]()
-    is_kept = np.zeros(len(rows), bool)
-    for part in range(PARTS):
-        some = np.flatnonzero(rows.prompt % PARTS == part)
-        split, id = rows.split[some], rows.id[some]
-        prompts, prompt = np.unique(rows.prompt[some], return_inverse=True)
-        home = np.full(len(prompts), len(SPLITS), np.uint8)
-        np.minimum.at(home, prompt, split)
-        is_home = home[prompt] == split
-        at_home = np.flatnonzero(is_home)
-        is_kept[some[at_home[np.unique(id[at_home], return_index=True)[1]]]] = True
-        for i in np.flatnonzero(~is_kept[some]):
-            rule, detail = "rendered twice", f"raw row {rows.raw[some[i]]:016x}"
-            if not is_home[i]:
-                rule = "prompt in two splits"
-                detail = f"{SPLITS[split[i]]}: also {SPLITS[home[prompt[i]]]}"
-            dropped[int(some[i])] = {"id": f"{id[i]:016x}", "rule": rule, "detail": detail}
-    ledger += [dropped[row] for row in sorted(dropped)]
-    index.keep(np.flatnonzero(is_kept))
+    ledger = []
+    for shard in shards:
+        for raw, rule, template in shard.left:
+            ledger.append({"id": raw.id, "rule": rule, "detail": f"{raw.where}: {template}"})
+    return ledger
 
 
 def mix(params: Params, index: Index) -> None:
     """Keep the mix of tasks: a maximum per task and split (FLAN, T0), weights; which rows, their hash decides."""
-    if unknown := sorted(params.weights.keys() - set(index.tasks)):
-        raise Problem(f"render.weights: {unknown[0]} is no task; known: {', '.join(index.tasks)}")
-    kept = []
-    for split in range(len(SPLITS)):
-        rows = np.flatnonzero(index.rows.split == split)
-        training = SPLITS[split] in TRAINING
-        of_task = [rows[index.rows.task[rows] == task] for task in range(len(index.tasks))]
-        groups = dict(zip(index.tasks, of_task, strict=True))
-        counts = {task: len(found) for task, found in groups.items() if len(found)}
-        total = params.total if SPLITS[split] == "train" else None
-        if training and params.mixing == "t0":
-            per_task = {task: per_template(index, groups[task]) for task in counts}
-            taken = t0_quotas(per_task, params.max_per_task, total, params.weights)
-        else:
-            maximum = params.max_per_task if training else params.max_per_task_evaluation
-            taken = quotas(counts, maximum, total, params.weights if training else {})
-        for task, count in taken.items():
-            found = groups[task]
-            if count < len(found):
-                ranks = (unit_interval("mixing", f"{id:016x}") for id in index.rows.id[found])
-                rank = np.fromiter(ranks, np.float64, len(found))  # a list takes four times the memory
-                found = found[np.argsort(rank, kind="stable")[:count]]
-            kept.append(found)
-    index.keep(np.sort(np.concatenate(kept)) if kept else np.empty(0, np.int64))
+    for task in sorted(params.weights):
+        if task not in index.tasks:
+            raise Problem(f"render.weights: {task} is no task; known: {', '.join(index.tasks)}")
+    kept = [np.empty(0, np.int64)]
+    for split, name in enumerate(SPLITS):
+        numbers = np.flatnonzero(index.rows.split == split)  # (n,) of the split's rows
+        tasks = index.rows.task[numbers]
+        rows_of = {index.tasks[task]: numbers[tasks == task] for task in np.unique(tasks)}
+        for task, count in quotas_of(params, index, name, rows_of).items():
+            kept.append(first_by_hash(index, rows_of[task], count))
+    index.keep(np.sort(np.concatenate(kept)))
 
 
-def per_template(index: Index, rows: np.ndarray) -> list[int]:
-    """How many rows each template of a task has."""
-    return [int(count) for count in np.bincount(index.rows.template[rows]) if count]
+def quotas_of(params: Params, index: Index, split: str, rows_of: dict[str, np.ndarray]) -> dict[str, int]:
+    """How many rows of each task a split gets."""
+    counts = {task: len(rows) for task, rows in rows_of.items()}
+    if split not in TRAINING:
+        return quotas(counts, params.max_per_task_evaluation)
+    total = params.total if split == "train" else None
+    if params.mixing == "flan":
+        return quotas(counts, params.max_per_task, total, params.weights)
+    of_templates: dict[str, list[int]] = {}  # the rows of each template of a task
+    for task, rows in rows_of.items():
+        per_template = np.bincount(index.rows.template[rows])
+        of_templates[task] = per_template[per_template > 0].tolist()
+    return t0_quotas(of_templates, params.max_per_task, total, params.weights)
+
+
+def first_by_hash(index: Index, rows: np.ndarray, count: int) -> np.ndarray:
+    """The `count` rows, of these numbers, whose ids hash lowest."""
+    if count >= len(rows):
+        return rows
+    hashes = (unit_interval("mixing", f"{id:016x}") for id in index.rows.id[rows])
+    ranks = np.fromiter(hashes, np.float64, len(rows))  # a list takes four times the memory
+    return rows[np.argsort(ranks, kind="stable")[:count]]
 
 
 def write_quarantine(path: Path, sources: list[Source], quarantine: list[dict[str, str]]) -> None:
@@ -187,9 +166,12 @@ def write_quarantine(path: Path, sources: list[Source], quarantine: list[dict[st
 
 def show(shards: list[Shard], chosen: Index, count: int) -> None:
     """Print a few rendered rows: the quickest way to see a template that is wrong."""
-    places = range(len(chosen.rows)) if count else []
-    first = heapq.nsmallest(count, places, key=lambda i: unit_interval("show", f"{chosen.rows.id[i]:016x}"))
-    for row in table_of(shards, chosen.rows.place[first]).to_pylist():
+    if not count:
+        return
+    by_hash = heapq.nsmallest(
+        count, range(len(chosen.rows)), key=lambda i: unit_interval("show", f"{chosen.rows.id[i]:016x}")
+    )
+    for row in table_of(shards, chosen.rows.place[by_hash]).to_pylist():
         print(f"--- {row['split']}  {row['template']}")
         for message in row["messages"]:
             print(f"{message['role']}: {message['content'][:400]}")
@@ -201,39 +183,46 @@ def examples(params: Params, count: int) -> list[Row]:
     plan, sources = plan_of(params), read_sources(params)
     templates = {source.name: source_templates(plan, source) for source in sources}
     check_heldout(plan, templates, sources)
-    listed: list[list[Row]] = []
+    of_sources: list[list[Row]] = []
     for source in sources:
         first = list(islice(read_rows(source), FIRST_ROWS))
         rows, _ = render_block(plan, source, templates[source.name], first)
-        listed.append(sorted(rows, key=lambda row: unit_interval("show", row["id"])))
-    by_turns = [row for rows in zip_longest(*listed) for row in rows if row]
+        of_sources.append(sorted(rows, key=lambda row: unit_interval("show", row["id"])))
+    by_turns: list[Row] = []
+    for turn in zip_longest(*of_sources):  # the first row of every source, then the second, ...
+        by_turns += [row for row in turn if row is not None]
     return by_turns[:count]
 
 
 def about_sources(
     sources: list[Source], templates: dict[str, list[Template]], shards: list[Shard]
 ) -> dict[str, float | int | str]:
+    of_folder = {source.file.templates: templates[source.name] for source in sources}  # sources may share a folder
     return {
         "sources": len(sources),
         "raw_rows": sum(shard.rows_in for shard in shards),
-        "templates": sum(map(len, {s.file.templates: templates[s.name] for s in sources}.values())),
+        "templates": sum(map(len, of_folder.values())),
         "licenses": ", ".join(sorted({source.file.license for source in sources})),
     }
 
 
 def about_rows(sources: list[Source], index: Index) -> dict[str, float | int | str]:
+    figures: dict[str, float | int | str] = {"rows": len(index.rows)}
     of_split = np.bincount(index.rows.split, minlength=len(SPLITS))
-    named = {index.tasks[task]: int(n) for task, n in enumerate(np.bincount(index.rows.task)) if n}
+    for split, count in reversed(list(zip(SPLITS, of_split, strict=True))):
+        figures[f"rows.{split}"] = int(count)
     cluster_of = {source.file.task: source.file.cluster for source in sources}
+    tasks: Counter[str] = Counter()
     clusters: Counter[str] = Counter()
-    for task, count in named.items():
-        clusters[cluster_of[task]] += count
-    return {
-        "rows": len(index.rows),
-        **{f"rows.{SPLITS[split]}": int(of_split[split]) for split in reversed(range(len(SPLITS)))},
-        **{f"cluster.{cluster}": count for cluster, count in sorted(clusters.items())},
-        **{f"task.{task}": count for task, count in sorted(named.items())},
-    }
+    for task, count in zip(index.tasks, np.bincount(index.rows.task, minlength=len(index.tasks)), strict=True):
+        if count:
+            tasks[task] = int(count)
+            clusters[cluster_of[task]] += int(count)
+    for cluster, count in sorted(clusters.items()):
+        figures[f"cluster.{cluster}"] = count
+    for task, count in sorted(tasks.items()):
+        figures[f"task.{task}"] = count
+    return figures
 
 
 if __name__ == "__main__":

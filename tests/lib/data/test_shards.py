@@ -11,10 +11,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.lib.data import shards
+from tasks.lib.data import row_index, shards
 from tasks.lib.data.instructions import Plan
+from tasks.lib.data.row_index import index_of, write_selected
 from tasks.lib.data.rows import INSTRUCTION
-from tasks.lib.data.shards import Shard, blocks, index_of, processes, render_shards, write_selected
+from tasks.lib.data.shards import Shard, blocks, processes, render_shards
 from tasks.lib.data.sources import RawRow, Source, read_rows, read_source
 
 SHARES = {"train": 0.6, "preference": 0.1, "policy": 0.1, "validation": 0.1, "test": 0.1}
@@ -27,8 +28,9 @@ def raw(i: int) -> RawRow:
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("LEAST", 16), ("OFTEN", 32), ("MOST", 128), ("GROUP", 64)):
+    for name, value in (("LEAST", 16), ("OFTEN", 32), ("MOST", 128)):
         monkeypatch.setattr(shards, name, value)
+    monkeypatch.setattr(row_index, "GROUP", 64)
 
 
 def test_blocks_keep_the_order_and_change_only_around_what_changed() -> None:
