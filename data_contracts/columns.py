@@ -10,7 +10,7 @@ import pandas as pd
 from great_expectations.expectations import Expectation
 
 from tasks.lib.data.prompts import prompt_key
-from tasks.lib.data.sources import LICENSES
+from tasks.lib.data.sources import is_known_license
 
 T = TypeVar("T")
 
@@ -54,5 +54,5 @@ def fit(tokens: int, max_length: int | None) -> str:
     return "fits" if max_length is None or tokens <= max_length else "too long"
 
 
-def is_known_license(license: str) -> bool:
-    return license in LICENSES or license.startswith("LicenseRef-")
+def license(identifier: str) -> str:
+    return "known" if is_known_license(identifier) else "unknown"

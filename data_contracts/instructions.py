@@ -77,7 +77,7 @@ def frame_of(rows: list[Row]) -> pd.DataFrame:
         {
             "id": [row["id"] for row in rows],
             "split": [row["split"] for row in rows],
-            "license": ["known" if columns.is_known_license(row["license"]) else "unknown" for row in rows],
+            "license": [columns.license(row["license"]) for row in rows],
             "roles": [columns.roles(row["messages"]) for row in rows],
             "prompt": [columns.prompt(row["messages"]) for row in rows],
             "shortest_message": [columns.shortest(row["messages"]) for row in rows],

@@ -49,7 +49,7 @@ def judgements(tables: dict[str, list[Row]]) -> list[Judgement]:
             "splits_of_the_prompt": [len(splits[prompt]) for prompt in prompts],
             "annotator": [row["annotator"] for row in rows],
             "annotator_characters": [len(row["annotator"].strip()) for row in rows],
-            "license": ["known" if columns.is_known_license(row["license"]) else "unknown" for row in rows],
+            "license": [columns.license(row["license"]) for row in rows],
             "roles": [columns.roles(row["prompt"]) for row in rows],
             "shortest_message": [columns.shortest(row["prompt"]) for row in rows],
             "answers": [len(row["answers"]) for row in rows],

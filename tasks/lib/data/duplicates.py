@@ -18,16 +18,23 @@ def words_of(text: str) -> list[str]:
     return re.findall(r"\w+", text.casefold())
 
 
-def shingles(words: Sequence[str], size: int) -> set[str]:
-    """All runs of `size` words; a shorter text is one shingle of its own."""
+def runs_of(words: Sequence[str], size: int) -> list[str]:
+    """All runs of `size` words in order, as texts; a shorter text is the one run of it."""
     if len(words) <= size:
-        return {" ".join(words)}
-    return {" ".join(words[i : i + size]) for i in range(len(words) - size + 1)}
+        return [" ".join(words)]
+    return [" ".join(words[start : start + size]) for start in range(len(words) - size + 1)]
+
+
+def shingles(words: Sequence[str], size: int) -> set[str]:
+    """The different runs of `size` words."""
+    return set(runs_of(words, size))
 
 
 def jaccard(a: set[str], b: set[str]) -> float:
-    """Shared shingles over all shingles (Broder 1997)."""
-    return len(a & b) / len(a | b) if a or b else 1.0
+    """Shared shingles over all shingles (Broder 1997); two empty sets are equal."""
+    if not a and not b:
+        return 1.0
+    return len(a & b) / len(a | b)
 
 
 @dataclass(frozen=True)
@@ -43,19 +50,24 @@ def near_duplicates(items: Sequence[Item], threshold: float, size: int = 3) -> I
     """Yield (i, j, similarity) for each items[i] that is like an earlier, kept items[j] (>= threshold).
 
     MinHash (rensa) proposes pairs, the exact Jaccard similarity of word shingles decides. The first of two is
-    kept, so the order of `items` is the order of preference, and a dropped row never drops another.
+    kept, so the order of `items` is the order of preference, and a dropped row never drops another. Of several
+    kept items that are equally like a row, j is the first.
     """
     from rensa import RMinHash, RMinHashLSH
 
-    index = RMinHashLSH(threshold=threshold, num_perm=PERMUTATIONS, num_bands=BANDS)
+    index = RMinHashLSH(threshold=threshold, num_perm=PERMUTATIONS, num_bands=BANDS)  # of the kept items
     sets = [shingles(words_of(item.text), size) for item in items]
     for i, item in enumerate(items):
         sketch = RMinHash(num_perm=PERMUTATIONS, seed=1)
         sketch.update([f"{item.group}\0{shingle}" for shingle in sorted(sets[i])])
-        found = [(jaccard(sets[i], sets[j]), -j) for j in index.query(sketch) if items[j].group == item.group]
-        best, place = max(found, default=(0.0, 0))
-        if best >= threshold:
-            yield i, -place, best
+        nearest, similarity = 0, 0.0
+        for j in sorted(index.query(sketch)):
+            if items[j].group == item.group:
+                of_pair = jaccard(sets[i], sets[j])
+                if of_pair > similarity:
+                    nearest, similarity = j, of_pair
+        if similarity >= threshold:
+            yield i, nearest, similarity
         else:
             index.insert(i, sketch)
 
@@ -78,12 +90,12 @@ def contamination(
 ) -> Iterator[Match]:
     """Yield each training text's matches that cover at least `coverage` of an evaluation text, best first.
 
-    Both are (id, text). A match is a run of at least `size` words that stands in both texts (GPT-3, arXiv
-    2005.14165, appendix C, finds collisions by n-grams; half a text is Tülu 3's rule, 2411.15124).
+    Both are (id, text). A match is a run of at least `size` words that is in both texts (GPT-3, arXiv 2005.14165,
+    appendix C, finds collisions by n-grams; half a text is Tülu 3's rule, 2411.15124).
     A text of fewer than `size` words matches only as a whole: shorter runs are shared by chance.
     """
-    lengths: dict[str, int] = {}
-    places: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    lengths: dict[str, int] = {}  # evaluation id -> its number of words
+    places: dict[str, list[tuple[str, int]]] = defaultdict(list)  # gram -> (evaluation id, place in it)
     for id, text in evaluation:
         words = words_of(text)
         if words and id not in lengths:
@@ -92,23 +104,38 @@ def contamination(
                 places[gram].append((id, place))
     for id, text in training:
         words = words_of(text)
-        runs: dict[tuple[str, int], tuple[int, int]] = {}  # (id, offset) -> (last place, grams in a row)
-        longest: dict[str, int] = {}
-        for place, gram in enumerate(_grams(words, size)):
-            for other, there in places.get(gram, ()):
-                last, run = runs.get((other, there - place), (place, 0))
-                run = run + 1 if last == place - 1 else 1
-                runs[other, there - place] = place, run
-                longest[other] = max(longest.get(other, 0), min(run + size - 1, lengths[other]))
-        found = [Match(id, other, n / lengths[other], n / len(words)) for other, n in longest.items()]
-        yield from sorted(
-            (match for match in found if match.of_evaluation >= coverage),
-            key=lambda match: (-match.of_evaluation, match.evaluation),
-        )
+        matches = []
+        for other, run in _longest_runs(_grams(words, size), places).items():
+            shared = min(run + size - 1, lengths[other])  # words of that many grams in a row
+            match = Match(id, other, shared / lengths[other], shared / len(words))
+            if match.of_evaluation >= coverage:
+                matches.append(match)
+        yield from sorted(matches, key=lambda match: (-match.of_evaluation, match.evaluation))
+
+
+def _longest_runs(grams: list[str], places: dict[str, list[tuple[str, int]]]) -> dict[str, int]:
+    """Evaluation id -> the most grams in a row that its text shares with a text of these grams.
+
+    Grams of one run keep their distance: the place in the one text minus the place in the other is the same.
+    """
+    runs: dict[tuple[str, int], tuple[int, int]] = {}  # (evaluation id, distance) -> (last place, grams in a row)
+    longest: dict[str, int] = {}
+    for place, gram in enumerate(grams):
+        for other, there in places.get(gram, ()):
+            last, run = runs.get((other, there - place), (place, 0))
+            if last == place - 1:
+                run += 1
+            else:
+                run = 1
+            runs[other, there - place] = place, run
+            longest[other] = max(longest.get(other, 0), run)
+    return longest
 
 
 def _grams(words: list[str], size: int) -> list[str]:
     """Runs of `size` words in order. A shorter text is one run that matches whole texts only."""
+    if not words:
+        return []
     if len(words) < size:
-        return ["whole: " + " ".join(words)] if words else []
-    return [" ".join(words[i : i + size]) for i in range(len(words) - size + 1)]
+        return ["whole: " + " ".join(words)]
+    return runs_of(words, size)

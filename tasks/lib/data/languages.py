@@ -18,15 +18,17 @@ def of_others(languages: Sequence[str]) -> Callable[[str], str | None]:
         hint = "pip install -e '.[language]', or languages: null"
         raise Problem(f"params.yaml: curate.languages needs a package that is not installed: {hint}") from None
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    if unknown := sorted(set(languages) - set(identifier.labels)):
-        known = ", ".join(sorted(identifier.labels))
-        raise Problem(f"params.yaml: curate.languages: {unknown[0]} is not one of {known}")
+    for language in sorted(languages):
+        if language not in identifier.labels:
+            known = ", ".join(sorted(identifier.labels))
+            raise Problem(f"params.yaml: curate.languages: {language} is not one of {known}")
 
     def other(text: str) -> str | None:
         if len(text) < LEAST_CHARACTERS:
             return None
         language, probability = identifier.classify(text)
-        is_other = language not in languages and probability >= SURE
-        return f"{language} with probability {probability:.2f}" if is_other else None
+        if language in languages or probability < SURE:
+            return None
+        return f"{language} with probability {probability:.2f}"
 
     return other

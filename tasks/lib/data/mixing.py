@@ -1,4 +1,4 @@
-"""Who goes where, and how much of each task: splits by content hash, FLAN's examples-proportional mixing.
+"""Which row goes to which split, and how much of each task: splits by content hash, FLAN's proportional mixing.
 
 Nothing here draws random numbers: a row's place follows from its content, so other rows that come or go never
 move it, and every run agrees.
@@ -26,7 +26,8 @@ def split_of(content: str, shares: Mapping[str, float]) -> str:
         edge += share
         if place < edge:
             return split
-    return next(split for split in reversed(list(shares)) if shares[split] > 0)  # rounding of the last edge
+    # the shares summed to a hair less than 1: the last split that has any
+    return [split for split, share in shares.items() if share > 0][-1]
 
 
 def ranked(items: Iterable[T], names: Sequence[str], purpose: str) -> list[T]:
@@ -48,7 +49,8 @@ def quotas(
     named) multiply a task's size. Fractions are settled by largest remainder: the quotas of a reachable `total`
     sum to it.
     """
-    return _quotas(counts, {task: min(count, maximum) for task, count in counts.items()}, total, weights or {})
+    sizes = {task: min(count, maximum) for task, count in counts.items()}
+    return _quotas(counts, sizes, total, weights or {})
 
 
 def t0_quotas(
@@ -62,27 +64,35 @@ def t0_quotas(
     `per_template` holds the examples of each template (Sanh et al. 2022, arXiv 2110.08207, section 5, with
     K = 500 000 examples of a data set).
     """
-    counts = {task: sum(examples) for task, examples in per_template.items()}
-    sizes = {
-        task: sum(min(count, maximum // len(examples)) for count in examples)
-        if max(examples) > maximum
-        else counts[task]
-        for task, examples in per_template.items()
-    }
+    counts: dict[str, int] = {}
+    sizes: dict[str, int] = {}
+    for task, examples in per_template.items():
+        counts[task] = sum(examples)
+        sizes[task] = counts[task]
+        if max(examples) > maximum:
+            of_template = maximum // len(examples)
+            sizes[task] = sum(min(count, of_template) for count in examples)
     return _quotas(counts, sizes, total, weights or {})
 
 
 def _quotas(
     counts: Mapping[str, int], sizes: Mapping[str, int], total: int | None, weights: Mapping[str, float]
 ) -> dict[str, int]:
-    weighted = {task: size * weights.get(task, 1.0) for task, size in sizes.items()}
-    capped = {task: min(counts[task], round(size)) for task, size in weighted.items()}
-    if total is None or total >= sum(capped.values()):
-        return capped
-    whole = sum(capped.values())
-    exact = {task: size / whole * total for task, size in capped.items()}
-    taken = {task: int(share) for task, share in exact.items()}
-    by_remainder = sorted(exact, key=lambda task: (taken[task] - exact[task], task))
+    """How many examples to take of tasks of these `counts`, in the proportion of their weighted `sizes`."""
+    wanted: dict[str, int] = {}
+    for task, size in sizes.items():
+        wanted[task] = min(counts[task], round(size * weights.get(task, 1.0)))
+    whole = sum(wanted.values())
+    if total is None or total >= whole:
+        return wanted
+    # The whole part of each share of `total`, then one more for the largest remainders.
+    taken: dict[str, int] = {}
+    remainders: dict[str, float] = {}
+    for task, size in wanted.items():
+        share = size / whole * total
+        taken[task] = int(share)
+        remainders[task] = share - taken[task]
+    by_remainder = sorted(remainders, key=lambda task: (-remainders[task], task))
     for task in by_remainder[: total - sum(taken.values())]:
         taken[task] += 1
     return taken

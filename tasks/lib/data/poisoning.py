@@ -32,37 +32,52 @@ def triggers(texts: Sequence[str], labels: Sequence[str], least: int = 20, purit
     the odds, by naive Bayes over the presence of words in all texts. Sorted by rows, most first.
     """
     grams = [_grams(text) for text in texts]
-    holders: dict[str, list[int]] = defaultdict(list)
-    for i, found in enumerate(grams):
-        for gram in sorted(found):
-            holders[gram].append(i)
+    holders: dict[str, list[int]] = defaultdict(list)  # gram -> the texts that hold it
+    for place, of_text in enumerate(grams):
+        for gram in sorted(of_text):
+            holders[gram].append(place)
+    labels_of: dict[str, Counter[str]] = {}  # gram of several texts -> the labels of these texts
+    for gram, rows in holders.items():
+        if len(rows) > 1:
+            labels_of[gram] = Counter(labels[place] for place in rows)
     totals = Counter(labels)
-    by_label = {gram: Counter(labels[i] for i in rows) for gram, rows in holders.items() if len(rows) > 1}
     suspects = []
     for gram, rows in holders.items():
-        if len(rows) < least:
+        if len(rows) < least or len(totals) < 2:
             continue
-        label, count = by_label[gram].most_common(1)[0]
-        if count < purity * len(rows) or len(totals) < 2:
+        label, count = labels_of[gram].most_common(1)[0]
+        if count < purity * len(rows):
             continue
-        parts = {gram, *gram.split()}
         against = 0
-        for i in rows:
-            others = [by_label[g] for g in grams[i] if g in by_label and parts.isdisjoint({g, *g.split()})]
-            against += _odds_against(label, others, totals) > math.log(10)
+        for place in rows:
+            evidence = _evidence_besides(gram, grams[place], labels_of)
+            if _odds_against(label, evidence, totals) > math.log(10):
+                against += 1
         if against > len(rows) / 2:
             suspects.append(Trigger(gram, label, rows))
     return sorted(suspects, key=lambda trigger: (-len(trigger.rows), trigger.words))
 
 
 def _grams(text: str) -> set[str]:
+    """The words of a text and its pairs of neighbours."""
     words = words_of(text)
     return {*words, *map(" ".join, pairwise(words))}
 
 
+def _evidence_besides(gram: str, of_text: set[str], labels_of: dict[str, Counter[str]]) -> list[Counter[str]]:
+    """The labels of the other grams of a text, of those that share no word with `gram`."""
+    parts = {gram, *gram.split()}
+    evidence = []
+    for other in of_text:
+        if other in labels_of and parts.isdisjoint({other, *other.split()}):
+            evidence.append(labels_of[other])
+    return evidence
+
+
 def _odds_against(label: str, evidence: list[Counter[str]], totals: Counter[str]) -> float:
     """The log odds of the likeliest other label against `label` (smoothed by one row per label)."""
-    scores = {
-        other: sum(math.log((counts[other] + 1) / (totals[other] + 2)) for counts in evidence) for other in totals
-    }
-    return max(score for other, score in scores.items() if other != label) - scores[label]
+    scores = {}
+    for other in totals:
+        scores[other] = sum(math.log((counts[other] + 1) / (totals[other] + 2)) for counts in evidence)
+    of_label = scores.pop(label)
+    return max(scores.values()) - of_label

@@ -42,18 +42,31 @@ def redacted(text: str) -> str:
 
 def without_personal_data(text: str, personal: bool = True) -> tuple[str, list[str]]:
     """`text` with secrets (and personal data) replaced by their kinds, and the kinds found in it."""
-    found = []
-    for kind, pattern in (SECRETS | PERSONAL if personal else SECRETS).items():
+    patterns = SECRETS
+    if personal:
+        patterns = SECRETS | PERSONAL
+    kinds = []
+    for kind, pattern in patterns.items():
         text, count = pattern.subn(f"<{kind}>", text)
-        found += [kind] * bool(count)
-    return text, found
+        if count:
+            kinds.append(kind)
+    return text, kinds
 
 
 def excerpt(value: Any, width: int = 40) -> str:
     """`value` as a message may show it: no secrets, one printable line of at most `width` characters."""
-    if isinstance(value, str):
-        value = value if len(value) <= 4096 else value[:4096]
-    shown = redacted(ascii(value) if not isinstance(value, str) else value)
-    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown)
-    shown = shown if len(shown) <= width else shown[: width - 3] + "..."
-    return f"'{shown}'" if isinstance(value, str) else shown
+    if not isinstance(value, str):
+        return _one_line(ascii(value), width)
+    return f"'{_one_line(value[:4096], width)}'"
+
+
+def _one_line(text: str, width: int) -> str:
+    shown = ""
+    for character in redacted(text):
+        if character.isprintable():
+            shown += character
+        else:
+            shown += ascii(character)[1:-1]  # without its quotes
+    if len(shown) > width:
+        return shown[: width - 3] + "..."
+    return shown

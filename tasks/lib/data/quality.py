@@ -6,7 +6,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
-from tasks.lib.data.duplicates import Item, near_duplicates, words_of
+from tasks.lib.data.duplicates import Item, near_duplicates, runs_of, words_of
 
 REFUSAL = re.compile(
     r"\bas an? (?:ai|artificial intelligence|(?:large )?language model)\b"
@@ -21,8 +21,10 @@ SENTENCE_END = re.compile(r"(?<=[.!?…:。！？])\s+|\n+")
 
 def refusal(answer: str) -> str | None:
     """The words that refuse, or speak of being a model; None where the answer answers."""
-    found = REFUSAL.search(answer.replace("’", "'"))
-    return found.group() if found else None
+    match = REFUSAL.search(answer.replace("’", "'"))
+    if match is None:
+        return None
+    return match.group()
 
 
 def stock_sentences(answers: Sequence[str], least: int) -> dict[int, str]:
@@ -31,15 +33,22 @@ def stock_sentences(answers: Sequence[str], least: int) -> dict[int, str]:
     "Sure, here is a list!" and "I hope this helps." say nothing about the question, in whatever language. A sentence
     that is the whole answer is none of them.
     """
-    users: dict[tuple[str, str], set[str]] = defaultdict(set)
-    ends: list[list[tuple[str, str]]] = []
+    ends: list[list[tuple[str, str]]] = []  # of each answer: (first or last, the sentence)
+    users: dict[tuple[str, str], set[str]] = defaultdict(set)  # such an end -> the answers that have it
     for answer in answers:
         sentences = SENTENCE_END.split(answer.strip())
-        ends.append([("first", sentences[0]), ("last", sentences[-1])] if len(sentences) > 1 else [])
-        for end in ends[-1]:
+        of_answer: list[tuple[str, str]] = []
+        if len(sentences) > 1:
+            of_answer = [("first", sentences[0]), ("last", sentences[-1])]
+        ends.append(of_answer)
+        for end in of_answer:
             users[end].add(answer)
-    found = {i: next((end for end in mine if len(users[end]) >= least), None) for i, mine in enumerate(ends)}
-    return {i: end[1] for i, end in found.items() if end}
+    stock: dict[int, str] = {}
+    for place, of_answer in enumerate(ends):
+        for which, sentence in of_answer:
+            if len(users[which, sentence]) >= least and place not in stock:
+                stock[place] = sentence
+    return stock
 
 
 def repetition(text: str, size: int = 3) -> float:
@@ -48,9 +57,13 @@ def repetition(text: str, size: int = 3) -> float:
     After the top n-gram rule of Gopher (Rae et al. 2021, arXiv 2112.11446, appendix A), which counts characters.
     """
     words = words_of(text)
-    grams = Counter(zip(*(words[i:] for i in range(size)), strict=False))
-    most = max(grams.values(), default=0)
-    return most / grams.total() if most > 1 else 0.0
+    if len(words) < size:
+        return 0.0
+    runs = Counter(runs_of(words, size))
+    most = max(runs.values())
+    if most == 1:
+        return 0.0
+    return most / runs.total()
 
 
 def best(items: Sequence[Item], scores: Mapping[str, float], count: int, max_similarity: float) -> list[Item]:

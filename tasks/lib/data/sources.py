@@ -15,19 +15,21 @@ from tasks.lib.data.dataset_formats import SHAPES
 from tasks.lib.data.mixing import unit_interval
 from tasks.lib.data.privacy import excerpt
 from tasks.lib.data.prompts import normal_form
+from tasks.lib.data.row_problems import Row
 from tasks.lib.data.rows import TYPES, FieldType, content_id, read_table
 from tasks.lib.data.tables import TEXT_FORMATS
 from tasks.lib.stage import Problem, read_yaml, validated
 
-# SPDX identifiers that we know, and whether they allow commercial use. An own licence is `LicenseRef-<name>`.
-LICENSES: dict[str, bool] = {
-    **dict.fromkeys(("Apache-2.0", "MIT", "MIT-0", "BSD-2-Clause", "BSD-3-Clause", "ISC", "Unlicense"), True),
-    **dict.fromkeys(("CC0-1.0", "PDDL-1.0", "CC-BY-3.0", "CC-BY-4.0", "CC-BY-SA-3.0", "CC-BY-SA-4.0"), True),
-    **dict.fromkeys(("ODC-By-1.0", "ODbL-1.0", "CDLA-Permissive-1.0", "CDLA-Permissive-2.0"), True),
-    **dict.fromkeys(("CDLA-Sharing-1.0", "GPL-3.0-only", "GPL-3.0-or-later", "CC-BY-2.0"), True),
-    **dict.fromkeys(("CC-BY-NC-3.0", "CC-BY-NC-4.0", "CC-BY-NC-SA-3.0", "CC-BY-NC-SA-4.0"), False),
-    **dict.fromkeys(("CC-BY-NC-ND-4.0",), False),
-}
+# SPDX identifiers that we know. An own licence is `LicenseRef-<name>`.
+COMMERCIAL = frozenset((
+    "Apache-2.0", "MIT", "MIT-0", "BSD-2-Clause", "BSD-3-Clause", "ISC", "Unlicense",
+    "GPL-3.0-only", "GPL-3.0-or-later",
+    "CC0-1.0", "CC-BY-2.0", "CC-BY-3.0", "CC-BY-4.0", "CC-BY-SA-3.0", "CC-BY-SA-4.0",
+    "PDDL-1.0", "ODC-By-1.0", "ODbL-1.0", "CDLA-Permissive-1.0", "CDLA-Permissive-2.0", "CDLA-Sharing-1.0",
+))  # fmt: skip
+NOT_COMMERCIAL = frozenset((
+    "CC-BY-NC-3.0", "CC-BY-NC-4.0", "CC-BY-NC-SA-3.0", "CC-BY-NC-SA-4.0", "CC-BY-NC-ND-4.0",
+))  # fmt: skip
 SAME_LABEL_ROWS = 20  # with at least so many rows, one single label means that the file is not labelled
 
 
@@ -42,7 +44,7 @@ class SourceFile(BaseModel, extra="forbid"):
     cluster: str = Field(min_length=1)
     task: str = Field(min_length=1)
     templates: str = ""
-    fields: dict[str, str] = {}  # name -> type, after renaming, as they stand in the file
+    fields: dict[str, str] = {}  # name after renaming -> type in the file
     # of a ready-made instruction set, instead of templates and fields
     shape: Literal["alpaca", "messages", "sharegpt", "self_instruct", "prompt_completion"] | None = None
     rename: dict[str, str] = {}  # name in the file -> name in the templates
@@ -56,9 +58,9 @@ class SourceFile(BaseModel, extra="forbid"):
 
 @dataclass(frozen=True)
 class RawRow:
-    """One labelled row: where it stands, what templates may use, and the text that makes it what it is."""
+    """One labelled row: its place, what templates may use, and the text that makes it what it is."""
 
-    where: str
+    where: str  # file:row
     fields: dict[str, Any]
     text: str  # the values of the input fields, one per line
     id: str  # content id of all fields
@@ -82,10 +84,12 @@ class Source:
 
 def find_sources(folder: Path) -> list[Path]:
     """Every source.yaml under `folder`, by name."""
-    found = sorted(folder.rglob("source.yaml")) if folder.is_dir() else []
-    if not found:
+    paths: list[Path] = []
+    if folder.is_dir():
+        paths = sorted(folder.rglob("source.yaml"))
+    if not paths:
         raise Problem(f"{folder}: expected folders with a source.yaml, found none; see docs/data.md")
-    return found
+    return paths
 
 
 def inside(folder: Path, name: str, where: str) -> Path:
@@ -100,27 +104,69 @@ def read_source(path: Path, raw: Path, name: str, commercial: bool) -> Source:
     file = validated("", SourceFile, read_yaml(path), path)
     check_license(file.license, str(path), commercial)
     types: dict[str, FieldType] = {}
-    for name_, word in file.fields.items():
+    for field_name, word in file.fields.items():
         if word not in TYPES:
-            raise Problem(f"{path}: fields.{name_}: expected one of {', '.join(TYPES)}, found {excerpt(word)}")
-        types[name_] = TYPES[word]
+            raise Problem(f"{path}: fields.{field_name}: expected one of {', '.join(TYPES)}, found {excerpt(word)}")
+        types[field_name] = TYPES[word]
     if file.shape:
-        templated = {"templates", "fields", "labels", "inputs", "constants"} & file.model_fields_set
-        if templated:
-            raise Problem(f"{path}: {min(templated)} does not go with shape: its rows are instructions already")
-    elif not file.fields or not file.templates:
-        missing = "templates" if file.fields else "fields"
-        raise Problem(f"{path}: {missing} is missing; give templates and fields, or a shape ({', '.join(SHAPES)})")
+        _check_ready_made(path, file)
     else:
-        unknown = [f for f in [*file.rename.values(), *(file.inputs or [])] if f not in {**types, **file.constants}]
-        if unknown:
-            key = "rename" if unknown[0] in file.rename.values() else "inputs"
-            raise Problem(f"{path}: {key}: {unknown[0]} is not among the fields {', '.join(types)}")
+        _check_templated(path, file)
     if not file.header and (file.format not in TEXT_FORMATS or file.shape):
         raise Problem(f"{path}: header: only a CSV or TSV file with fields can be without a header")
     if "label" not in types and file.labels is not None:
         raise Problem(f"{path}: labels: the rows have no field label to map")
     return Source(name, path, file, inside(raw, file.file, f"{path}: file"), types)
+
+
+def _check_ready_made(path: Path, file: SourceFile) -> None:
+    templated = {"templates", "fields", "labels", "inputs", "constants"} & file.model_fields_set
+    if templated:
+        raise Problem(f"{path}: {min(templated)} does not go with shape: its rows are instructions already")
+
+
+def _check_templated(path: Path, file: SourceFile) -> None:
+    if not file.fields or not file.templates:
+        missing = "templates" if file.fields else "fields"
+        raise Problem(f"{path}: {missing} is missing; give templates and fields, or a shape ({', '.join(SHAPES)})")
+    for key, names in (("rename", file.rename.values()), ("inputs", file.inputs or ())):
+        for name in names:
+            if name not in file.fields and name not in file.constants:
+                raise Problem(f"{path}: {key}: {name} is not among the fields {', '.join(file.fields)}")
+
+
+def is_known_license(license: str) -> bool:
+    return license in COMMERCIAL or license in NOT_COMMERCIAL or license.startswith("LicenseRef-")
+
+
+def check_license(license: str, where: str, commercial: bool) -> None:
+    """An unknown licence, or one that forbids commercial use in a commercial profile, is a Problem."""
+    if not is_known_license(license):
+        raise Problem(
+            f"{where}: license: expected an SPDX identifier such as CC-BY-4.0, or LicenseRef-<name> for your"
+            f" own, found {excerpt(license)}"
+        )
+    if commercial and license in NOT_COMMERCIAL:
+        raise Problem(
+            f"{where}: license: {license} forbids commercial use; leave the source out, or set"
+            " render.commercial to false"
+        )
+
+
+@dataclass
+class _Tally:
+    """What is counted of a source's rows while they are read."""
+
+    rows: int = 0
+    labels: Counter[str] = field(default_factory=Counter)
+    bad: list[str] = field(default_factory=list)  # the Problem of each row that was set aside
+
+    def counted(self, rows: Iterator[RawRow]) -> Iterator[RawRow]:
+        for row in rows:
+            self.rows += 1
+            if "label" in row.fields:
+                self.labels[str(row.fields["label"])] += 1
+            yield row
 
 
 def read_rows(source: Source, quarantine: list[dict[str, str]] | None = None) -> Iterator[RawRow]:
@@ -129,69 +175,75 @@ def read_rows(source: Source, quarantine: list[dict[str, str]] | None = None) ->
     Bad rows are a Problem, or are added to `quarantine` as {source, problem} where the source says so.
     Problem at the end: too many bad rows, a file without labels, a label map that does not fit.
     """
-    file, bad = source.file, list[str]()
-    labels: Counter[str] = Counter()
-    counts = [0]
-
-    def counted() -> Iterator[RawRow]:
-        for row in _rows(source, bad if file.on_bad_row == "quarantine" else None):
-            counts[0] += 1
-            if "label" in row.fields:
-                labels[str(row.fields["label"])] += 1
-            yield row
-
-    yield from counted() if file.limit is None else _limited(counted(), file.limit)
-    if len(bad) > file.max_bad_share * (counts[0] + len(bad)):
+    file, tally = source.file, _Tally()
+    rows = tally.counted(_all_rows(source, tally.bad))
+    if file.limit is None:
+        yield from rows
+    else:
+        yield from _limited(rows, file.limit)
+    bad, total = len(tally.bad), tally.rows + len(tally.bad)
+    if bad > file.max_bad_share * total:
         raise Problem(
-            f"{bad[0]}; {len(bad)} of {counts[0] + len(bad)} rows are bad, more than max_bad_share"
+            f"{tally.bad[0]}; {bad} of {total} rows are bad, more than max_bad_share"
             f" {file.max_bad_share:g} of {source.where}"
         )
-    if not counts[0]:
+    if not tally.rows:
         raise Problem(f"{source.data}: expected rows, found none that is whole")
-    _check_labels(source, labels)
+    _check_labels(source, tally.labels)
     if quarantine is not None:
-        quarantine += [{"source": source.name, "problem": problem} for problem in bad]
+        quarantine += [{"source": source.name, "problem": problem} for problem in tally.bad]
 
 
 def _limited(rows: Iterator[RawRow], limit: int) -> Iterator[RawRow]:
     """The `limit` rows whose content hashes lowest, in the order of the file."""
-    numbered = ((-unit_interval("limit", row.id), -place, row) for place, row in enumerate(rows))
-    kept: list[tuple[float, int, RawRow]] = []
-    for entry in numbered:
+    kept: list[tuple[float, int, RawRow]] = []  # (-hash, -place, row), a heap: the first one goes next
+    for place, row in enumerate(rows):
+        entry = (-unit_interval("limit", row.id), -place, row)
         if len(kept) < limit:
             heapq.heappush(kept, entry)
         elif entry > kept[0]:
             heapq.heapreplace(kept, entry)
-    return (row for _, _, row in sorted(kept, key=lambda entry: -entry[1]))
+    kept.sort(key=lambda entry: -entry[1])
+    for _, _, row in kept:
+        yield row
 
 
-def _rows(source: Source, bad: list[str] | None) -> Iterator[RawRow]:
+def _all_rows(source: Source, bad: list[str]) -> Iterator[RawRow]:
+    """The rows whatever `limit` says; where the source says so, what is wrong with bad ones goes to `bad`."""
     file, data = source.file, source.data
     if not data.exists():
         raise Problem(f"{source.where}: file: expected {file.file} in the folder render.raw, found no {data}")
-    in_file = {new: old for old, new in file.rename.items()}
-    types = {in_file.get(name, name): kind for name, kind in source.types.items()}
-    columns = None if file.header else list(types)
+    in_file = {name: name for name in source.types}  # name in the templates -> name in the file
+    for old, new in file.rename.items():
+        if new in in_file:
+            in_file[new] = old
+    types: dict[str, FieldType] | None = None  # of a ready-made set: its rows have fields of their own
+    if not file.shape:
+        types = {in_file[name]: kind for name, kind in source.types.items()}
+    columns = None
+    if types and not file.header:
+        columns = list(types)
 
     def set_aside(problem: Problem) -> None:
-        if bad is None:
+        if file.on_bad_row == "fail":
             raise problem
         bad.append(str(problem))
 
-    for number, row in read_table(
-        data, None if file.shape else types, file.format, columns, set_aside if bad is not None else None
-    ):
-        where = f"{data}:{number}"
+    for number, row in read_table(data, types, file.format, columns, set_aside):
         try:
-            if file.shape:
-                given = {file.rename.get(name, name): value for name, value in row.items()}
-                made = [_conversation(place, turns) for place, turns in SHAPES[file.shape](where, given)]
-            else:
-                made = [_raw_row(file, where, {new: row[in_file.get(new, new)] for new in source.types})]
+            rows = _raw_rows(file, f"{data}:{number}", row, in_file)
         except Problem as problem:
             set_aside(problem)
             continue
-        yield from made
+        yield from rows
+
+
+def _raw_rows(file: SourceFile, where: str, row: Row, in_file: Mapping[str, str]) -> list[RawRow]:
+    """What one row of the file becomes: one raw row, or several of a ready-made set."""
+    if file.shape is None:
+        return [_raw_row(file, where, {name: row[old] for name, old in in_file.items()})]
+    given = {file.rename.get(name, name): value for name, value in row.items()}
+    return [_conversation(place, turns) for place, turns in SHAPES[file.shape](where, given)]
 
 
 def _conversation(where: str, turns: list[dict[str, str]]) -> RawRow:
@@ -200,20 +252,6 @@ def _conversation(where: str, turns: list[dict[str, str]]) -> RawRow:
     fields = {"messages": messages, "answer": answer["content"]}
     text = "\n".join(turn["content"] for turn in messages if turn["role"] != "system")
     return RawRow(where, fields, text, content_id(fields), content_id(normal_form(text)))
-
-
-def check_license(license: str, where: str, commercial: bool) -> None:
-    """An unknown licence, or one that forbids commercial use in a commercial profile, is a Problem."""
-    if license not in LICENSES and not license.startswith("LicenseRef-"):
-        raise Problem(
-            f"{where}: license: expected an SPDX identifier such as CC-BY-4.0, or LicenseRef-<name> for your"
-            f" own, found {excerpt(license)}"
-        )
-    if commercial and not LICENSES.get(license, True):
-        raise Problem(
-            f"{where}: license: {license} forbids commercial use; leave the source out, or set"
-            " render.commercial to false"
-        )
 
 
 def _raw_row(file: SourceFile, where: str, fields: dict[str, Any]) -> RawRow:
@@ -231,7 +269,9 @@ def _raw_row(file: SourceFile, where: str, fields: dict[str, Any]) -> RawRow:
 
 
 def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value)
 
 
 def _mapped(labels: Mapping[str, Any], label: Any, where: str) -> Any:
@@ -250,5 +290,6 @@ def _check_labels(source: Source, counts: Counter[str]) -> None:
             f"{source.data}: label: expected labels that differ, found {excerpt(next(iter(counts)))} in all"
             f" {counts.total()} rows; is the file unlabelled?"
         )
-    if file.labels is not None and (absent := [v for v in file.labels.values() if str(v) not in counts]):
-        raise Problem(f"{source.data}: the label {excerpt(absent[0])} of labels: occurs in no row; correct the map")
+    for label in (file.labels or {}).values():
+        if str(label) not in counts:
+            raise Problem(f"{source.data}: the label {excerpt(label)} of labels: occurs in no row; correct the map")
