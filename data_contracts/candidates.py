@@ -9,7 +9,7 @@ import great_expectations.expectations as gxe
 import pandas as pd
 
 from data_contracts import columns
-from data_contracts.columns import Judgement
+from data_contracts.columns import Claims
 from tasks.lib.data.rows import CANDIDATE, Row
 
 EXAMPLE = {
@@ -30,21 +30,21 @@ READS = {
 JUDGED = ("candidates",)
 
 
-def judgements(tables: dict[str, list[Row]]) -> list[Judgement]:
+def claims_of(tables: dict[str, list[Row]]) -> list[Claims]:
     rows = tables["candidates"]
     frame = pd.DataFrame(
         {
-            "id": [row["id"] for row in rows],
-            "roles": [columns.roles(row["prompt"]) for row in rows],
-            "prompt": [columns.prompt(row["prompt"]) for row in rows],
-            "shortest_message": [columns.shortest(row["prompt"]) for row in rows],
-            "answers": [len(row["answers"]) for row in rows],
-            "instruction": [row["instruction"] for row in rows],
-            "model": [row["model"] for row in rows],
-            "sampling": ["an object" if _is_object(row["sampling"]) else "something else" for row in rows],
+            "id": columns.values(rows, "id"),
+            "roles": columns.roles(rows, "prompt"),
+            "prompt": columns.prompts(rows, "prompt"),
+            "shortest_message": columns.shortest(rows, "prompt"),
+            "answers": columns.sizes(rows, "answers"),
+            "instruction": columns.values(rows, "instruction"),
+            "model": columns.values(rows, "model"),
+            "sampling": [_kind_of(row["sampling"]) for row in rows],
         }
     )
-    claims = {
+    expectations = {
         "ids are unique": gxe.ExpectColumnValuesToBeUnique(column="id"),
         "a prompt stands in one row only": gxe.ExpectColumnValuesToBeUnique(column="prompt"),
         "roles alternate and the user speaks last": gxe.ExpectColumnValuesToMatchRegex(
@@ -57,23 +57,26 @@ def judgements(tables: dict[str, list[Row]]) -> list[Judgement]:
             column="sampling", value_set=["an object"]
         ),
     }
-    if preference := tables.get("preference"):
-        frame["instruction_in_preference"] = columns.seen(frame["instruction"], {row["id"] for row in preference})
-        claims["the instruction is one of the split preference"] = gxe.ExpectColumnValuesToBeInSet(
+    preference, evaluation = tables.get("preference"), tables.get("evaluation")
+    if preference:
+        instructions = set(columns.values(preference, "id"))
+        frame["instruction_in_preference"] = columns.seen(frame["instruction"], instructions)
+        expectations["the instruction is one of the split preference"] = gxe.ExpectColumnValuesToBeInSet(
             column="instruction_in_preference", value_set=["seen"]
         )
-    if evaluation := tables.get("evaluation"):
-        frame["prompt_in_evaluation"] = columns.seen(
-            frame["prompt"], columns.prompts(row["messages"] for row in evaluation)
-        )
-        claims["no prompt is an evaluation prompt"] = gxe.ExpectColumnValuesToBeInSet(
+    if evaluation:
+        prompts = set(columns.prompts(evaluation, "messages"))
+        frame["prompt_in_evaluation"] = columns.seen(frame["prompt"], prompts)
+        expectations["no prompt is an evaluation prompt"] = gxe.ExpectColumnValuesToBeInSet(
             column="prompt_in_evaluation", value_set=["new"]
         )
-    return [Judgement(frame, claims)]
+    return [Claims(frame, expectations)]
 
 
-def _is_object(text: str) -> bool:
+def _kind_of(text: str) -> str:
+    """Of a JSON text."""
     try:
-        return isinstance(json.loads(text), dict)
+        is_object = isinstance(json.loads(text), dict)
     except ValueError:
-        return False
+        is_object = False
+    return "an object" if is_object else "something else"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from tasks.lib.data.privacy import excerpt
+from tasks.lib.data.row_problems import fail
 from tasks.lib.data.rows import Row, format_of, read_parquet, read_table
 from tasks.lib.stage import Problem, replaced, write_json
 
@@ -24,11 +25,16 @@ if TYPE_CHECKING:
     import pandas as pd
     from great_expectations.expectations import Expectation
 
-    from data_contracts.columns import Judgement
+    from data_contracts.columns import Claims
 
 CONTRACTS = (
-    *("raw", "instructions", "evaluation", "candidates", "rankings"),
-    *("instruction_tokens", "ranking_tokens"),
+    "raw",
+    "instructions",
+    "sft_inputs",
+    "candidates",
+    "rankings",
+    "instruction_tokens",
+    "ranking_tokens",
 )
 NAMED = 20  # ids that a result names
 EXACT = 1000  # with more violations than these, ids are looked for among the first rows only
@@ -44,12 +50,17 @@ class Result:
     rows: int
     violations: int
     ids: list[str]  # the first ones
-    places: list[str]  # where these stand in what people handed in (file:row), "" where that is not known
+    places: list[str]  # where these are in what people handed in (file:row), "" where that is not known
+
+    def with_places(self, place_of: Mapping[str, str]) -> Result:
+        return replace(self, places=[place_of.get(id, "") for id in self.ids])
 
     def named(self, count: int) -> list[str]:
         """The first `count` rows: id (file:row)."""
-        pairs = zip(self.ids[:count], self.places, strict=False)
-        return [f"{id} ({place})" if place else id for id, place in pairs]
+        names = []
+        for id, place in zip(self.ids[:count], self.places, strict=False):
+            names.append(f"{id} ({place})" if place else id)
+        return names
 
 
 @dataclass(frozen=True)
@@ -68,13 +79,15 @@ class Report:
         """One line that names contract, claim, field and rows, or None when all holds."""
         if not self.violated:
             return None
-        worst = self.violated[0]
-        more = f"; {len(self.violated) - 1} more claims are violated" if len(self.violated) > 1 else ""
-        return (
-            f"data contract {self.contract} is violated: {worst.claim}"
-            f" ({worst.expectation}, field {worst.field}):"
-            f" {worst.violations} of {worst.rows} rows, ids {', '.join(worst.named(5)) or 'unknown'}{more}"
+        first, *others = self.violated
+        text = (
+            f"data contract {self.contract} is violated: {first.claim}"
+            f" ({first.expectation}, field {first.field}):"
+            f" {first.violations} of {first.rows} rows, ids {', '.join(first.named(5)) or 'unknown'}"
         )
+        if others:
+            text += f"; {len(others)} more claims are violated"
+        return text
 
     def write(self, folder: Path) -> None:
         """Write <contract>.json and a self-contained <contract>.html."""
@@ -107,7 +120,7 @@ def check_rows(
 ) -> Report:
     """Judge `rows` against a contract: tables by name as in the module's READS, or files to read strictly.
 
-    `locate` says where the rows of some ids stand (id -> file:row); of files that is known. Of files, only
+    `locate` says where the rows of given ids are (id -> file:row); of files that is known. Of files, only
     claims about the rows themselves are judged, not those about other tables. Zero rows are a Problem.
     """
     warnings.filterwarnings("ignore", module="great_expectations")
@@ -116,21 +129,33 @@ def check_rows(
         tables = dict(rows)
     else:
         read = getattr(module, "read", None) or partial(read_rows, schema=module.SCHEMA)
-        listed = [(place, row) for path in rows for place, row in read(path)]
-        tables = {module.JUDGED[0]: [row for _, row in listed]}
-        locate = locate or partial(_places, listed)
+        placed: list[tuple[str, Row]] = []
+        for path in rows:
+            placed += read(path)
+        tables = {module.JUDGED[0]: [row for _, row in placed]}
+        locate = locate or partial(_places, placed)
     count = sum(len(tables.get(name, ())) for name in module.JUDGED)
     if not count:
         raise Problem(f"data contract {contract}: expected rows, found none")
-    results = [result for judgement in module.judgements(tables) for result in _judge(judgement)]
-    asked = {id for result in results for id in result.ids}
-    places = locate(asked) if locate and asked else {}
-    results = [replace(each, places=[places.get(id, "") for id in each.ids]) for each in results]
-    return Report(contract, count, results)
+    results: list[Result] = []
+    for claims in module.claims_of(tables):
+        results += _results(claims)
+    ids: set[str] = set()
+    for result in results:
+        ids.update(result.ids)
+    place_of: dict[str, str] = {}
+    if locate and ids:
+        place_of = locate(ids)
+    return Report(contract, count, [result.with_places(place_of) for result in results])
 
 
-def _places(listed: Sequence[tuple[str, Row]], asked: set[str]) -> dict[str, str]:
-    return {row["id"]: place for place, row in reversed(listed) if row["id"] in asked}
+def _places(placed: Sequence[tuple[str, Row]], ids: set[str]) -> dict[str, str]:
+    """Where the first rows of these ids are."""
+    place_of: dict[str, str] = {}
+    for place, row in placed:
+        if row["id"] in ids:
+            place_of.setdefault(row["id"], place)
+    return place_of
 
 
 def read_rows(path: Path, schema: pa.Schema) -> list[tuple[str, Row]]:
@@ -143,47 +168,61 @@ def read_rows(path: Path, schema: pa.Schema) -> list[tuple[str, Row]]:
     rows = []
     for number, row in read_table(path):
         where = f"{path}:{number}"
-        for name in schema.names:
-            if name not in row:
-                raise Problem(f"{where}:{name}: expected {schema.field(name).type}, found no such field")
-            if row[name] is None and not schema.field(name).nullable:
-                raise Problem(f"{where}:{name}: expected {schema.field(name).type}, found null")
-            try:
-                pa.array([row[name]], schema.field(name).type)
-            except (pa.ArrowException, TypeError):
-                kind = schema.field(name).type
-                raise Problem(f"{where}:{name}: expected {kind}, found {excerpt(row[name])}") from None
+        for field in schema:
+            _check_field(f"{where}:{field.name}", row, field)
         rows.append((where, {name: row[name] for name in schema.names}))
     return rows
 
 
-def _judge(judgement: Judgement) -> list[Result]:
+def _check_field(where: str, row: Row, field: pa.Field) -> None:
+    """A field that is missing, null where it must not be, or of another type is a Problem."""
+    if field.name not in row:
+        fail(where, str(field.type), "no such field")
+    if row[field.name] is None and not field.nullable:
+        fail(where, str(field.type), "null")
+    try:
+        pa.array([row[field.name]], field.type)
+    except (pa.ArrowException, TypeError):
+        fail(where, str(field.type), excerpt(row[field.name]))
+
+
+def _results(claims: Claims) -> list[Result]:
     """Two passes: counts for all claims, which is quick, then the ids of those that are violated."""
-    counted = _validated(judgement.frame, judgement.claims, "BASIC")
+    outcomes = _validated(claims.frame, claims.expectations, "BASIC")
     results = []
-    for claim, outcome in counted.items():
+    for claim, outcome in outcomes.items():
         if outcome.exception_info.get("exception_message"):
             raise RuntimeError(f"{claim}: {outcome.exception_info['exception_message']}")
-        expectation = judgement.claims[claim]
-        count = 0 if outcome.success else int(outcome.result.get("unexpected_count") or 1)
-        ids = _ids(judgement.frame, claim, expectation, count) if count else []
-        field = getattr(expectation, "column", None) or getattr(expectation, "column_A", None)
-        field = field or ", ".join(getattr(expectation, "column_list", ()))
-        results.append(Result(claim, outcome.expectation_config.type, field, len(judgement.frame), count, ids, []))
+        expectation = claims.expectations[claim]
+        count, ids = 0, []
+        if not outcome.success:
+            count = int(outcome.result.get("unexpected_count") or 1)
+            ids = _ids(claims.frame, claim, expectation, count)
+        kind = outcome.expectation_config.type
+        results.append(Result(claim, kind, _columns(expectation), len(claims.frame), count, ids, []))
     return results
+
+
+def _columns(expectation: Expectation) -> str:
+    """The column, or the first of a pair, or all of several."""
+    column = getattr(expectation, "column", None) or getattr(expectation, "column_A", None)
+    return column or ", ".join(getattr(expectation, "column_list", ()))
 
 
 def _ids(frame: pd.DataFrame, claim: str, expectation: Expectation, count: int) -> list[str]:
     """The first ids that violate a claim; naming one takes 0.3 ms, so not all are asked for."""
-    for size in (len(frame),) if count <= EXACT else (EXACT, 10 * EXACT, len(frame)):
+    sizes = [len(frame)]
+    if count > EXACT:
+        sizes = [EXACT, 10 * EXACT, len(frame)]
+    for size in sizes:
         outcome = _validated(frame.head(size), {claim: expectation}, "COMPLETE")[claim]
-        found = [str(entry["id"]) for entry in outcome.result.get("unexpected_index_list") or []]
-        if found:
-            return list(dict.fromkeys(found))[:NAMED]
+        ids = [str(entry["id"]) for entry in outcome.result.get("unexpected_index_list") or []]
+        if ids:
+            return list(dict.fromkeys(ids))[:NAMED]
     return []
 
 
-def _validated(frame: pd.DataFrame, claims: Mapping[str, Expectation], detail: str) -> dict[str, Any]:
+def _validated(frame: pd.DataFrame, expectations: Mapping[str, Expectation], detail: str) -> dict[str, Any]:
     """Great Expectations' outcome of each claim."""
     logging.getLogger("great_expectations").setLevel(logging.ERROR)
     import great_expectations as gx
@@ -192,7 +231,7 @@ def _validated(frame: pd.DataFrame, claims: Mapping[str, Expectation], detail: s
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
     asset = context.data_sources.add_pandas("rows").add_dataframe_asset("rows")
-    named = [each.copy(update={"meta": {"claim": claim}}) for claim, each in claims.items()]
+    named = [each.copy(update={"meta": {"claim": claim}}) for claim, each in expectations.items()]
     suite = context.suites.add(gx.ExpectationSuite(name="contract", expectations=named))
     batch = asset.add_batch_definition_whole_dataframe("all")
     definition = gx.ValidationDefinition(data=batch, suite=suite, name="contract")
@@ -204,16 +243,25 @@ def _validated(frame: pd.DataFrame, claims: Mapping[str, Expectation], detail: s
     for result in outcome.results:  # in an order of its own
         assert result.expectation_config and result.expectation_config.meta
         by_claim[result.expectation_config.meta["claim"]] = result
-    return {claim: by_claim[claim] for claim in claims}
+    return {claim: by_claim[claim] for claim in expectations}
 
 
 def _page(report: Report) -> str:
     """The report as one HTML file without anything to load."""
     lines = []
-    for r in report.results:
-        state, ids = ("holds", "") if not r.violations else ("violated", ", ".join(r.named(NAMED)))
-        cells = (state, r.claim, r.field, f"{r.violations} of {r.rows}", ids, r.expectation)
-        lines.append(f"<tr class={state}>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
+    for result in report.results:
+        state = "violated" if result.violations else "holds"
+        line = f"<tr class={state}>"
+        for cell in (
+            state,
+            result.claim,
+            result.field,
+            f"{result.violations} of {result.rows}",
+            ", ".join(result.named(NAMED)),
+            result.expectation,
+        ):
+            line += f"<td>{html.escape(cell)}</td>"
+        lines.append(line + "</tr>")
     verdict = "violated" if report.violated else "holds"
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Data contract {report.contract}: {verdict}</title>

@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 
 from data_contracts import columns
-from data_contracts.columns import Judgement
+from data_contracts.columns import Claims
 from tasks.lib.data.rows import Row
 
 EXAMPLE = {
@@ -36,27 +36,50 @@ SCHEMA = pa.schema(
         pa.field("max_length", pa.int64()),  # null: none
     ]
 )
-READS: dict[str, Path] = {}  # the check makes them of rows and a tokenizer
+READS: dict[str, Path] = {}  # rows_of makes them
 JUDGED = ("instruction_tokens",)
 FITTING = 0.95  # the share of the rows that must not be too long
 CONTEXT = -100
 
 
-def judgements(tables: dict[str, list[Row]]) -> list[Judgement]:
+def rows_of(instructions: list[Row], model: Path, max_length: int | None) -> list[Row]:
+    """Instructions (rows of INSTRUCTION) as SFT trains on them, by the tokenizer of a model's folder."""
+    from tasks.lib.models.chat import all_example_ids, load_tokenizer
+
+    tokenizer = load_tokenizer(model)
+    examples = all_example_ids(tokenizer, instructions, "data/curated")
+    rows = []
+    for instruction, (ids, is_answer) in zip(instructions, examples, strict=True):
+        labels = [token if trained else CONTEXT for token, trained in zip(ids, is_answer, strict=True)]
+        rows.append(
+            {
+                "id": instruction["id"],
+                "roles": columns.roles_of(instruction["messages"]),
+                "input_ids": ids,
+                "labels": labels,
+                "eos": tokenizer.eos_token_id,
+                "max_length": max_length,
+            }
+        )
+    return rows
+
+
+def claims_of(tables: dict[str, list[Row]]) -> list[Claims]:
     rows = tables["instruction_tokens"]
+    lengths = [len(row["input_ids"]) for row in rows]
     frame = pd.DataFrame(
         {
-            "id": [row["id"] for row in rows],
-            "roles": [row["roles"] for row in rows],
-            "ids": [len(row["input_ids"]) for row in rows],
-            "labels": [len(row["labels"]) for row in rows],
+            "id": columns.values(rows, "id"),
+            "roles": columns.values(rows, "roles"),
+            "ids": lengths,
+            "labels": columns.sizes(rows, "labels"),
             "trained_tokens": [len(row["labels"]) - row["labels"].count(CONTEXT) for row in rows],
-            "labels_of_other_tokens": [_others(row) for row in rows],
+            "labels_of_other_tokens": [_labels_of_other_tokens(row) for row in rows],
             "last_label": ["EOS" if row["labels"][-1:] == [row["eos"]] else "another" for row in rows],
-            "length": [columns.fit(len(row["input_ids"]), row["max_length"]) for row in rows],
+            "length": columns.fits(lengths, rows),
         }
     )
-    claims = {
+    expectations = {
         "roles alternate and the user speaks last (as tokens)": gxe.ExpectColumnValuesToMatchRegex(
             column="roles", regex=columns.CONVERSATION
         ),
@@ -72,10 +95,13 @@ def judgements(tables: dict[str, list[Row]]) -> list[Judgement]:
             column="length", value_set=["fits"], mostly=FITTING
         ),
     }
-    return [Judgement(frame, claims)]
+    return [Claims(frame, expectations)]
 
 
-def _others(row: Row) -> int:
+def _labels_of_other_tokens(row: Row) -> int:
     """Labels that are neither context nor the token at their place."""
-    pairs = zip(row["input_ids"], row["labels"], strict=False)
-    return sum(label not in (CONTEXT, token) for token, label in pairs)
+    others = 0
+    for token, label in zip(row["input_ids"], row["labels"], strict=False):
+        if label not in (CONTEXT, token):
+            others += 1
+    return others

@@ -1,20 +1,21 @@
 """Instructions: what SFT, sampling, PPO and distillation train on.
 
 A row asks something and holds the answer that is learned. `label` is the answer without style; if `choices`
-are given it is one of them. A prompt stands in one split only. In the line, the raw rows are judged in the same
+are given it is one of them. A prompt is in one split only. In the pipeline, the raw rows are judged in the same
 process.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import great_expectations.expectations as gxe
 import pandas as pd
 
 from data_contracts import columns, raw
-from data_contracts.columns import Judgement
+from data_contracts.columns import Claims
 from tasks.lib.data.rows import INSTRUCTION, Row
 
 EXAMPLE = {
@@ -41,67 +42,60 @@ LARGEST_CLASS = 0.95  # a task of which one choice makes up more than this has c
 ROWS_TO_JUDGE_A_CLASS = 20
 
 
-def judgements(tables: dict[str, list[Row]]) -> list[Judgement]:
+def claims_of(tables: dict[str, list[Row]]) -> list[Claims]:
     rows = tables["instructions"]
     frame = frame_of(rows)
     frame["splits_of_the_prompt"] = frame.groupby("prompt")["split"].transform("nunique")
-    found = [
-        Judgement(
-            frame,
-            {
-                **claims_about_rows(list(SPLITS)),
-                "a prompt stands in one split only": gxe.ExpectColumnValuesToBeBetween(
-                    column="splits_of_the_prompt", max_value=1
-                ),
-            },
-        )
-    ]
+    about_rows = claims_about_rows(SPLITS)
+    about_rows["a prompt stands in one split only"] = gxe.ExpectColumnValuesToBeBetween(
+        column="splits_of_the_prompt", max_value=1
+    )
+    claims = [Claims(frame, about_rows)]
     tasks = tasks_of(rows, frame["label_place"].tolist())
     if len(tasks):
-        found.append(
-            Judgement(
-                tasks,
-                {
-                    "no choice makes up nearly all labels of a task": gxe.ExpectColumnValuesToBeBetween(
-                        column="largest_class", max_value=LARGEST_CLASS
-                    )
-                },
-            )
-        )
-    return [*found, *(raw.judgements(tables) if tables.get("raw") else [])]
+        balance = gxe.ExpectColumnValuesToBeBetween(column="largest_class", max_value=LARGEST_CLASS)
+        claims.append(Claims(tasks, {"no choice makes up nearly all labels of a task": balance}))
+    if tables.get("raw"):
+        claims += raw.claims_of(tables)
+    return claims
 
 
 def frame_of(rows: list[Row]) -> pd.DataFrame:
     """One line per row: what claims are made about."""
     return pd.DataFrame(
         {
-            "id": [row["id"] for row in rows],
-            "split": [row["split"] for row in rows],
-            "license": [columns.license(row["license"]) for row in rows],
-            "roles": [columns.roles(row["messages"]) for row in rows],
-            "prompt": [columns.prompt(row["messages"]) for row in rows],
-            "shortest_message": [columns.shortest(row["messages"]) for row in rows],
-            "answer_characters": [len(row["answer"].strip()) for row in rows],
-            "label_characters": [len(row["label"].strip()) for row in rows],
-            "label_place": [_place(row) for row in rows],
-            "choices": [len(row["choices"]) if row["choices"] is not None else None for row in rows],
-            "distinct_choices": [len(set(row["choices"])) if row["choices"] is not None else None for row in rows],
+            "id": columns.values(rows, "id"),
+            "split": columns.values(rows, "split"),
+            "license": columns.licenses(rows),
+            "roles": columns.roles(rows, "messages"),
+            "prompt": columns.prompts(rows, "messages"),
+            "shortest_message": columns.shortest(rows, "messages"),
+            "answer_characters": columns.characters(rows, "answer"),
+            "label_characters": columns.characters(rows, "label"),
+            "label_place": [_label_place(row) for row in rows],
+            "choices": columns.sizes(rows, "choices"),
+            "distinct_choices": columns.different(rows, "choices"),
         }
     )
 
 
-def _place(row: Row) -> int:
+def _label_place(row: Row) -> int:
     """The place of the label among the choices; -1 if it is none of them, 0 for free answers."""
     choices = row["choices"]
-    return 0 if choices is None else choices.index(row["label"]) if row["label"] in choices else -1
+    if choices is None:
+        return 0
+    if row["label"] not in choices:
+        return -1
+    place: int = choices.index(row["label"])
+    return place
 
 
-def claims_about_rows(splits: list[str]) -> dict[str, gxe.Expectation]:
+def claims_about_rows(splits: Sequence[str]) -> dict[str, gxe.Expectation]:
     """What holds for a row alone, and for the set of ids."""
     return {
         "ids are unique": gxe.ExpectColumnValuesToBeUnique(column="id"),
         "ids are content hashes": gxe.ExpectColumnValuesToMatchRegex(column="id", regex="^[0-9a-f]{16}$"),
-        "splits are known": gxe.ExpectColumnValuesToBeInSet(column="split", value_set=splits),
+        "splits are known": gxe.ExpectColumnValuesToBeInSet(column="split", value_set=list(splits)),
         "licences are known": gxe.ExpectColumnValuesToBeInSet(column="license", value_set=["known"]),
         "roles alternate and the user speaks last": gxe.ExpectColumnValuesToMatchRegex(
             column="roles", regex=columns.CONVERSATION
@@ -126,10 +120,9 @@ def tasks_of(rows: list[Row], places: list[int]) -> pd.DataFrame:
     for row, place in zip(rows, places, strict=True):
         if row["split"] == "train" and row["choices"] is not None:
             labels[row["task"]][place] += 1
-    judged = {task: counts for task, counts in labels.items() if counts.total() >= ROWS_TO_JUDGE_A_CLASS}
-    return pd.DataFrame(
-        {
-            "id": list(judged),
-            "largest_class": [max(counts.values()) / counts.total() for counts in judged.values()],
-        }
-    )
+    tasks, largest = [], []
+    for task, counts in labels.items():
+        if counts.total() >= ROWS_TO_JUDGE_A_CLASS:
+            tasks.append(task)
+            largest.append(max(counts.values()) / counts.total())
+    return pd.DataFrame({"id": tasks, "largest_class": largest})

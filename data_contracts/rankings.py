@@ -1,18 +1,17 @@
 """Rankings: how one annotator ranked the answers to one prompt. Ranks start at 0, equal ranks are a tie.
 
-In the line they are judged as tokens too (ranking_tokens), in the same process.
+In the pipeline they are judged as tokens too (ranking_tokens), in the same process.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from pathlib import Path
 
 import great_expectations.expectations as gxe
 import pandas as pd
 
 from data_contracts import columns, ranking_tokens
-from data_contracts.columns import Judgement
+from data_contracts.columns import Claims
 from tasks.lib.data.rows import RANKING, Row, content_id
 
 EXAMPLE = {
@@ -35,32 +34,33 @@ READS = {
 JUDGED = ("train", "heldout")
 
 
-def judgements(tables: dict[str, list[Row]]) -> list[Judgement]:
-    named = [(name, row) for name in JUDGED for row in tables.get(name, ())]
-    rows = [row for _, row in named]
-    prompts = [columns.prompt(row["prompt"]) for row in rows]
-    splits: dict[int, set[str]] = defaultdict(set)
-    for (name, _), prompt in zip(named, prompts, strict=True):
-        splits[prompt].add(name)
+def claims_of(tables: dict[str, list[Row]]) -> list[Claims]:
+    rows = [*tables.get("train", ()), *tables.get("heldout", ())]
+    ranks_in_use, ranks_without_gaps = [], []
+    for row in rows:
+        in_use = sorted(set(row["ranks"]))
+        ranks_in_use.append(" ".join(map(str, in_use)))
+        ranks_without_gaps.append(" ".join(map(str, range(len(in_use)))))
+    prompts = columns.prompts(rows, "prompt")
     frame = pd.DataFrame(
         {
-            "id": [row["id"] for row in rows],
+            "id": columns.values(rows, "id"),
             "prompt": prompts,
-            "splits_of_the_prompt": [len(splits[prompt]) for prompt in prompts],
-            "annotator": [row["annotator"] for row in rows],
-            "annotator_characters": [len(row["annotator"].strip()) for row in rows],
-            "license": [columns.license(row["license"]) for row in rows],
-            "roles": [columns.roles(row["prompt"]) for row in rows],
-            "shortest_message": [columns.shortest(row["prompt"]) for row in rows],
-            "answers": [len(row["answers"]) for row in rows],
-            "distinct_answers": [len(set(row["answers"])) for row in rows],
+            "splits_of_the_prompt": _splits_of_prompts(prompts, len(tables.get("train", ()))),
+            "annotator": columns.values(rows, "annotator"),
+            "annotator_characters": columns.characters(rows, "annotator"),
+            "license": columns.licenses(rows),
+            "roles": columns.roles(rows, "prompt"),
+            "shortest_message": columns.shortest(rows, "prompt"),
+            "answers": columns.sizes(rows, "answers"),
+            "distinct_answers": columns.different(rows, "answers"),
             "ranked_answers": [content_id(sorted(row["answers"])) for row in rows],  # pairs of one prompt may be many
-            "ranks": [len(row["ranks"]) for row in rows],
-            "ranks_in_use": [" ".join(map(str, sorted(set(row["ranks"])))) for row in rows],
-            "ranks_without_gaps": [" ".join(map(str, range(len(set(row["ranks"]))))) for row in rows],
+            "ranks": columns.sizes(rows, "ranks"),
+            "ranks_in_use": ranks_in_use,
+            "ranks_without_gaps": ranks_without_gaps,
         }
     )
-    claims = {
+    expectations = {
         "ids are unique": gxe.ExpectColumnValuesToBeUnique(column="id"),
         "licences are known": gxe.ExpectColumnValuesToBeInSet(column="license", value_set=["known"]),
         "roles alternate and the user speaks last": gxe.ExpectColumnValuesToMatchRegex(
@@ -83,12 +83,19 @@ def judgements(tables: dict[str, list[Row]]) -> list[Judgement]:
             column="splits_of_the_prompt", max_value=1
         ),
     }
-    if evaluation := tables.get("evaluation"):
-        frame["prompt_in_evaluation"] = columns.seen(
-            frame["prompt"], columns.prompts(row["messages"] for row in evaluation)
-        )
-        claims["no prompt is an evaluation prompt"] = gxe.ExpectColumnValuesToBeInSet(
+    evaluation = tables.get("evaluation")
+    if evaluation:
+        frame["prompt_in_evaluation"] = columns.seen(prompts, set(columns.prompts(evaluation, "messages")))
+        expectations["no prompt is an evaluation prompt"] = gxe.ExpectColumnValuesToBeInSet(
             column="prompt_in_evaluation", value_set=["new"]
         )
-    as_tokens = ranking_tokens.judgements(tables) if tables.get("ranking_tokens") else []
-    return [Judgement(frame, claims), *as_tokens]
+    claims = [Claims(frame, expectations)]
+    if tables.get("ranking_tokens"):
+        claims += ranking_tokens.claims_of(tables)
+    return claims
+
+
+def _splits_of_prompts(prompts: list[int], training: int) -> list[int]:
+    """In how many of the two splits each prompt is, of which the first `training` ones are of the split train."""
+    train, heldout = set(prompts[:training]), set(prompts[training:])
+    return [2 if prompt in train and prompt in heldout else 1 for prompt in prompts]

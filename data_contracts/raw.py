@@ -15,7 +15,8 @@ import great_expectations.expectations as gxe
 import pandas as pd
 import pyarrow as pa
 
-from data_contracts.columns import Judgement
+from data_contracts import columns
+from data_contracts.columns import Claims
 from tasks.lib.data.rows import Row
 from tasks.lib.data.sources import read_rows, read_source
 from tasks.lib.stage import PARAMS_FILE, Problem, read_yaml
@@ -42,7 +43,7 @@ SCHEMA = pa.schema(
 READS: dict[str, Path] = {}  # what the source.yaml files under render.sources name
 JUDGED = ("raw",)
 MOSTLY = 0.95  # the share of rows that must hold where a few do no harm: curation drops them
-CLASSES, ROWS_OF_A_CLASS = 50, 20  # labels are classes if they are so few, and so many rows stand behind each
+CLASSES, ROWS_OF_A_CLASS = 50, 20  # labels are classes if they are at most so many, with so many rows each on average
 LARGEST_CLASS = 0.95
 
 
@@ -56,46 +57,53 @@ def read(path: Path) -> list[tuple[str, Row]]:
 def rows_of(path: Path, render: Mapping[str, Any]) -> list[tuple[str, Row]]:
     """The rows of a source.yaml, each with its place; `render` is that section of params.yaml."""
     source = read_source(path, Path(render["raw"]), path.parent.as_posix(), bool(render["commercial"]))
-    return [
-        (
-            raw.where,
-            {
-                **{"id": raw.id, "place": raw.where, "source": source.name},
-                **{"text": raw.text, "content": raw.content},
-                "label": str(raw.fields["label"]) if "label" in raw.fields else None,
-            },
-        )
-        for raw in read_rows(source)
-    ]
+    rows = []
+    for raw in read_rows(source):
+        row = {
+            "id": raw.id,
+            "place": raw.where,
+            "source": source.name,
+            "text": raw.text,
+            "content": raw.content,
+            "label": None,
+        }
+        if "label" in raw.fields:
+            row["label"] = str(raw.fields["label"])
+        rows.append((raw.where, row))
+    return rows
 
 
-def judgements(tables: dict[str, list[Row]]) -> list[Judgement]:
+def claims_of(tables: dict[str, list[Row]]) -> list[Claims]:
     rows = tables["raw"]
     copies = Counter((row["source"], row["id"]) for row in rows)
-    answers: dict[tuple[str, str], set[str | None]] = defaultdict(set)
+    labels: dict[tuple[str, str], set[str | None]] = defaultdict(set)  # of (source, content)
     for row in rows:
-        answers[row["source"], row["content"]].add(row["label"])
+        labels[row["source"], row["content"]].add(row["label"])
     classes = classes_of(rows)
+    labels_of_the_text, rows_of_the_label = [], []
+    for row in rows:
+        if row["source"] in classes:
+            labels_of_the_text.append(len(labels[row["source"], row["content"]]))
+            rows_of_the_label.append(classes[row["source"]].get(row["label"]))
+        else:
+            labels_of_the_text.append(1)
+            rows_of_the_label.append(None)
     frame = pd.DataFrame(
         {
-            "id": [row["id"] for row in rows],
-            "text_characters": [len(row["text"].strip()) for row in rows],
+            "id": columns.values(rows, "id"),
+            "text_characters": columns.characters(rows, "text"),
             "encoding": ["damaged" if "\ufffd" in row["text"] else "whole" for row in rows],
             "copies": [copies[row["source"], row["id"]] for row in rows],
-            "labels_of_the_text": [
-                len(answers[row["source"], row["content"]]) if row["source"] in classes else 1 for row in rows
-            ],
-            "rows_of_the_label": [classes.get(row["source"], {}).get(row["label"]) for row in rows],
+            "labels_of_the_text": labels_of_the_text,
+            "rows_of_the_label": rows_of_the_label,
         }
     )
-    by_source = pd.DataFrame(
-        {
-            "id": list(classes),
-            "largest_class": [max(counts.values()) / counts.total() for counts in classes.values()],
-        }
-    )
-    found = [Judgement(frame, CLAIMS)]
-    return [*found, Judgement(by_source, CLAIMS_ABOUT_SOURCES)] if len(by_source) else found
+    claims = [Claims(frame, CLAIMS)]
+    if classes:
+        largest = [max(counts.values()) / counts.total() for counts in classes.values()]
+        by_source = pd.DataFrame({"id": list(classes), "largest_class": largest})
+        claims.append(Claims(by_source, CLAIMS_ABOUT_SOURCES))
+    return claims
 
 
 CLAIMS = {
@@ -122,8 +130,8 @@ def classes_of(rows: list[Row]) -> dict[str, Counter[str]]:
     for row in rows:
         if row["label"] is not None:
             labels[row["source"]][row["label"]] += 1
-    return {
-        source: counts
-        for source, counts in labels.items()
-        if len(counts) <= CLASSES and counts.total() >= ROWS_OF_A_CLASS * len(counts)
-    }
+    classes: dict[str, Counter[str]] = {}
+    for source, counts in labels.items():
+        if len(counts) <= CLASSES and counts.total() >= ROWS_OF_A_CLASS * len(counts):
+            classes[source] = counts
+    return classes

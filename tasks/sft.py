@@ -1,6 +1,6 @@
 """sft: supervised fine-tuning on the answers of the curated instructions.
 
-Reads   models/base, data/curated/{train,validation}.parquet, reports/check/evaluation.json
+Reads   models/base, data/curated/{train,validation}.parquet, reports/check/sft_inputs.json
 Writes  models/sft, reports/sft.json, reports/plots/sft.csv, reports/plots/sft.png
 Run     python -m tasks.sft
 """

@@ -52,7 +52,7 @@ BROKEN = [
     ("instructions", {"label": "other"}, "the label is one of the choices"),
     ("instructions", {"choices": ["good"]}, "there are at least two choices, or none"),
     ("instructions", {"choices": ["good", "bad", "good"]}, "choices differ"),
-    ("evaluation", {"split": "train"}, "splits are known"),
+    ("sft_inputs", {"split": "train"}, "splits are known"),
     ("candidates", {"answers": ["one"]}, "there are at least two answers"),
     ("candidates", {"model": "gpt"}, "the model is a SHA-256"),
     ("candidates", {"sampling": "[]"}, "sampling parameters are a JSON object"),
@@ -158,8 +158,8 @@ def test_a_collapsed_class_is_named_by_its_task() -> None:
 
 def test_evaluation_must_be_new_in_the_way_its_split_says() -> None:
     seen = example("instructions", template="review/phrasing_1")
-    new = example("evaluation")
-    assert not judged("evaluation", [new], train=[seen]).violated
+    new = example("sft_inputs")
+    assert not judged("sft_inputs", [new], train=[seen]).violated
     cases = {
         "no id is seen in training": {"id": seen["id"]},
         "no row is seen in training": {"row": seen["row"]},
@@ -169,14 +169,14 @@ def test_evaluation_must_be_new_in_the_way_its_split_says() -> None:
         "new rows are asked through templates that training sees": {"split": "rows"},
     }
     rows = {claim: {**new, "id": f"{i:016x}", **changes} for i, (claim, changes) in enumerate(cases.items())}
-    found = violated(judged("evaluation", list(rows.values()), train=[seen]))
+    found = violated(judged("sft_inputs", list(rows.values()), train=[seen]))
     assert found == {claim: [row["id"]] for claim, row in rows.items()}
 
 
 def test_prompts_are_equal_whatever_their_case_and_spacing() -> None:
-    seen, new = example("instructions"), example("evaluation")
+    seen, new = example("instructions"), example("sft_inputs")
     new["messages"][0]["content"] = "  " + seen["messages"][0]["content"].upper()
-    assert "no prompt is seen in training" in violated(judged("evaluation", [new], train=[seen]))
+    assert "no prompt is seen in training" in violated(judged("sft_inputs", [new], train=[seen]))
 
 
 def test_an_annotator_ranks_answers_once_and_a_prompt_has_one_split() -> None:
@@ -191,9 +191,9 @@ def test_an_annotator_ranks_answers_once_and_a_prompt_has_one_split() -> None:
 
 
 def test_no_evaluation_prompt_is_annotated() -> None:
-    prompt = example("evaluation")["messages"]
+    prompt = example("sft_inputs")["messages"]
     for contract in ("candidates", "rankings"):
-        report = judged(contract, [example(contract, prompt=prompt)], evaluation=[example("evaluation")])
+        report = judged(contract, [example(contract, prompt=prompt)], evaluation=[example("sft_inputs")])
         assert set(violated(report)) == {"no prompt is an evaluation prompt"}
 
 

@@ -68,17 +68,17 @@ def test_training_rows_are_judged_as_tokens_and_named_by_their_place_in_the_sour
         " fields: {text: str, label: str}}"
     )
     seen = instruction(0) | {"template": "t/a"}
-    evaluated = [module_of("evaluation").EXAMPLE]
-    tables("evaluation", evaluation=evaluated, train=[seen])
-    check(["evaluation"])
-    claims = {r["claim"]: r["rows"] for r in json.loads(Path("reports/check/evaluation.json").read_text())["results"]}
+    evaluated = [module_of("sft_inputs").EXAMPLE]
+    tables("sft_inputs", evaluation=evaluated, train=[seen])
+    check(["sft_inputs"])
+    claims = {r["claim"]: r["rows"] for r in json.loads(Path("reports/check/sft_inputs.json").read_text())["results"]}
     assert claims["the answer is whole: a trained EOS ends it"] == 1
     Path("params.yaml").write_text(PARAMS.replace("max_length: 64", "max_length: 9"))
     [(_, raw)] = module_of("raw").read(folder / "source.yaml")
-    write_parquet(module_of("evaluation").READS["train"], [seen | {"row": raw["id"]}], module_of("instructions").SCHEMA)
+    write_parquet(module_of("sft_inputs").READS["train"], [seen | {"row": raw["id"]}], module_of("instructions").SCHEMA)
     advice = r"shorten them or raise sft\.trainer\.max_length \(9\)"
     with pytest.raises(Problem, match=rf"rows fit max_length .*\(raw/tickets/rows\.csv:2\); {advice}"):
-        check(["evaluation"])
+        check(["sft_inputs"])
 
 
 def test_answers_that_are_the_same_tokens_are_no_pair(workspace: Path) -> None:
@@ -92,7 +92,7 @@ def test_missing_data_and_wrong_arguments_are_problems(workspace: Path) -> None:
     with pytest.raises(Problem, match=r"rows\.parquet does not exist"):
         check(["instructions"])
     for arguments in ([], ["nothing"], ["instructions", "rankings"]):
-        with pytest.raises(Problem, match=r"expected (a|one) contract of raw, instructions, evaluation"):
+        with pytest.raises(Problem, match=r"expected (a|one) contract of raw, instructions, sft_inputs"):
             check(arguments)
 
 
