@@ -207,8 +207,10 @@ def contracts(rows: int = 100_000) -> None:
 
 def curation(rows: int = 100_000, planted: int = 500) -> None:
     """Precision and recall of the rules against copies, near copies and leaks planted among so many rows."""
-    from tasks.lib.data.rules import alike, contaminated, exact_duplicates
+    from tasks.lib.data.rules import RULES
+    from tasks.lib.settings.curate import Params
 
+    params = Params(**read_yaml(ROOT / PARAMS_FILE)["curate"])
     dice = random.Random(4)
     given = list(instructions(rows))
     honest = given[: rows - 3 * planted]
@@ -240,15 +242,10 @@ def curation(rows: int = 100_000, planted: int = 500) -> None:
         truth["contamination"].add(leak["id"])
         training.append({**leak, "split": "train"})
     every = evaluation + training
-    hit: set[str] = set()
     print(f"curation of {len(every):,} rows, {planted} planted of each kind")
-    for rule, judge in {
-        "exact duplicate": exact_duplicates,
-        "near duplicate": lambda rows: alike(rows, similarity=0.8, words=3),
-        "contamination": lambda rows: contaminated(rows, words=8, coverage=0.5, hit=hit),
-    }.items():
+    for rule in truth:
         start = time.process_time()
-        dropped = {every[i]["id"] for i in judge(every)}
+        dropped = {every[place]["id"] for place in RULES[rule](every, params).drop}
         seconds = time.process_time() - start
         right = len(dropped & truth[rule])
         print(

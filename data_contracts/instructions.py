@@ -17,6 +17,7 @@ import pandas as pd
 from data_contracts import columns, raw
 from data_contracts.columns import Claims
 from tasks.lib.data.rows import INSTRUCTION, Row
+from tasks.lib.data.splits import SPLITS
 
 EXAMPLE = {
     "id": "2f6d0f0d7f0c2a51",
@@ -37,7 +38,6 @@ EXAMPLE = {
 SCHEMA = INSTRUCTION
 READS = {"instructions": Path("data/instructions/rows.parquet")}
 JUDGED = ("instructions",)
-SPLITS = ("train", "preference", "policy", "validation", "rows", "templates", "clusters")
 LARGEST_CLASS = 0.95  # a task of which one choice makes up more than this has collapsed
 ROWS_TO_JUDGE_A_CLASS = 20
 

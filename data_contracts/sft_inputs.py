@@ -16,6 +16,7 @@ from data_contracts import columns, instruction_tokens
 from data_contracts.columns import Claims
 from data_contracts.instructions import claims_about_rows, frame_of
 from tasks.lib.data.rows import INSTRUCTION, Row
+from tasks.lib.data.splits import EVALUATION
 
 EXAMPLE = {
     "id": "7a5c11d92be04f6e",
@@ -37,7 +38,6 @@ SCHEMA = INSTRUCTION
 TRAINING = ("train", "preference", "policy", "validation")
 READS = {name: Path(f"data/curated/{name}.parquet") for name in ("evaluation", *TRAINING)}
 JUDGED = ("evaluation",)
-SPLITS = ("rows", "templates", "clusters")
 
 
 def claims_of(tables: dict[str, list[Row]]) -> list[Claims]:
@@ -45,7 +45,7 @@ def claims_of(tables: dict[str, list[Row]]) -> list[Claims]:
     training: list[Row] = []
     for name in TRAINING:
         training += tables.get(name, ())
-    frame, expectations = frame_of(rows), claims_about_rows(SPLITS)
+    frame, expectations = frame_of(rows), claims_about_rows(EVALUATION)
     if training:
         in_training = {
             "id": _seen(rows, training, "id"),

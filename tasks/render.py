@@ -22,13 +22,14 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.lib.data.instructions import SPLITS, TRAINING, Plan, check_heldout, render_block, source_templates
+from tasks.lib.data.instructions import Plan, check_heldout, render_block, source_templates
 from tasks.lib.data.mixing import quotas, t0_quotas, unit_interval
 from tasks.lib.data.row_index import Index, index_of, table_of, write_selected
 from tasks.lib.data.rows import LEDGER, Row, write_parquet
 from tasks.lib.data.shards import Shard, processes, render_shards
 from tasks.lib.data.shared_prompts import drop_shared_prompts
 from tasks.lib.data.sources import Source, find_sources, read_rows, read_source
+from tasks.lib.data.splits import SPLITS, TRAINING
 from tasks.lib.data.templates import Template
 from tasks.lib.settings.render import Params
 from tasks.lib.stage import Problem, Stage, main, replaced

@@ -38,7 +38,7 @@ BELOW = {  # a room of the library, and the rooms it may import besides itself a
 FORMATS_OF_FILES = {  # what these read is no section of params.yaml
     "tasks.lib.annotation.page",
     "tasks.lib.data.sources",
-    "tasks.lib.data.templates",
+    "tasks.lib.data.template_files",
     "tasks.lib.evaluation.judge",
 }
 HEAVY = ("torch", "transformers", "trl", "numpy", "pyarrow", "great_expectations", "prefect", "dvc")

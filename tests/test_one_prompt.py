@@ -91,12 +91,13 @@ def test_both_spellings_are_in_one_split_and_the_contract_holds(instructions: li
 
 
 def test_curation_drops_the_second_spelling(instructions: list[Row]) -> None:
-    assert len(rules.exact_duplicates(instructions)) == 60
+    params = section("curate")
+    assert len(rules.exact_duplicates(instructions, params).drop) == 60
     chosen = [
         {**row, "choices": ["yes", "no"], "label": "yes" if row["messages"][0]["content"].islower() else "no"}
         for row in instructions
     ]
-    assert len(rules.contradictions(chosen)) == 120
+    assert len(rules.contradictions(chosen, params).drop) == 120
 
 
 def test_both_texts_of_a_classifiers_table_are_in_one_split(workspace: Path) -> None:

@@ -15,14 +15,11 @@ from random import Random
 from tasks.lib.data.mixing import ranked, split_of
 from tasks.lib.data.rows import Row, content_id
 from tasks.lib.data.sources import RawRow, Source, inside
+from tasks.lib.data.splits import TRAINING
 from tasks.lib.data.template_files import read_templates
 from tasks.lib.data.templates import Rendered, Template, check_fields, render
 from tasks.lib.data.time_limit import watched
 from tasks.lib.stage import Problem
-
-# A prompt that is in two splits stays in the first of them.
-SPLITS = ("clusters", "templates", "rows", "validation", "policy", "preference", "train")
-TRAINING = ("train", "preference", "policy")
 
 
 @dataclass(frozen=True)

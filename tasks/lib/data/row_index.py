@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tasks.lib.data.instructions import SPLITS
 from tasks.lib.data.rows import INSTRUCTION
 from tasks.lib.data.shards import Shard
+from tasks.lib.data.splits import SPLITS
 from tasks.lib.stage import replaced
 
 GROUP = 2**16  # rows of a Parquet row group

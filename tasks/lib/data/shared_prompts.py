@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from tasks.lib.data.instructions import SPLITS
 from tasks.lib.data.row_index import Index
 from tasks.lib.data.rows import Row
+from tasks.lib.data.splits import SPLITS
 
 PARTS = 16  # of the prompts, by their hash
 
