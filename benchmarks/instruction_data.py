@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,20 @@ import pyarrow.parquet
 
 from tasks.lib.data.rows import content_id
 from tasks.lib.data.template_files import read_templates
-from tasks.lib.data.templates import Rendered, render
+from tasks.lib.data.templates import Rendered, Template, render
 from tasks.lib.data.time_limit import watched
 from tasks.lib.stage import PARAMS_FILE, read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-WORDS = [a + b for a in ("mor", "tel", "vin", "sar", "pol", "gan", "rit", "bel") for b in
-         ("ta", "no", "mi", "ka", "re", "lo", "da", "su", "fe", "wi", "zo", "ha", "pe", "gu", "xi", "by")]  # fmt: skip
+SYLLABLES = (
+    ("mor", "tel", "vin", "sar", "pol", "gan", "rit", "bel"),
+    ("ta", "no", "mi", "ka", "re", "lo", "da", "su", "fe", "wi", "zo", "ha", "pe", "gu", "xi", "by"),
+)
+WORDS = [first + last for first, last in product(*SYLLABLES)]
 SHARES = {"train": 0.6, "preference": 0.1, "policy": 0.1, "validation": 0.1, "test": 0.1}
 
 # (prompt, answer, choices): the first three only substitute fields
-TEMPLATES = {
+TEMPLATES: dict[str, tuple[str, str, list[str] | None]] = {
     "review": ("Is this review good or bad? {{ text }}", "{{ answer_choices[label] }}", ["bad", "good"]),
     "pair": ("{{ premise }} Does it follow that {{ text }}?", "{{ answer_choices[label] }}", ["no", "yes"]),
     "copy": ("Say again, with 100% care: {{ text }}", "{{ text }}", None),
@@ -70,7 +74,6 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
 def rendering(rows: int = 20_000) -> None:
     """Ours against datasets.map with plain Jinja, a row at a time and in batches; from table to table."""
     import datasets
-    from jinja2 import Environment, StrictUndefined
 
     datasets.disable_caching()
     datasets.disable_progress_bars()
@@ -83,49 +86,76 @@ def rendering(rows: int = 20_000) -> None:
             "label": [dice.randrange(2) for _ in range(rows)],
         }
     )
-    data, few = datasets.Dataset(table), datasets.Dataset(table.slice(0, rows // 4))
-    environment = Environment(undefined=StrictUndefined)
     print(f"rendering {rows:,} rows, CPU microseconds a row; datasets {datasets.__version__}")
-    for name, (prompt, answer, choices) in TEMPLATES.items():
-        with tempfile.TemporaryDirectory() as folder:
-            keys = {"prompt": prompt, "answer": answer, **({"choices": choices} if choices else {})}
-            (Path(folder) / "one.yaml").write_text(json.dumps(keys))
-            (template,) = read_templates(Path(folder))
-        asked, answered = environment.from_string(prompt), environment.from_string(answer)
+    for name in TEMPLATES:
+        compare(name, table)
 
-        def a_row(row: dict[str, Any]) -> dict[str, str]:
-            row = {**row, "answer_choices": choices}  # noqa: B023
-            return {"prompt": asked.render(row).strip(), "answer": answered.render(row).strip()}  # noqa: B023
 
-        def a_batch(batch: dict[str, list[Any]]) -> dict[str, list[str]]:
-            made = [a_row(dict(zip(batch, values, strict=True))) for values in zip(*batch.values(), strict=True)]
-            return {key: [row[key] for row in made] for key in ("prompt", "answer")}
+def compare(name: str, table: pa.Table) -> None:
+    """Time one template over a table; all ways must make the same texts."""
+    import datasets
+    from jinja2 import Environment, StrictUndefined
 
-        def ours() -> pa.Table:
-            names = sorted(template.fields)  # noqa: B023
-            columns = [table[name].to_pylist() for name in names]
-            made = []
-            with watched():
-                for values in zip(*columns, strict=True):
-                    one = render(template, dict(zip(names, values, strict=True)), "here", "seed")  # noqa: B023
-                    assert isinstance(one, Rendered)
-                    made.append(one)
-            return pa.table({"prompt": [one.prompt for one in made], "answer": [one.answer for one in made]})
+    prompt, answer, choices = TEMPLATES[name]
+    template = read_template(prompt, answer, choices)
+    environment = Environment(undefined=StrictUndefined)
+    asked, answered = environment.from_string(prompt), environment.from_string(answer)
 
-        kept = table.column_names
-        one_by_one, slow = timed(lambda: few.map(a_row, remove_columns=kept))  # noqa: B023
-        batched, fast = timed(lambda: data.map(a_batch, batched=True, remove_columns=kept))  # noqa: B023
-        made, own = timed(ours)
-        for column in ("prompt", "answer"):
-            assert made[column].to_pylist() == list(batched[column]), f"{name}: not the same {column}"
-            assert list(one_by_one[column]) == list(batched[column])[: rows // 4]
-        slow, fast, own = slow / (rows // 4) * 1e6, fast / rows * 1e6, own / rows * 1e6
-        kind = "substitutes" if template.substitution else "Jinja"
-        print(
-            f"  {name:10} {kind:12} ours {own:6.2f}   map {slow:7.2f} ({slow / own:5.1f}x)"
-            f"   batched map {fast:6.2f} ({fast / own:4.1f}x)",
-            flush=True,
-        )
+    def a_row(row: dict[str, Any]) -> dict[str, str]:
+        row = {**row, "answer_choices": choices}
+        return {"prompt": asked.render(row).strip(), "answer": answered.render(row).strip()}
+
+    def a_batch(batch: dict[str, list[Any]]) -> dict[str, list[str]]:
+        made: dict[str, list[str]] = {"prompt": [], "answer": []}
+        for values in zip(*batch.values(), strict=True):
+            for key, text in a_row(dict(zip(batch, values, strict=True))).items():
+                made[key].append(text)
+        return made
+
+    few = len(table) // 4  # a row at a time is slow
+    by_rows, by_batches = datasets.Dataset(table.slice(0, few)), datasets.Dataset(table)
+    one_by_one, slow = timed(lambda: by_rows.map(a_row, remove_columns=table.column_names))
+    batched, fast = timed(lambda: by_batches.map(a_batch, batched=True, remove_columns=table.column_names))
+    made, own = timed(lambda: rendered(template, table))
+    for column in ("prompt", "answer"):
+        assert made[column].to_pylist() == list(batched[column]), f"{name}: not the same {column}"
+        assert list(one_by_one[column]) == list(batched[column])[:few]
+    slow, fast, own = slow / few * 1e6, fast / len(table) * 1e6, own / len(table) * 1e6
+    kind = "substitutes" if template.substitution else "Jinja"
+    print(
+        f"  {name:10} {kind:12} ours {own:6.2f}   map {slow:7.2f} ({slow / own:5.1f}x)"
+        f"   batched map {fast:6.2f} ({fast / own:4.1f}x)",
+        flush=True,
+    )
+
+
+def read_template(prompt: str, answer: str, choices: list[str] | None) -> Template:
+    """The template as a project has it."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_template(Path(folder), prompt, answer, choices)
+        (template,) = read_templates(Path(folder))
+    return template
+
+
+def write_template(folder: Path, prompt: str, answer: str, choices: list[str] | None) -> None:
+    keys: dict[str, Any] = {"prompt": prompt, "answer": answer}
+    if choices:
+        keys["choices"] = choices
+    (folder / "one.yaml").write_text(json.dumps(keys))
+
+
+def rendered(template: Template, table: pa.Table) -> pa.Table:
+    """What ours makes of a table."""
+    names = sorted(template.fields)
+    columns = [table[name].to_pylist() for name in names]
+    prompts, answers = [], []
+    with watched():
+        for values in zip(*columns, strict=True):
+            made = render(template, dict(zip(names, values, strict=True)), "here", "seed")
+            assert isinstance(made, Rendered)
+            prompts.append(made.prompt)
+            answers.append(made.answer)
+    return pa.table({"prompt": prompts, "answer": answers})
 
 
 def memory() -> None:
@@ -157,9 +187,8 @@ def write_project(folder: Path, rows: int) -> None:
         "file: rows.csv\nformat: csv\nlicense: MIT\ncluster: c\ntask: toy\ntemplates: toy\n"
         "fields: {text: str, label: int}\n"
     )
-    prompt, answer, choices = TEMPLATES["review"]
     (folder / "toy").mkdir()
-    (folder / "toy/one.yaml").write_text(json.dumps({"prompt": prompt, "answer": answer, "choices": choices}))
+    write_template(folder / "toy", *TEMPLATES["review"])
     params = read_yaml(ROOT / PARAMS_FILE)
     params["render"] |= {"raw": ".", "sources": ".", "templates": ".", "shares": SHARES, "heldout_clusters": [],
                          "max_per_task": rows, "max_per_task_evaluation": rows, "show": 0}  # fmt: skip
@@ -192,13 +221,12 @@ def contracts(rows: int = 100_000) -> None:
     report = check_rows("instructions", {"instructions": given})
     seconds = time.process_time() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = {result.claim: result.ids for result in report.violated}
-    planted = {
-        "no answer is empty": 10,
-        "the label is one of the choices": 20,
-        "splits are known": 30,
-    }
-    assert found == {claim: [given[i]["id"]] for claim, i in planted.items()}, found
+    violated = {result.claim: result.ids for result in report.violated}
+    assert violated == {
+        "no answer is empty": [given[10]["id"]],
+        "the label is one of the choices": [given[20]["id"]],
+        "splits are known": [given[30]["id"]],
+    }, violated
     print(
         f"contract of instructions, {rows:,} rows: {seconds:.1f} CPU s with imports, peak {peak / 2**20:.2f} GiB"
         f" of which {before / 2**20:.2f} GiB were the rows"
@@ -211,22 +239,27 @@ def curation(rows: int = 100_000, planted: int = 500) -> None:
     from tasks.lib.settings.curate import Params
 
     params = Params(**read_yaml(ROOT / PARAMS_FILE)["curate"])
+    given, truth = with_planted(rows, planted)
+    print(f"curation of {len(given):,} rows, {planted} planted of each kind")
+    for rule, ids in truth.items():
+        start = time.process_time()
+        dropped = {given[place]["id"] for place in RULES[rule](given, params).drop}
+        seconds = time.process_time() - start
+        right = len(dropped & ids)
+        print(
+            f"  {rule:16} precision {right / max(len(dropped), 1):.4f}  recall {right / planted:.4f}"
+            f"  {len(dropped)} dropped  {seconds:.1f} CPU s",
+            flush=True,
+        )
+        given = [row for row in given if row["id"] not in dropped]
+
+
+def with_planted(rows: int, planted: int) -> tuple[list[dict[str, Any]], dict[str, set[str]]]:
+    """So many rows, and the ids of those in it that each rule (its name in RULES) should find."""
     dice = random.Random(4)
-    given = list(instructions(rows))
-    honest = given[: rows - 3 * planted]
+    honest = list(instructions(rows))[: rows - 3 * planted]
     evaluation = [{**row, "split": "rows"} for row in honest[:2000]]
     training = honest[2000:]
-
-    def changed(row: dict[str, Any], text: str, i: int) -> dict[str, Any]:
-        messages = [{"role": "user", "content": f"Is this review good or bad? {text}"}]
-        return {
-            **row,
-            "id": content_id("planted", i, text),
-            "row": content_id(text, i),
-            "text": text,
-            "messages": messages,
-        }
-
     truth: dict[str, set[str]] = {"exact duplicate": set(), "near duplicate": set(), "contamination": set()}
     for i, row in enumerate(dice.sample(training, planted)):
         copy = {**row, "id": content_id("copy", i), "row": content_id("copy of", i)}
@@ -241,27 +274,26 @@ def curation(rows: int = 100_000, planted: int = 500) -> None:
         leak = changed(row, f"{sentence(dice, 8)} {part} {sentence(dice, 8)}", i)
         truth["contamination"].add(leak["id"])
         training.append({**leak, "split": "train"})
-    every = evaluation + training
-    print(f"curation of {len(every):,} rows, {planted} planted of each kind")
-    for rule in truth:
-        start = time.process_time()
-        dropped = {every[place]["id"] for place in RULES[rule](every, params).drop}
-        seconds = time.process_time() - start
-        right = len(dropped & truth[rule])
-        print(
-            f"  {rule:16} precision {right / max(len(dropped), 1):.4f}  recall {right / planted:.4f}"
-            f"  {len(dropped)} dropped  {seconds:.1f} CPU s",
-            flush=True,
-        )
-        every = [row for row in every if row["id"] not in dropped]
+    return evaluation + training, truth
+
+
+def changed(row: dict[str, Any], text: str, number: int) -> dict[str, Any]:
+    """The row with another text, under ids of its own."""
+    return {
+        **row,
+        "id": content_id("planted", number, text),
+        "row": content_id(text, number),
+        "text": text,
+        "messages": [{"role": "user", "content": f"Is this review good or bad? {text}"}],
+    }
 
 
 PARTS = {part.__name__: part for part in (rendering, memory, contracts, curation)}
 
 if __name__ == "__main__":
-    asked = sys.argv[1:]
-    if unknown := set(asked) - set(PARTS):
-        sys.exit(f"{min(unknown)} is no part; known: {', '.join(PARTS)}")
-    else:
-        for part in asked or PARTS:
-            PARTS[part]()
+    names = sys.argv[1:] or list(PARTS)
+    for name in names:
+        if name not in PARTS:
+            sys.exit(f"{name} is no part; known: {', '.join(PARTS)}")
+    for name in names:
+        PARTS[name]()

@@ -42,8 +42,7 @@ def run(params: Params, stage: Stage) -> None:
     # 1. Read the sources and the templates of their tasks.
     sources = read_sources(params)
     plan = plan_of(params)
-    templates = {source.name: source_templates(plan, source) for source in sources}
-    check_heldout(plan, templates, sources)
+    templates = templates_of(plan, sources)
 
     # 2. Render each row through the templates of its split, in shards.
     shards: list[Shard] = []
@@ -107,6 +106,13 @@ def read_sources(params: Params) -> list[Source]:
         if cluster_of.setdefault(task, cluster) != cluster:
             raise Problem(f"{params.sources}: the task {task} is in two clusters: {cluster_of[task]} and {cluster}")
     return sources
+
+
+def templates_of(plan: Plan, sources: list[Source]) -> dict[str, list[Template]]:
+    """The templates of each source, by its name; what is held out must be among them."""
+    templates = {source.name: source_templates(plan, source) for source in sources}
+    check_heldout(plan, templates, sources)
+    return templates
 
 
 def left_out(shards: list[Shard]) -> list[Row]:
@@ -182,8 +188,7 @@ def show(shards: list[Shard], chosen: Index, count: int) -> None:
 def examples(params: Params, count: int) -> list[Row]:
     """`count` instructions of the first rows of every source, spread over sources; nothing is written."""
     plan, sources = plan_of(params), read_sources(params)
-    templates = {source.name: source_templates(plan, source) for source in sources}
-    check_heldout(plan, templates, sources)
+    templates = templates_of(plan, sources)
     of_sources: list[list[Row]] = []
     for source in sources:
         first = list(islice(read_rows(source), FIRST_ROWS))

@@ -2,7 +2,7 @@
 
 Two texts are alike in Unicode's composed form (NFC), without regard to case, and with every run of white space as one
 blank. Two prompts are the same if they have alike messages of the same roles in the same order. The sameness is wide on
-purpose: a prompt that stands in training as `Hello` and in a test as `hello` makes the test worth less, while the
+purpose: a prompt that is in training as `Hello` and in a test as `hello` makes the test worth less, while the
 rankings of both, taken together, lose nothing. The text that a model reads is never changed by it.
 """
 

@@ -75,13 +75,11 @@ def other_languages(rows: list[Row], params: Params) -> Findings:
     if params.languages is None:
         return findings
     other_language = of_others(params.languages)
-    languages: dict[str, str | None] = {}  # id of a raw row -> its language, None for one of the wanted
+    reasons = {row["row"]: other_language(row["text"]) for row in rows}  # of a raw row, None where it may stay
     for place, row in enumerate(rows):
-        if row["row"] not in languages:
-            languages[row["row"]] = other_language(row["text"])
-        why = languages[row["row"]]
-        if why:
-            findings.drop[place] = why
+        reason = reasons[row["row"]]
+        if reason:
+            findings.drop[place] = reason
     return findings
 
 

@@ -30,7 +30,7 @@ Substitution = Callable[[dict[str, Any]], tuple[str, ...] | None]  # None: this 
 
 def pieces(tree: nodes.Template) -> Pieces | None:
     """A template of texts and fields as the list of them; None for a template that does more."""
-    found: Pieces = []
+    listed: Pieces = []
     for output in tree.body:
         if not isinstance(output, nodes.Output):
             return None
@@ -38,8 +38,8 @@ def pieces(tree: nodes.Template) -> Pieces | None:
             piece = _piece(part)
             if piece is None:
                 return None
-            found.append(piece)
-    return found
+            listed.append(piece)
+    return listed
 
 
 def _piece(part: nodes.Expr) -> str | Field | None:

@@ -110,7 +110,7 @@ def render(template: Template, fields: dict[str, Any], where: str, seed: str) ->
     """What `template` makes of a row's `fields`, or why it makes nothing: 'empty prompt', 'empty answer'.
 
     `seed` drives the filter `choice`; `where` names the row in a Problem. Texts are stripped, as promptsource does.
-    This and what it calls runs for every row and template, which is why some of it is dense.
+    This and what it calls runs for every row and template, which is why it is dense.
     """
     quick = template.substitution
     substituted = quick(fields) if quick else None
