@@ -118,6 +118,8 @@ def _most_frequent(items: Iterable[Any]) -> list[Any]:
 
 
 class _Generator(CodeGenerator):
+    """Jinja's compiler, with the sandbox's bounds where a template joins texts and shows values."""
+
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # `a ~ b`
         self.write("environment.concat((")
         for operand in node.nodes:
@@ -147,7 +149,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def __init__(self) -> None:
         super().__init__(undefined=StrictUndefined, finalize=_text)
-        jinjas = self.filters
+        of_jinja = self.filters
         self.filters = {
             "join": _join_filter,
             "replace": _replace,
@@ -155,9 +157,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
             "most_frequent": _most_frequent,
         }
         for name in PLAIN_FILTERS:
-            self.filters[name] = jinjas[name]
+            self.filters[name] = of_jinja[name]
         for name in TEXT_FILTERS:
-            self.filters[name] = _of_text(jinjas[name])
+            self.filters[name] = _of_text(of_jinja[name])
         self.globals = {"zip": zip, "range": _range, "dict": dict, "namespace": self.globals["namespace"]}
 
     def context(self, fields: dict[str, Any], dice: Dice) -> Context:
