@@ -35,18 +35,35 @@ JUDGED = ("train", "heldout")
 
 
 def claims_of(tables: dict[str, list[Row]]) -> list[Claims]:
-    rows = [*tables.get("train", ()), *tables.get("heldout", ())]
+    train, heldout, evaluation = tables.get("train", []), tables.get("heldout", []), tables.get("evaluation")
+    frame, expectations = frame_of(train, heldout), claims_about_rows()
+    if evaluation:
+        prompts = set(columns.prompts(evaluation, "messages"))
+        frame["prompt_in_evaluation"] = columns.seen(frame["prompt"], prompts)
+        expectations["no prompt is an evaluation prompt"] = gxe.ExpectColumnValuesToBeInSet(
+            column="prompt_in_evaluation", value_set=["new"]
+        )
+    claims = [Claims(frame, expectations)]
+    if tables.get("ranking_tokens"):
+        claims += ranking_tokens.claims_of(tables)
+    return claims
+
+
+def frame_of(train: list[Row], heldout: list[Row]) -> pd.DataFrame:
+    """One line per ranking: what claims are made about."""
+    rows = train + heldout
     ranks_in_use, ranks_without_gaps = [], []
     for row in rows:
         in_use = sorted(set(row["ranks"]))
         ranks_in_use.append(" ".join(map(str, in_use)))
         ranks_without_gaps.append(" ".join(map(str, range(len(in_use)))))
-    prompts = columns.prompts(rows, "prompt")
-    frame = pd.DataFrame(
+    of_train, of_heldout = columns.prompts(train, "prompt"), columns.prompts(heldout, "prompt")
+    prompts, in_both = of_train + of_heldout, set(of_train) & set(of_heldout)
+    return pd.DataFrame(
         {
             "id": columns.values(rows, "id"),
             "prompt": prompts,
-            "splits_of_the_prompt": _splits_of_prompts(prompts, len(tables.get("train", ()))),
+            "splits_of_the_prompt": [2 if prompt in in_both else 1 for prompt in prompts],
             "annotator": columns.values(rows, "annotator"),
             "annotator_characters": columns.characters(rows, "annotator"),
             "license": columns.licenses(rows),
@@ -60,7 +77,10 @@ def claims_of(tables: dict[str, list[Row]]) -> list[Claims]:
             "ranks_without_gaps": ranks_without_gaps,
         }
     )
-    expectations = {
+
+
+def claims_about_rows() -> dict[str, gxe.Expectation]:
+    return {
         "ids are unique": gxe.ExpectColumnValuesToBeUnique(column="id"),
         "licences are known": gxe.ExpectColumnValuesToBeInSet(column="license", value_set=["known"]),
         "roles alternate and the user speaks last": gxe.ExpectColumnValuesToMatchRegex(
@@ -83,19 +103,3 @@ def claims_of(tables: dict[str, list[Row]]) -> list[Claims]:
             column="splits_of_the_prompt", max_value=1
         ),
     }
-    evaluation = tables.get("evaluation")
-    if evaluation:
-        frame["prompt_in_evaluation"] = columns.seen(prompts, set(columns.prompts(evaluation, "messages")))
-        expectations["no prompt is an evaluation prompt"] = gxe.ExpectColumnValuesToBeInSet(
-            column="prompt_in_evaluation", value_set=["new"]
-        )
-    claims = [Claims(frame, expectations)]
-    if tables.get("ranking_tokens"):
-        claims += ranking_tokens.claims_of(tables)
-    return claims
-
-
-def _splits_of_prompts(prompts: list[int], training: int) -> list[int]:
-    """In how many of the two splits each prompt is, of which the first `training` ones are of the split train."""
-    train, heldout = set(prompts[:training]), set(prompts[training:])
-    return [2 if prompt in train and prompt in heldout else 1 for prompt in prompts]

@@ -55,27 +55,24 @@ def run(params: Params, stage: Stage) -> None:
     ledger = left_out(shards)
 
     # 3. No prompt in two splits, then the mix of tasks.
-    # The index is the one thing in memory that grows with the rows.
-    chosen = index_of(shards)
-    drop_shared_prompts(chosen, ledger)
-    rendered = len(chosen.rows)
-    mix(params, chosen)
-    if not np.any(chosen.rows.split == SPLITS.index("train")):
+    index = index_of(shards)
+    drop_shared_prompts(index, ledger)
+    rendered = len(index.rows)
+    mix(params, index)
+    if not np.any(index.rows.split == SPLITS.index("train")):
         raise Problem("render: no row is left for training; check shares, templates and heldout_clusters")
-    figures = about_sources(sources, templates, shards) | about_rows(sources, chosen)
+    figures = about_sources(sources, templates, shards) | about_rows(sources, index)
     for rule, count in sorted(Counter(entry["rule"] for entry in ledger).items()):
         figures[f"dropped.{rule}"] = count
-    figures["dropped.mixing"] = rendered - len(chosen.rows)
+    figures["dropped.mixing"] = rendered - len(index.rows)
     if quarantine:
         figures["quarantined"] = len(quarantine)
-    characters = np.sort(chosen.rows.characters)  # (N,)
-    figures["prompt_characters.median"] = int(characters[len(characters) // 2])
-    figures["prompt_characters.longest"] = int(characters[-1])
-    show(shards, chosen, params.show)
+    figures |= about_prompts(index)
+    show(shards, index, params.show)
 
     # 4. Write. By now nothing is in memory of a row but its place.
-    places = chosen.rows.place[np.lexsort((chosen.rows.id, chosen.rows.task, chosen.rows.split))]  # (N, 2)
-    del chosen
+    places = index.rows.place[np.lexsort((index.rows.id, index.rows.task, index.rows.split))]  # (N, 2)
+    del index
     write_selected(OUT / "rows.parquet", shards, places)
     write_parquet(OUT / "ledger.parquet", ledger, LEDGER)
     write_quarantine(OUT / "quarantine.jsonl", sources, quarantine)
@@ -171,14 +168,14 @@ def write_quarantine(path: Path, sources: list[Source], quarantine: list[dict[st
         temporary.write_text("".join(json.dumps(entry) + "\n" for entry in quarantine), encoding="utf-8")
 
 
-def show(shards: list[Shard], chosen: Index, count: int) -> None:
+def show(shards: list[Shard], index: Index, count: int) -> None:
     """Print a few rendered rows: the quickest way to see a template that is wrong."""
     if not count:
         return
     by_hash = heapq.nsmallest(
-        count, range(len(chosen.rows)), key=lambda i: unit_interval("show", f"{chosen.rows.id[i]:016x}")
+        count, range(len(index.rows)), key=lambda i: unit_interval("show", f"{index.rows.id[i]:016x}")
     )
-    for row in table_of(shards, chosen.rows.place[by_hash]).to_pylist():
+    for row in table_of(shards, index.rows.place[by_hash]).to_pylist():
         print(f"--- {row['split']}  {row['template']}")
         for message in row["messages"]:
             print(f"{message['role']}: {message['content'][:400]}")
@@ -229,6 +226,14 @@ def about_rows(sources: list[Source], index: Index) -> dict[str, float | int | s
     for task, count in sorted(tasks.items()):
         figures[f"task.{task}"] = count
     return figures
+
+
+def about_prompts(index: Index) -> dict[str, float | int | str]:
+    characters = np.sort(index.rows.characters)  # (N,)
+    return {
+        "prompt_characters.median": int(characters[len(characters) // 2]),
+        "prompt_characters.longest": int(characters[-1]),
+    }
 
 
 if __name__ == "__main__":
