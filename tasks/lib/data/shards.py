@@ -31,15 +31,20 @@ CODE = (  # the files of this folder that the content of a shard depends on
     # code (python -m flows.code_deps --write)
     "dataset_formats.py",
     "instructions.py",
+    "json_rows.py",
     "mixing.py",
     "privacy.py",
     "prompts.py",
+    "row_problems.py",
     "rows.py",
     "sandbox.py",
     "sources.py",
+    "splits.py",
     "substitution.py",
     "tables.py",
+    "template_files.py",
     "templates.py",
+    "text_files.py",
     "time_limit.py",
     # end of code
 )
