@@ -10,7 +10,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,12 @@ from tasks.lib.stage import Problem
 LOCK = Path(".anneal") / "run.lock"
 FREE_BYTES = 1 << 30  # a run that fills the disk fails late and in the middle of something
 DVC_TEMPORARY = Path(".dvc") / "tmp"
+USERS_OF_DVC = (
+    "dvc",
+    "anneal",
+    "flows",
+    "prefect",
+)  # programs, or packages after `python -m`, that may hold DVC's locks
 
 _held: list[int] = []  # the descriptor of the lock that this process holds
 
@@ -103,10 +109,12 @@ def remove_stale_locks(temporary: Path = DVC_TEMPORARY) -> list[str]:
         written = path.stat().st_mtime
     except OSError:
         return []
+    removed: list[str] = []
+    kept: dict[str, dict[str, Any]] = {}
     try:
         entries = json.loads(text)
-        removed: list[str] = []
-        kept = {mode: _live(entries.get(mode, {}), written, removed) for mode in ("write", "read")}
+        for mode in ("write", "read"):
+            kept[mode] = _live(entries.get(mode, {}), written, removed)
     except (ValueError, AttributeError, TypeError, KeyError):
         path.unlink(missing_ok=True)  # cut off by a kill: nothing in it can be trusted
         return [str(path)]
@@ -116,28 +124,49 @@ def remove_stale_locks(temporary: Path = DVC_TEMPORARY) -> list[str]:
 
 
 def _live(entries: dict[str, Any], written: float, removed: list[str]) -> dict[str, Any]:
+    """The entries (path -> one holder, or a list of readers) whose holder is alive; names of others go to `removed`."""
     kept: dict[str, Any] = {}
-    for path, infos in entries.items():
-        several = infos if isinstance(infos, list) else [infos]
-        live = [info for info in several if _is_dvc(int(info["pid"]), written)]
-        removed += [f"{path} ({info['pid']})" for info in several if info not in live]
+    for path, holders in entries.items():
+        live = []
+        for holder in holders if isinstance(holders, list) else [holders]:
+            if _uses_dvc(int(holder["pid"]), written):
+                live.append(holder)
+            else:
+                removed.append(f"{path} ({holder['pid']})")
         if live:
-            kept[path] = live if isinstance(infos, list) else live[0]
+            kept[path] = live if isinstance(holders, list) else live[0]
     return kept
 
 
-def _is_dvc(pid: int, written: float) -> bool:
-    """Does the PID still belong to the dvc that wrote the entry, and not to a process that came later?"""
+def _uses_dvc(pid: int, written: float) -> bool:
+    """Does the PID still belong to the process that wrote the entry, and not to one that came later?"""
     import psutil
 
     try:
         process = psutil.Process(pid)
-        words = " ".join(process.cmdline())
-        return process.create_time() <= written + 1 and ("dvc" in words or "anneal" in words or "prefect" in words)
+        return process.create_time() <= written + 1 and program_of(process.cmdline()) in USERS_OF_DVC
     except psutil.AccessDenied:
         return True
     except psutil.Error:
         return False
+
+
+def program_of(command: Sequence[str]) -> str:
+    """`dvc` of `dvc repro`, `python bin/dvc repro` and `python -m dvc repro`; `flows` of `python -m flows.cli`."""
+    words = iter(command)
+    program = Path(next(words, "")).name
+    if not program.startswith("python"):
+        return program
+    for word in words:  # of Python: its options, then a module, a script, or code
+        if word == "-m":
+            return next(words, "").partition(".")[0]
+        if word == "-c":
+            return ""
+        if word in ("-W", "-X"):
+            next(words, "")  # the value of that option
+        elif not word.startswith("-"):
+            return Path(word).name
+    return ""
 
 
 def wait_for_dvc(lock: Path, seconds: float = 10.0) -> None:

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,20 @@ held = zc.lockfile.LockFile(sys.argv[1])
 print("held", flush=True)
 time.sleep(600)
 """
+# Until a child has printed something it may still be its parent's fork, with the parent's command line
+SLEEPER = "import time; print('up', flush=True); time.sleep(600)"
+
+
+@contextmanager
+def sleeping(*command: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A Python that sleeps, once it is up; it is killed at the end."""
+    process = subprocess.Popen([sys.executable, "-S", *command], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout and process.stdout.readline() == b"up\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_a_second_run_is_refused_naming_the_holder(project: Path) -> None:
@@ -50,11 +66,11 @@ def test_a_second_run_is_refused_naming_the_holder(project: Path) -> None:
 
 
 def test_stale_entries_of_dvc_are_removed_and_live_ones_kept(project: Path) -> None:
-    reused = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"])
-    live = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)", "dvc", "repro"])
+    script = project / "dvc"
+    script.write_text(SLEEPER)
     gone = subprocess.Popen(["true"])
     gone.wait()
-    try:
+    with sleeping("-c", SLEEPER) as reused, sleeping(str(script), "repro") as live:
         path = project / ".dvc" / "tmp" / "rwlock"
         path.parent.mkdir()
         entries = {p: {"pid": pid, "cmd": "dvc repro"} for p, pid in (("a", reused.pid), ("b", live.pid))}
@@ -62,23 +78,35 @@ def test_stale_entries_of_dvc_are_removed_and_live_ones_kept(project: Path) -> N
         path.write_text(json.dumps({"write": entries, "read": reader}))
         assert subject.remove_stale_locks() == [f"a ({reused.pid})", f"c ({gone.pid})"]
         assert json.loads(path.read_text()) == {"write": {"b": entries["b"]}, "read": {}}
-    finally:
-        for process in (reused, live):
-            process.kill()
-            process.wait()
 
 
 def test_a_dvc_that_came_after_the_entry_is_not_its_owner(project: Path) -> None:
+    script = project / "dvc"
+    script.write_text(SLEEPER)
     path = project / ".dvc" / "tmp" / "rwlock"
     path.parent.mkdir()
-    later = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)", "dvc", "status"])
-    try:
+    with sleeping(str(script), "status") as later:
         path.write_text(json.dumps({"write": {"a": {"pid": later.pid, "cmd": "dvc repro"}}}))
         os.utime(path, (time.time() - 3600,) * 2)
         assert subject.remove_stale_locks() == [f"a ({later.pid})"]
-    finally:
-        later.kill()
-        later.wait()
+
+
+@pytest.mark.parametrize(
+    ("command", "program"),
+    [
+        ("dvc repro", "dvc"),
+        ("/venv/bin/python3.11 /venv/bin/dvc repro", "dvc"),
+        ("python -X dev -P -m dvc repro", "dvc"),
+        ("python -P -m flows.cli run", "flows"),
+        ("python -m prefect.flow_engine", "prefect"),
+        ("python /home/dvc/anneal/train.py dvc prefect", "train.py"),
+        ("vim dvc.yaml", "vim"),
+        ("python -c pass dvc repro", ""),
+        ("", ""),
+    ],
+)
+def test_a_word_of_a_path_or_an_argument_makes_no_program(command: str, program: str) -> None:
+    assert subject.program_of(command.split()) == program
 
 
 def test_a_lock_file_that_a_kill_cut_off_is_dropped(project: Path) -> None:
