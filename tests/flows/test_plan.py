@@ -8,6 +8,7 @@ import pytest
 
 from flows import cli, gpu
 from flows import plan as planned
+from flows.local_run import Request, refuse_oversize
 from tasks.lib.stage import Problem, read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,8 +103,7 @@ def test_the_plan_of_the_reward_model_follows_its_method() -> None:
 def test_what_does_not_fit_is_refused_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(gpu, "memory", lambda: 1e6 / planned.FREE)
-    options = cli._parser().parse_args(["run", "sft"])
     with pytest.raises(Problem, match=r"sft needs .* the device has 1\.0 MB\nnothing was started"):
-        cli._refuse_oversize(options)
-    cli._refuse_oversize(cli._parser().parse_args(["run", "sft", "--oversize"]))
-    cli._refuse_oversize(cli._parser().parse_args(["run", "sft", "--device", "h200"]))
+        refuse_oversize(Request(("sft",)))
+    refuse_oversize(Request(("sft",), oversize=True))
+    refuse_oversize(Request(("sft",), device="h200"))

@@ -1,0 +1,123 @@
+"""What `anneal run` does: parameters laid over, the plan asked, a server started, the flow run, its table printed."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks.lib.stage import PARAMS_FILE, Problem, read_yaml
+
+
+@dataclass(frozen=True)
+class Request:
+    """The arguments of `anneal run`; flows/cli.py says what each means."""
+
+    targets: tuple[str, ...] = ()
+    preset: Path | None = None
+    settings: tuple[str, ...] = ()
+    keep: bool = False
+    force: bool = False
+    device: str | None = None
+    oversize: bool = False
+    parallel: int = 2
+    retries: int = 0
+
+
+def run(request: Request) -> int:
+    """Bring the stages up to date; the exit status: 0, 1 when a stage failed, 130 when the run was cancelled."""
+    from flows import outcome, presets, summary, workspace
+
+    if request.parallel < 1 or request.retries < 0:
+        raise Problem("--parallel needs at least 1, --retries at least 0")
+    workspace.check()
+    signal.signal(signal.SIGTERM, _interrupted)  # ends like Ctrl-C: children stopped, the record written
+    with workspace.held() as lock:
+        for line in presets.lay_over(request.preset, request.settings, request.keep):
+            print(f"params.yaml  {line}")
+        refuse_oversize(request)
+        outcome.FILE.unlink(missing_ok=True)
+        _run_flow(request, lock)
+        summary.show(outcome.read())
+    states = [entry["state"] for entry in outcome.read()["stages"].values()]
+    if "Cancelled" in states:
+        return 130
+    return 1 if "Failed" in states else 0
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def refuse_oversize(request: Request) -> None:
+    """Problem when a stage of this run needs more memory than the device has; without a GPU nobody is asked."""
+    from flows import gpu
+
+    gpu_bytes = gpu.memory()
+    if request.oversize or (request.device is None and gpu_bytes is None):
+        return  # before plan imports torch
+    from flows import plan
+
+    document = read_yaml(PARAMS_FILE)
+    if request.device is not None:
+        device, on_gpu = plan.device_of(request.device, document["threads"])
+    else:
+        assert gpu_bytes is not None
+        device, on_gpu = plan.Device(gpu_bytes * plan.FREE, 1.0), True  # its speed is not known
+    too_large = []
+    for line in plan.too_large(document, device, on_gpu, plan.config_of(request.preset)):
+        if not request.targets or line.split()[0] in request.targets:
+            too_large.append(line)
+    if too_large:
+        hint = "nothing was started; anneal plan shows the table, --oversize starts all the same"
+        raise Problem("\n".join([*too_large, hint]))
+
+
+def _run_flow(request: Request, lock: int) -> None:
+    """Run the flow on the user's server, or on a temporary one that is started for it."""
+    from flows import child, graph, params, server, warm
+
+    with contextlib.ExitStack() as stack:
+        process = None
+        url = server.given()
+        if url is None:
+            process, url = server.start()
+            stack.enter_context(server.stopped(process))
+            print("anneal: a Prefect server starts; longest the first time", flush=True)
+        # While the server starts: mistakes are found, libraries imported
+        params.check()
+        stages = graph.read_graph(request.targets)
+        if warm.is_wanted(stages, request.force):
+            stack.enter_context(child.warm(lock))
+        from flows import post_training
+
+        if process is not None:
+            server.ready(process, url)
+        post_training.READ[:] = [stages]
+        _call_flow(request, url)
+
+
+def _call_flow(request: Request, url: str) -> None:
+    """Call the flow in this process. A server that dies on the way does not undo what the stages did."""
+    from flows import outcome
+    from flows.post_training import post_training
+
+    try:
+        state = post_training(
+            targets=list(request.targets),
+            force=request.force,
+            parallel=request.parallel,
+            retries=request.retries,
+            return_state=True,
+        )
+    except Exception as error:
+        reason = str(error).splitlines()[0][:120] if str(error) else repr(error)
+        message = f"the Prefect server at {url} does not answer ({reason})"
+        if not outcome.FILE.exists():
+            raise Problem(f"{message}; nothing was run") from None
+        print(f"anneal: {message}; the stages went on without it", file=sys.stderr)
+        return
+    if not outcome.FILE.exists():
+        raise Problem(str(state.message))
