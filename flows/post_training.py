@@ -30,11 +30,11 @@ from prefect.client.schemas.objects import StateDetails  # noqa: E402
 from prefect.context import FlowRunContext  # noqa: E402
 from prefect.states import Cancelled, Completed, Failed, State  # noqa: E402
 
-from flows import child, lineage, outcome, params, server, warm, workspace  # noqa: E402
+from flows import child, lineage, outcome, params, picture, reports, server, warm, workspace  # noqa: E402
 from flows.child import Children  # noqa: E402
 from flows.graph import Graph, read_graph, read_lock  # noqa: E402
-from flows.outcome import DONE, Outcome  # noqa: E402
-from flows.repro import VIOLATED, bring_up_to_date  # noqa: E402
+from flows.outcome import DONE, STATES, Outcome  # noqa: E402
+from flows.repro import bring_up_to_date  # noqa: E402
 from tasks.lib.stage import Problem  # noqa: E402
 
 CANCEL_POLL_SECONDS = 3.0
@@ -94,11 +94,11 @@ def stage(name: str, run: Run) -> State:
     log = get_run_logger()
     result = bring_up_to_date(name, run.graph, run.outcomes, run.children, force=run.force, on_line=log.info)
     run.outcomes[name] = result
-    if result.state in DONE and (figures := lineage.figures(name)):
+    if result.state in DONE and (figures := reports.figures(name)):
         table = [{"figure": figure, "value": str(value)} for figure, value in figures.items()]
         with server_may_be_gone(log):
             create_table_artifact(table, key=lineage.key(name), description=f"Figures of {name}")
-    is_judged = result.state in DONE or VIOLATED in result.tail
+    is_judged = result.state in DONE or result.is_violation
     if is_judged and (page := lineage.contract(name)):
         with server_may_be_gone(log):
             create_markdown_artifact(page, key=f"contract-{lineage.key(name)}", description=f"Claims of {name}")
@@ -121,7 +121,7 @@ class Run:
         self.outcomes: dict[str, Outcome] = {}
         self.futures: dict[str, Any] = {}
         self.ended: SimpleQueue[str] = SimpleQueue()
-        self.before = {name: lineage.figures(name) for name in graph.nodes}
+        self.before = {name: reports.figures(name) for name in graph.nodes}
         self.started = time.monotonic()
 
 
@@ -145,7 +145,7 @@ def in_order(edges: Mapping[str, Sequence[str]], parallel: int, ended: SimpleQue
 
 def final_state(run: Run) -> State:
     """Completed, or Failed naming the stages that failed, or Cancelled."""
-    count = {state: [n for n, o in run.outcomes.items() if o.state == state] for state in lineage.COLOURS}
+    count = {state: [n for n, o in run.outcomes.items() if o.state == state] for state in STATES}
     said = ", ".join(f"{len(names)} {state.lower()}" for state, names in count.items() if names)
     if count["Cancelled"]:
         return Cancelled(message=f"stopped: {said}")
@@ -195,13 +195,13 @@ def recorded(run: Run) -> Iterator[None]:
     finally:
         lock = read_lock()
         ended = {name: run.outcomes[name] for name in run.graph.nodes if name in run.outcomes}
-        picture = lineage.draw(run.graph.edges(), ended)
+        drawing = picture.draw(run.graph.edges(), ended)
         outcome.write(ended, run.before, time.monotonic() - run.started)
-        (lineage.FOLDER / "lineage.svg").write_text(picture, encoding="utf-8")
+        (lineage.FOLDER / "lineage.svg").write_text(drawing, encoding="utf-8")
         page = lineage.markdown(ended, lock, "lineage.svg")
         (lineage.FOLDER / "lineage.md").write_text(page, encoding="utf-8")
     with server_may_be_gone(get_run_logger()):
-        page = lineage.markdown(ended, lock, lineage.data_uri(picture))
+        page = lineage.markdown(ended, lock, lineage.data_uri(drawing))
         create_markdown_artifact(page, key="lineage", description="The graph, its hashes and figures")
         context = FlowRunContext.get()
         if context and context.flow_run:

@@ -1,32 +1,18 @@
-"""One stage of a run: skipped, unchanged, or `dvc repro --single-item` in a child process."""
+"""One stage of a run: skipped, unchanged, or brought up to date by DVC in a child process (dvc_child.py)."""
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
+from flows import dvc_child, reports
 from flows.child import Children
 from flows.graph import Graph
-from flows.lineage import named
 from flows.outcome import DONE, Outcome
 
-UNCHANGED = "didn't change, skipping"  # what dvc prints
-RESTORED = "is cached - skipping run, checking out outputs"
-VIOLATED = "violated, from"  # begins what a failed check's report says
-NOISE = (  # advice of dvc that does not belong into the log of a stage
-    "Running stage ",
-    "To track the changes with git",
-    "git add ",
-    "To enable auto staging",
-    "dvc config core.autostage",
-    "Use `dvc push`",
-    "Updating lock file",
-    "Generating lock file",
-    "Data and pipelines are up to date",
-)
+MISTAKE = "anneal: "  # begins the line with which a stage ends when the user has to put something right
+BY_DVC = ("dvc: ", "> ")  # begins what dvc_child.py itself prints
 
 
 def bring_up_to_date(
@@ -43,63 +29,55 @@ def bring_up_to_date(
     DVC's status from before the run holds while nothing upstream was touched. Behind a stage that ran, dvc is
     asked again: its outputs may be the same as before, and then this stage is unchanged after all.
     """
-    above = {parent: outcomes.get(parent, Outcome("Failed")) for parent in graph.nodes[name].upstream}
-    if missing := [parent for parent, ended in above.items() if ended.state not in DONE]:
+    upstream = {parent: outcomes.get(parent, Outcome("Failed")) for parent in graph.nodes[name].upstream}
+    missing = [parent for parent, outcome in upstream.items() if outcome.state not in DONE]
+    if missing:
         return Outcome("Skipped", f"{' and '.join(missing)} did not complete", touched=False)
-    if not force and not graph.changes[name] and not any(ended.touched for ended in above.values()):
+    if not force and not graph.changes[name] and not any(outcome.touched for outcome in upstream.values()):
         return Outcome("Cached", "unchanged", touched=False)
 
-    said: set[str] = set()
-
-    def hear(line: str) -> None:
-        said.update(sign for sign in (UNCHANGED, RESTORED) if sign in line)
-        if not line.strip().startswith(NOISE):
-            on_line(line)
-
     started, clock = time.monotonic(), time.time()
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "flows.warm_dvc",
-        "--wait-for-lock",
-        "repro",
-        "--single-item",
-        name,
-    ]
-    ended = children.run([*command, *(["--force"] if force else [])], hear)
+    options = ["--force"] if force else []
+    ended = children.run([sys.executable, "-P", "-m", "flows.dvc_child", name, *options], on_line)
     seconds = time.monotonic() - started
     if children.stopping.is_set():
         return Outcome("Cancelled", "stopped; run it again to go on", seconds, "\n".join(ended.tail))
-    if ended.status != 0:
-        tail = [line for line in ended.tail if not line.strip().startswith(NOISE)]
-        return Outcome("Failed", cause(tail), seconds, "\n".join([*tail, *contract_report(name, clock)]))
-    if UNCHANGED in said:
+    if ended.status == dvc_child.RAN:
+        return Outcome("Completed", f"ran {seconds:.1f} s", seconds)
+    if ended.status == dvc_child.UNCHANGED:
         return Outcome("Cached", "unchanged: what it reads came out as before", seconds)
-    if RESTORED in said:
+    if ended.status == dvc_child.RESTORED:
         return Outcome("Cached", "restored from the cache", seconds)
-    return Outcome("Completed", f"ran {seconds:.1f} s", seconds)
+    violations = violations_of(name, clock)
+    return Outcome(
+        "Failed",
+        cause(ended.tail, ended.status),
+        seconds,
+        "\n".join([*ended.tail, *violations]),
+        is_mistake=any(line.startswith(MISTAKE) for line in ended.tail),
+        is_violation=bool(violations),
+    )
 
 
-def cause(tail: list[str]) -> str:
-    """The one line that says why: the stage's own `anneal: ...`, else its last line, else dvc's."""
-    own = [line for line in tail if line.startswith("anneal: ")]
-    others = [line for line in tail if not line.startswith(("ERROR: failed to reproduce", "> "))]
-    return (own or others or tail or ["no output"])[-1].removeprefix("anneal: ").removeprefix("ERROR: ")
+def cause(tail: list[str], status: int) -> str:
+    """The one line that says why a stage failed: its own `anneal: ...`, else its last line, else DVC's."""
+    mistakes = [line for line in tail if line.startswith(MISTAKE)]
+    if mistakes:
+        return mistakes[-1].removeprefix(MISTAKE)
+    own = [line for line in tail if not line.startswith(BY_DVC)]
+    if own and status != dvc_child.DVC_FAILED:
+        return own[-1]
+    return tail[-1].removeprefix("dvc: ") if tail else "no output"
 
 
-def contract_report(name: str, since: float) -> list[str]:
+def violations_of(name: str, since: float) -> list[str]:
     """What the report of a check says is violated, as lines; [] for another stage or an older report."""
-    path = Path("reports").joinpath(*name.split("@")).with_suffix(".json")
-    try:
-        if "@" not in name or path.stat().st_mtime < since:
-            return []
-        results = json.loads(path.read_text(encoding="utf-8"))["results"]
-        return ["", f"{VIOLATED} {path}:"] + [
-            f"- {result['claim']} (field {result['field']}): {result['violations']} of {result['rows']} "
-            f"rows, ids {', '.join(named(result)[:10])}"
-            for result in results
-            if result["violations"]
-        ]
-    except (OSError, ValueError, KeyError, TypeError):
+    path = reports.path_of(name)
+    if not path.is_file() or path.stat().st_mtime < since:
         return []
+    lines = []
+    for claim in reports.claims(name):
+        if claim["violations"]:
+            rows = f"{claim['violations']} of {claim['rows']} rows, ids {reports.rows_of(claim)}"
+            lines.append(f"- {claim['claim']} (field {claim['field']}): {rows}")
+    return ["", f"violated, from {path}:", *lines] if lines else []

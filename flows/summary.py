@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flows.lineage import COLOURS, figures
+from flows import reports
+from flows.outcome import DONE, StageState
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 # stage -> (label, key of the figure before | None, key after); both keys are read from reports/<stage>.json
 HEADLINES: dict[str, tuple[str, str | None, str]] = {
@@ -29,28 +34,39 @@ HEADLINES: dict[str, tuple[str, str | None, str]] = {
     "release": ("exact match, fp32 -> nf4", "safetensors.exact_match", "nf4.exact_match"),
 }
 
-STYLES = {
+STYLES: dict[StageState, str] = {  # of rich
     "Completed": "green",
     "Cached": "cyan",
     "Failed": "bold red",
     "Skipped": "dim",
     "Cancelled": "yellow",
 }
-assert STYLES.keys() == COLOURS.keys()
 
 
-def rows(run: Mapping[str, Any], reports: Path = Path("reports")) -> Iterator[tuple[str, str, str, str]]:
-    """Stage, state and seconds, the figure that matters, the path of its report; from .anneal/run.json."""
+@dataclass(frozen=True)
+class Row:
+    """One stage in the table of a run."""
+
+    stage: str
+    state: StageState
+    seconds: float
+    figure: str  # the figure that matters, or why there is none
+    report: str  # its path, "" without one
+
+    def cells(self) -> tuple[str, str, str, str]:
+        state = f"{self.state} {self.seconds:.1f} s" if self.state == "Completed" else self.state
+        return self.stage, state, self.figure, self.report
+
+
+def rows(run: Mapping[str, Any], folder: Path = reports.FOLDER) -> Iterator[Row]:
+    """A row per stage of .anneal/run.json."""
     for name, entry in run.get("stages", {}).items():
-        state, seconds = entry["state"], entry["seconds"]
-        report = reports.joinpath(*name.split("@")).with_suffix(".json")
-        done = state in ("Completed", "Cached")
-        yield (
-            name,
-            f"{state} {seconds:.1f} s" if state == "Completed" else state,
-            headline(name, figures(name, reports)) if done else entry["reason"].split("\n")[0],
-            str(report) if done and report.is_file() else "",
-        )
+        figure, report = entry["reason"].split("\n")[0], ""
+        if entry["state"] in DONE:
+            figure = headline(name, reports.figures(name, folder))
+            path = reports.path_of(name, folder)
+            report = str(path) if path.is_file() else ""
+        yield Row(name, entry["state"], entry["seconds"], figure, report)
 
 
 def headline(name: str, report: Mapping[str, Any]) -> str:
@@ -59,8 +75,10 @@ def headline(name: str, report: Mapping[str, Any]) -> str:
     if after in report:
         old = f"{_shown(report[before])} -> " if before is not None and before in report else ""
         return f"{label} {old}{_shown(report[after])}"
-    first = next(((key, value) for key, value in report.items() if not isinstance(value, bool)), None)
-    return f"{first[0].replace('_', ' ')} {_shown(first[1])}" if first else ""
+    for key, value in report.items():
+        if not isinstance(value, bool):
+            return f"{key.replace('_', ' ')} {_shown(value)}"
+    return ""
 
 
 def _shown(value: Any) -> str:
@@ -68,38 +86,47 @@ def _shown(value: Any) -> str:
 
 
 def show(run: Mapping[str, Any]) -> None:
-    """Print the table (rich on a terminal, tabs elsewhere) and what comes next."""
+    """Print the table (rich on a terminal, plain columns elsewhere) and what comes next."""
     from rich.console import Console
 
     console = Console()
     table = list(rows(run))
     if console.is_terminal:
-        _rich_table(console, table)
+        _print_rich(console, table)
     else:
-        # the long reason of a failure has no report beside it
-        widths = [max((len(row[i]) for row in table if row[3] or i < 2), default=0) for i in range(3)]
-        for row in table:
-            cells = [cell.ljust(width) for cell, width in zip(row[:3], widths, strict=True)]
-            print("  ".join([*cells, row[3]]).rstrip())
+        _print_plain(table)
     print("\n".join(next_steps(run)))
 
 
-def _rich_table(console: Any, table: list[tuple[str, str, str, str]]) -> None:
+def _print_plain(table: Sequence[Row]) -> None:
+    widths = [0, 0, 0]
+    for row in table:
+        for column, cell in enumerate(row.cells()[:3]):
+            if row.report or column < 2:  # the long reason of a failure has no report beside it
+                widths[column] = max(widths[column], len(cell))
+    for row in table:
+        *cells, report = row.cells()
+        padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
+        print("  ".join([*padded, report]).rstrip())
+
+
+def _print_rich(console: Console, table: Sequence[Row]) -> None:
     from rich.table import Table
     from rich.text import Text
 
     shown = Table("stage", "state", "figure", "report", box=None, header_style="bold", pad_edge=False)
-    for name, state, figure, report in table:
-        shown.add_row(name, Text(state, STYLES[state.split()[0]]), Text(figure), Text(report, "dim"))
+    for row in table:
+        stage, state, figure, report = row.cells()
+        shown.add_row(stage, Text(state, STYLES[row.state]), Text(figure), Text(report, "dim"))
     console.print(shown)
 
 
 def next_steps(run: Mapping[str, Any]) -> Iterator[str]:
     """Where the results lie, and the command that comes next."""
     stages = run.get("stages", {})
-    failed = [name for name, entry in stages.items() if entry["state"] == "Failed"]
+    states = [entry["state"] for entry in stages.values()]
     yield ""
-    yield f"{sum(e['state'] == 'Completed' for e in stages.values())} of {len(stages)} stages ran"
+    yield f"{states.count('Completed')} of {len(stages)} stages ran"
     for label, path in (
         ("release", "export/release"),
         ("report", "reports/evaluation/table.md"),
@@ -107,9 +134,10 @@ def next_steps(run: Mapping[str, Any]) -> Iterator[str]:
     ):
         if Path(path).exists():
             yield f"  {label:8} {path}"
-    if failed:
-        yield f"  next     mend {failed[0]}, then `anneal run` again: what is done stays done"
-    elif any(entry["state"] == "Cancelled" for entry in stages.values()):
+    if "Failed" in states:
+        failed = list(stages)[states.index("Failed")]
+        yield f"  next     mend {failed}, then `anneal run` again: what is done stays done"
+    elif "Cancelled" in states:
         yield "  next     `anneal run` goes on from the last checkpoints"
     elif Path("export/release").exists():
         yield "  next     `anneal verify export/release`, then `git add dvc.lock && git commit`"

@@ -17,6 +17,7 @@ from flows import child, telemetry
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A committed workspace with PIPELINE; it is the current folder."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # children run this checkout, whatever is installed
     (tmp_path / ".dvc").mkdir()
     (tmp_path / "reports").mkdir()
     (tmp_path / ".dvc" / "config").write_text("[core]\n    analytics = false\n    check_update = false\n")
@@ -59,14 +60,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
+def environment() -> dict[str, str]:
+    """Of a child that runs this checkout."""
+    return child.child_environment() | {"PYTHONPATH": str(ROOT)}
+
+
 @pytest.fixture
 def anneal() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the command line in the current folder."""
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "flows.cli", *arguments]
-        environment = child.child_environment() | {"PYTHONPATH": str(ROOT)}
-        return subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+        return subprocess.run(command, check=False, capture_output=True, text=True, env=environment())
 
     return run
 
@@ -77,11 +82,12 @@ def start_anneal() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     started: list[subprocess.Popen[str]] = []
 
     def start(*arguments: str) -> subprocess.Popen[str]:
-        environment = child.child_environment() | {"PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-m", "flows.cli", *arguments]
-        output = subprocess.PIPE, subprocess.STDOUT
-        started.append(subprocess.Popen(command, env=environment, stdout=output[0], stderr=output[1], text=True))
-        return started[-1]
+        process = subprocess.Popen(
+            command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        started.append(process)
+        return process
 
     yield start
     for process in started:

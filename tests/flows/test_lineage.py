@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as xml
 from pathlib import Path
 
 import pytest
 
-from flows import lineage, summary
+from flows import lineage, picture, summary
 from flows.graph import Locked
-from flows.outcome import Outcome
+from flows.outcome import STATES, Outcome
 
 EDGES = {
     "base": (),
@@ -22,14 +23,46 @@ LOCK = {"sft": Locked({"models/base": "aa", "tasks/sft.py": "bb"}, {"models/sft"
 
 
 def test_the_picture_has_a_box_per_stage_and_an_edge_per_direct_dependency() -> None:
-    root = xml.fromstring(lineage.draw(EDGES, {"sft": Outcome("Failed")}))
+    root = xml.fromstring(picture.draw(EDGES, {"sft": Outcome("Failed")}))
     boxes = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text") if text.get("font-weight")]
     assert sorted(boxes) == sorted(EDGES)
     paths = list(root.iter("{http://www.w3.org/2000/svg}path"))
     assert len(paths) == 4  # base -> dpo goes without saying: base -> sft -> dpo
     fills = {rect.get("fill") for rect in root.iter("{http://www.w3.org/2000/svg}rect")}
-    assert lineage.COLOURS["Failed"][0] in fills
-    assert lineage.draw({}, {}).startswith("<svg")
+    assert picture.COLOURS["Failed"][0] in fills
+    assert picture.draw({}, {}).startswith("<svg")
+
+
+HARD = {  # long edges, some of which must cross, and a part of its own
+    "a": (), "b": (), "c": ("a",), "d": ("b",), "e": ("c",), "f": ("d", "e"), "g": ("e",), "h": ("b",), "i": ("h",),
+    "j": ("f", "g", "i"), "k": ("h", "e"), "l": ("a", "b"), "m": ("l",), "n": ("m", "k", "j"), "alone": (),
+}  # fmt: skip
+
+
+def test_boxes_do_not_overlap_and_no_line_passes_through_one() -> None:
+    drawn = picture.draw(HARD, {})
+    assert drawn == picture.draw(HARD, {})
+    root = xml.fromstring(drawn)
+    rectangles = [rect for rect in root.iter("{http://www.w3.org/2000/svg}rect") if rect.get("rx")]
+    boxes = [(float(rect.get("x", "")), float(rect.get("y", ""))) for rect in rectangles]
+    assert len(boxes) == len(HARD)
+    for x, y in boxes:
+        assert [other for other in boxes if other[1] == y and abs(other[0] - x) < picture.WIDTH + 8] == [(x, y)]
+        assert 0 < x < float(root.get("width", "")) - picture.WIDTH
+        assert 0 < y < float(root.get("height", "")) - picture.HEIGHT
+    rows = {y for _, y in boxes}
+    long_lines = 0
+    for path in root.iter("{http://www.w3.org/2000/svg}path"):
+        for x, bottom in re.findall(r"([\d.]+) [\d.]+ V([\d.]+)", path.get("d", "")):  # straight down through a row
+            top = float(bottom) - picture.HEIGHT
+            long_lines += 1
+            assert top in rows
+            assert not [box for box in boxes if box[1] == top and box[0] <= float(x) <= box[0] + picture.WIDTH]
+    assert long_lines > 3
+
+
+def test_every_state_has_a_colour_and_a_style() -> None:
+    assert tuple(picture.COLOURS) == tuple(summary.STYLES) == STATES
 
 
 def test_tags_name_artifacts_of_stages_that_are_done() -> None:
