@@ -95,8 +95,11 @@ def _run_flow(request: Request, lock: int) -> None:
 
         if process is not None:
             server.ready(process, url)
-        post_training.READ[:] = [stages]
-        _call_flow(request, url)
+        token = post_training.graph_of_run.set(stages)
+        try:
+            _call_flow(request, url)
+        finally:
+            post_training.graph_of_run.reset(token)
 
 
 def _call_flow(request: Request, url: str) -> None:

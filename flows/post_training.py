@@ -7,13 +7,12 @@ when a stage fails, and where one can look. Run it with `anneal run`, or as a de
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from graphlib import TopologicalSorter
-from pathlib import Path
-from queue import SimpleQueue
 from threading import Event, Thread
 from typing import Any
 
@@ -21,24 +20,26 @@ from flows import telemetry
 
 telemetry.switch_off()  # before prefect is imported: it asks at import
 
-from httpx import TransportError  # noqa: E402
 from prefect import allow_failure, flow, get_run_logger, task  # noqa: E402
 from prefect.artifacts import create_markdown_artifact, create_table_artifact  # noqa: E402
 from prefect.cache_policies import NO_CACHE  # noqa: E402
 from prefect.client.orchestration import get_client  # noqa: E402
-from prefect.client.schemas.objects import StateDetails  # noqa: E402
+from prefect.client.schemas.objects import StateDetails, TaskRun  # noqa: E402
 from prefect.context import FlowRunContext  # noqa: E402
 from prefect.states import Cancelled, Completed, Failed, State  # noqa: E402
 
-from flows import child, lineage, outcome, params, picture, reports, server, warm, workspace  # noqa: E402
+from flows import child, lineage, outcome, params, picture, prefect_log, reports, warm, workspace  # noqa: E402
 from flows.child import Children  # noqa: E402
 from flows.graph import Graph, read_graph, read_lock  # noqa: E402
 from flows.outcome import DONE, STATES, Outcome  # noqa: E402
+from flows.prefect_log import server_may_be_gone  # noqa: E402
 from flows.repro import bring_up_to_date  # noqa: E402
-from tasks.lib.stage import Problem  # noqa: E402
 
 CANCEL_POLL_SECONDS = 3.0
-READ: list[Graph] = []  # the graph of a run whose starter has read and checked it while its server started
+prefect_log.shorten()
+
+# The graph of this run, if whoever starts it has read and checked it already: a flow's parameters are plain values
+graph_of_run: ContextVar[Graph | None] = ContextVar("graph_of_run", default=None)
 
 
 @flow(name="post-training")
@@ -56,15 +57,26 @@ def post_training(
     """
     with workspace.held() as lock:
         workspace.check()
-        run = Run(READ.pop() if READ else checked_graph(targets or ()), Children((lock,)), force)
-        one_stage = stage.with_options(retries=retries, retry_delay_seconds=retry_delay_seconds)
+        run = Run(graph_of_run.get() or checked_graph(targets or ()), Children((lock,)), force)
+
+        def may_pass_next_time(_task: Any, task_run: TaskRun, _state: State) -> bool:
+            """A user's mistake stays one; a crash may not happen again."""
+            result = run.outcomes.get(task_run.name)
+            return result is None or not result.is_mistake
+
+        one_stage = stage.with_options(
+            retries=retries, retry_delay_seconds=retry_delay_seconds, retry_condition_fn=may_pass_next_time
+        )
+
+        def start(name: str) -> Future[Any]:
+            upstream = [edge(above, run) for above in run.graph.nodes[name].upstream]
+            run.futures[name] = one_stage.submit(name, run, wait_for=upstream)  # type: ignore[call-overload]
+            return run.futures[name].wrapped_future
+
         ready = child.warm(lock) if warm.is_wanted(run.graph, force) else nullcontext()
         with ready, recorded(run), stopped_at_the_end(run), stopped_when_cancelled(run.children):
-            for name in in_order(run.graph.edges(), parallel, run.ended):
-                upstream = [edge(above, run) for above in run.graph.nodes[name].upstream]
-                future = one_stage.submit(name, run, wait_for=upstream)  # type: ignore[call-overload]
-                future.add_done_callback(lambda _, name=name: run.ended.put(name))
-                run.futures[name] = future
+            in_order(run.graph.edges(), parallel, start)
+        show_lineage(run)
         return final_state(run)
 
 
@@ -75,40 +87,46 @@ def checked_graph(targets: Sequence[str]) -> Graph:
 
 
 def edge(upstream: str, run: Run) -> Any:
-    """What a stage waits for. `allow_failure` lets failed task runs pass, but not cancelled (skipped) ones,
-    behind which a stage would stay `NotReady`: these stand as failed, and the edge is drawn all the same."""
+    """What a stage waits for, in Prefect's terms; the stage above has ended.
+
+    `allow_failure` lets failed task runs pass, but not cancelled (skipped) ones, behind which a stage would stay
+    `NotReady`. Both are given as failed, and the edge is drawn all the same.
+    """
     future, result = run.futures[upstream], run.outcomes.get(upstream)
     if result is not None and result.state in DONE:
         return future
     return allow_failure(Failed(state_details=StateDetails(task_run_id=future.task_run_id)))
 
 
-def may_pass_next_time(_task: Any, _run: Any, state: State) -> bool:
-    """A stage's own `anneal: ...` line is a mistake that stays one; a crash may not happen again."""
-    return not any(line.startswith("anneal: ") for line in (state.message or "").splitlines())
-
-
-@task(task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=may_pass_next_time)
+@task(task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
 def stage(name: str, run: Run) -> State:
-    """One stage: skipped, cached, or run by dvc in a child process. Its figures become a table artifact."""
+    """One stage: skipped, cached, or run by DVC in a child process. Its figures become a table artifact."""
     log = get_run_logger()
     result = bring_up_to_date(name, run.graph, run.outcomes, run.children, force=run.force, on_line=log.info)
     run.outcomes[name] = result
-    if result.state in DONE and (figures := reports.figures(name)):
-        table = [{"figure": figure, "value": str(value)} for figure, value in figures.items()]
-        with server_may_be_gone(log):
-            create_table_artifact(table, key=lineage.key(name), description=f"Figures of {name}")
-    is_judged = result.state in DONE or result.is_violation
-    if is_judged and (page := lineage.contract(name)):
-        with server_may_be_gone(log):
-            create_markdown_artifact(page, key=f"contract-{lineage.key(name)}", description=f"Claims of {name}")
+    with server_may_be_gone(log):
+        show_reports(name, result)
     match result.state:
         case "Completed" | "Cached":
             return Completed(name=result.state, message=result.reason)
         case "Failed":
-            return Failed(message="\n\n".join(filter(None, [result.reason, result.tail])))
-        case state:
-            return Cancelled(name=state, message=result.reason)
+            message = f"{result.reason}\n\n{result.tail}" if result.tail else result.reason
+            return Failed(message=message)
+        case "Skipped" | "Cancelled":
+            return Cancelled(name=result.state, message=result.reason)
+
+
+def show_reports(name: str, result: Outcome) -> None:
+    """The reports of a stage as artifacts of its task run: its figures, and the claims of a check."""
+    if result.state in DONE:
+        figures = reports.figures(name)
+        if figures:
+            table = [{"figure": figure, "value": str(value)} for figure, value in figures.items()]
+            create_table_artifact(table, key=lineage.key(name), description=f"Figures of {name}")
+    if result.state in DONE or result.is_violation:
+        page = lineage.contract(name)
+        if page:
+            create_markdown_artifact(page, key=f"contract-{lineage.key(name)}", description=f"Claims of {name}")
 
 
 class Run:
@@ -120,38 +138,45 @@ class Run:
         self.force = force
         self.outcomes: dict[str, Outcome] = {}
         self.futures: dict[str, Any] = {}
-        self.ended: SimpleQueue[str] = SimpleQueue()
         self.before = {name: reports.figures(name) for name in graph.nodes}
         self.started = time.monotonic()
 
+    def ended(self) -> dict[str, Outcome]:
+        """The stages that have ended, in the order of the graph."""
+        return {name: self.outcomes[name] for name in self.graph.nodes if name in self.outcomes}
 
-def in_order(edges: Mapping[str, Sequence[str]], parallel: int, ended: SimpleQueue[str]) -> Iterator[str]:
-    """Yield each stage once all it depends on has ended and fewer than `parallel` are running.
 
-    Whoever starts a stage puts its name into `ended` when it is over, however it ended.
+def in_order(edges: Mapping[str, Sequence[str]], parallel: int, start: Callable[[str], Future[Any]]) -> None:
+    """Start each stage once all it depends on has ended, at most `parallel` at a time, and wait for the last one.
+
+    `start` returns a future that is done when the stage has ended, however it ended.
     """
     sorter = TopologicalSorter(edges)
     sorter.prepare()
     ready: list[str] = []
-    running = 0
+    running: dict[Future[Any], str] = {}
     while sorter.is_active():
         ready += sorter.get_ready()
-        while ready and running < max(1, parallel):
-            running += 1
-            yield ready.pop(0)
-        sorter.done(ended.get())
-        running -= 1
+        while ready and len(running) < max(1, parallel):
+            name = ready.pop(0)
+            running[start(name)] = name
+        ended, _ = wait(running, return_when=FIRST_COMPLETED)
+        for future in ended:
+            sorter.done(running.pop(future))
 
 
 def final_state(run: Run) -> State:
     """Completed, or Failed naming the stages that failed, or Cancelled."""
-    count = {state: [n for n, o in run.outcomes.items() if o.state == state] for state in STATES}
-    said = ", ".join(f"{len(names)} {state.lower()}" for state, names in count.items() if names)
-    if count["Cancelled"]:
-        return Cancelled(message=f"stopped: {said}")
-    if failed := count["Failed"]:
-        return Failed(message=f"{said}: " + "; ".join(f"{n}: {run.outcomes[n].reason}" for n in failed))
-    return Completed(message=said)
+    stages_by_state: dict[str, list[str]] = {state: [] for state in STATES}
+    for name, result in run.outcomes.items():
+        stages_by_state[result.state].append(name)
+    counts = ", ".join(f"{len(names)} {state.lower()}" for state, names in stages_by_state.items() if names)
+    if stages_by_state["Cancelled"]:
+        return Cancelled(message=f"stopped: {counts}")
+    failures = [f"{name}: {run.outcomes[name].reason}" for name in stages_by_state["Failed"]]
+    if failures:
+        return Failed(message=f"{counts}: {'; '.join(failures)}")
+    return Completed(message=counts)
 
 
 @contextmanager
@@ -189,53 +214,26 @@ def stopped_when_cancelled(children: Children) -> Iterator[None]:
 
 @contextmanager
 def recorded(run: Run) -> Iterator[None]:
-    """Write down what became of the run, also of one that was stopped: local files first, then the server."""
+    """Write what became of the run into .anneal/, however it ends: Ctrl-C and SIGTERM arrive here as exceptions."""
     try:
         yield
     finally:
-        lock = read_lock()
-        ended = {name: run.outcomes[name] for name in run.graph.nodes if name in run.outcomes}
-        drawing = picture.draw(run.graph.edges(), ended)
+        ended = run.ended()
         outcome.write(ended, run.before, time.monotonic() - run.started)
-        (lineage.FOLDER / "lineage.svg").write_text(drawing, encoding="utf-8")
-        page = lineage.markdown(ended, lock, "lineage.svg")
+        (lineage.FOLDER / "lineage.svg").write_text(picture.draw(run.graph.edges(), ended), encoding="utf-8")
+        page = lineage.markdown(ended, read_lock(), "lineage.svg")
         (lineage.FOLDER / "lineage.md").write_text(page, encoding="utf-8")
+
+
+def show_lineage(run: Run) -> None:
+    """The same page as an artifact of the flow run, and its artifacts as tags. A run that is stopped has none."""
+    ended, lock = run.ended(), read_lock()
+    image = lineage.data_uri((lineage.FOLDER / "lineage.svg").read_text(encoding="utf-8"))
     with server_may_be_gone(get_run_logger()):
-        page = lineage.markdown(ended, lock, lineage.data_uri(drawing))
+        page = lineage.markdown(ended, lock, image)
         create_markdown_artifact(page, key="lineage", description="The graph, its hashes and figures")
         context = FlowRunContext.get()
         if context and context.flow_run:
             with get_client(sync_client=True) as client:
                 tags = {*context.flow_run.tags, *lineage.tags(ended, lock)}
                 client.update_flow_run(context.flow_run.id, tags=sorted(tags))
-
-
-@contextmanager
-def server_may_be_gone(log: Any) -> Iterator[None]:
-    """Training does not stop for a Prefect server that does; what it missed stands in .anneal/."""
-    try:
-        yield
-    except Exception as error:
-        if log:
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            log.warning(f"the Prefect server did not take this ({first}); see {Path('.anneal')} for what it missed")
-
-
-class OneLine(logging.Filter):
-    """Prefect prints a failed state three times, with the whole tail of the log: one line is enough."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.exc_info and record.exc_info[0] is None:
-            return False  # "Task run failed with state ..." and no exception
-        if record.exc_info and isinstance(record.exc_info[1], (Problem, TransportError)):
-            record.exc_info = None  # a user's mistake needs no traceback, nor does a server that is gone
-        message = record.getMessage()
-        if message.startswith("View at ") and server.is_temporary():
-            return False
-        if message.startswith("Finished in state "):
-            record.msg, record.args = message.splitlines()[0].split("\\n")[0], ()
-        return True
-
-
-for _name in ("prefect.flow_runs", "prefect.task_runs"):
-    logging.getLogger(_name).addFilter(OneLine())

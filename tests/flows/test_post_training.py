@@ -6,6 +6,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -138,7 +139,7 @@ def test_a_click_on_cancel_ends_the_stages(endless: Path, flow: Callable[..., An
     assert not at_work(endless)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_no_stage_outlives_the_run(
     endless: Path, server: str, start_anneal: Callable[..., subprocess.Popen[str]], number: signal.Signals
 ) -> None:
@@ -149,11 +150,12 @@ def test_no_stage_outlives_the_run(
     run.send_signal(number)
     output = run.communicate(timeout=60)[0]
     assert wait_until(lambda: not at_work(endless), 30)
-    if number == signal.SIGTERM:
+    if number != signal.SIGKILL:
         assert output.endswith("anneal: stopped; run it again to go on from the last checkpoints\n")
         assert "Traceback" not in "".join(line for line in output.splitlines() if "endless | " not in line)
         assert run.returncode == 130
         assert outcome.read()["stages"]["endless"]["state"] == "Cancelled"
+        assert "| **endless** | Cancelled |" in (Path(".anneal") / "lineage.md").read_text()
     else:
         Path("endless.py").write_text("open('endless.txt', 'w')")
         assert start_anneal("run").wait(120) == 0
@@ -162,16 +164,28 @@ def test_no_stage_outlives_the_run(
 def test_stages_start_when_their_dependencies_ended_and_a_place_is_free() -> None:
     from flows.post_training import in_order
 
-    ended: SimpleQueue[str] = SimpleQueue()
-    order = in_order({"a": (), "b": (), "c": ("a",), "d": ()}, 2, ended)
-    assert [next(order), next(order)] == ["a", "b"]
-    ended.put("a")
-    assert next(order) == "d"
-    ended.put("b")
-    assert next(order) == "c"
-    ended.put("c")
-    ended.put("d")
-    assert list(order) == []
+    started: SimpleQueue[str] = SimpleQueue()
+    futures: dict[str, Future[None]] = {}
+
+    def start(name: str) -> Future[None]:
+        futures[name] = Future()
+        started.put(name)
+        return futures[name]
+
+    edges = {"a": (), "b": (), "c": ("a",), "d": ()}
+    scheduler = threading.Thread(target=in_order, args=(edges, 2, start))
+    scheduler.start()
+    assert [started.get(timeout=60), started.get(timeout=60)] == ["a", "b"]
+    assert started.empty()
+    futures["a"].set_result(None)
+    assert started.get(timeout=60) == "d"
+    futures["b"].set_exception(ValueError("however it ended"))
+    assert started.get(timeout=60) == "c"
+    futures["c"].set_result(None)
+    assert scheduler.is_alive()
+    futures["d"].set_result(None)
+    scheduler.join(60)
+    assert not scheduler.is_alive() and started.empty()
 
 
 def test_a_problem_before_the_first_stage_fails_the_flow(project: Path, flow: Callable[..., Any]) -> None:
