@@ -11,5 +11,6 @@ def memory() -> float | None:
     if shutil.which("nvidia-smi") is None:
         return None
     command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    said = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
-    return min((float(size) * 2**20 for size in said if size.isdigit()), default=None)
+    words = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+    mebibytes = [float(word) for word in words if word.isdigit()]
+    return min(mebibytes) * 2**20 if mebibytes else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,13 +58,17 @@ def read_graph(targets: Sequence[str] = ()) -> Graph:
     with _locked_repo() as repo:
         stages = {stage.addressing: stage for stage in repo.index.graph}
         whole = networkx.relabel_nodes(repo.index.graph, {stage: name for name, stage in stages.items()})
-        wanted = set(_matching(targets, stages)) if targets else set(stages)
-        wanted |= {above for name in wanted for above in networkx.descendants(whole, name)}  # edges point upstream
+        wanted = set(stages)
+        if targets:
+            wanted = set(_matching(targets, stages))
+            for name in list(wanted):
+                wanted |= networkx.descendants(whole, name)  # edges point upstream
         order = networkx.lexicographical_topological_sort(whole.subgraph(wanted).reverse(), key=list(stages).index)
         nodes = {name: _node(stages[name], whole) for name in order}
         _refuse_missing_sources(repo, [stages[name] for name in nodes])
-        # not repo.status(targets), which reads dvc.yaml and dvc.lock again for every target
-        changes = {name: list(_reasons(stages[name].status().get(name, []), stages[name])) for name in nodes}
+        changes = {}
+        for name in nodes:  # not repo.status(targets), which reads dvc.yaml and dvc.lock again for every target
+            changes[name] = list(_reasons(stages[name].status().get(name, []), stages[name]))
     return Graph(nodes, changes)
 
 
@@ -72,18 +76,16 @@ def read_lock(path: Path = LOCKFILE) -> dict[str, Locked]:
     """What dvc.lock records, by stage. After a failed stage its entry is the one of an older run."""
     if not path.is_file():
         return {}
-    stages = (read_yaml(path) or {}).get("stages") or {}
-    return {
-        name: Locked(
-            {entry["path"]: _short(entry) for entry in stage.get("deps", [])},
-            {entry["path"]: _short(entry) for entry in stage.get("outs", [])},
-        )
-        for name, stage in stages.items()
-    }
+    document = read_yaml(path) or {}
+    locked = {}
+    for name, stage in (document.get("stages") or {}).items():
+        locked[name] = Locked(_short_hashes(stage.get("deps", [])), _short_hashes(stage.get("outs", [])))
+    return locked
 
 
-def _short(entry: dict[str, Any]) -> str:
-    return str(entry.get("md5") or entry.get("etag") or "")[:8]
+def _short_hashes(entries: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Path -> the first eight digits of its hash, of the entries under `deps` or `outs`."""
+    return {entry["path"]: str(entry.get("md5") or entry.get("etag") or "")[:8] for entry in entries}
 
 
 @contextmanager
@@ -96,44 +98,59 @@ def _locked_repo() -> Iterator[Repo]:
         with Repo() as repo, lock_repo(repo):
             yield repo
     except DvcException as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        cause = str(error.__cause__ or "").strip().splitlines()
-        text = " ".join([*lines, *(cause[-1:] if cause and cause[-1] not in lines else [])])
-        text = text.replace('in "<unicode string>",', "at")
-        raise Problem(f"dvc: {' '.join(text.split())}") from None
+        raise Problem(_in_one_line(error)) from None
 
 
-def _matching(targets: Sequence[str], stages: dict[str, Any]) -> Iterator[str]:
+def _in_one_line(error: BaseException) -> str:
+    """DVC's message, and the last line of its cause where that adds something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    cause = str(error.__cause__ or "").strip().splitlines()
+    if cause and cause[-1] not in lines:
+        lines.append(cause[-1])
+    text = " ".join(lines).replace('in "<unicode string>",', "at")
+    return f"dvc: {' '.join(text.split())}"
+
+
+def _matching(targets: Sequence[str], stages: Iterable[str]) -> Iterator[str]:
+    """The stages that targets name: one stage, or all of a `foreach` (`check`: `check@instructions`, ...)."""
     for target in targets:
-        found = [name for name in stages if name == target or name.split("@")[0] == target]
-        if not found:
-            entry = (read_yaml(Path("dvc.yaml")).get("stages") or {}).get(target, {})
-            if "foreach" in entry:
-                raise Problem(
-                    f"params.yaml: {str(entry['foreach']).strip('${}')} is empty; {target} is a stage per entry"
-                )
-            near = difflib.get_close_matches(target, stages, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]}?" if near else f"the stages are {', '.join(stages)}"
-            raise Problem(f"dvc.yaml: there is no stage {target}; {hint}")
-        yield from found
+        matches = [name for name in stages if target in (name, name.split("@")[0])]
+        if not matches:
+            raise Problem(_no_such_stage(target, list(stages)))
+        yield from matches
+
+
+def _no_such_stage(target: str, stages: Sequence[str]) -> str:
+    entry = (read_yaml(Path("dvc.yaml")).get("stages") or {}).get(target, {})
+    if "foreach" in entry:
+        key = str(entry["foreach"]).strip("${}")
+        return f"params.yaml: {key} is empty; {target} is a stage per entry"
+    near = difflib.get_close_matches(target, stages, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]}?" if near else f"the stages are {', '.join(stages)}"
+    return f"dvc.yaml: there is no stage {target}; {hint}"
 
 
 def _node(stage: Any, whole: Any) -> Node:
-    keys = [key for dep in stage.deps for key in getattr(dep, "params", [])]
+    keys: list[str] = []
+    for dep in stage.deps:
+        keys += getattr(dep, "params", [])
     command = stage.cmd if isinstance(stage.cmd, str) else "\n".join(stage.cmd or [])
     return Node(stage.addressing, command, tuple(sorted(whole.successors(stage.addressing))), tuple(keys))
 
 
 def _refuse_missing_sources(repo: Repo, stages: Sequence[Any]) -> None:
-    made = [Path(out.fs_path) for out in repo.index.outs]
+    outputs = [Path(out.fs_path) for out in repo.index.outs]
     for stage in stages:
         for dep in stage.deps:
-            if dep.fs.protocol != "local" or dep.exists:
-                continue
             path = Path(dep.fs_path)
-            if not any(path == out or path in out.parents or out in path.parents for out in made):
+            if dep.fs.protocol == "local" and not dep.exists and not _is_made(path, outputs):
                 shown = os.path.relpath(path)
                 raise Problem(f"{stage.addressing}: {shown} is missing and no stage makes it; put it there")
+
+
+def _is_made(path: Path, outputs: Sequence[Path]) -> bool:
+    """Is the path an output of a stage, in one, or above one?"""
+    return any(path == out or path in out.parents or out in path.parents for out in outputs)
 
 
 def _reasons(status: Sequence[Any], stage: Any) -> Iterator[str]:
@@ -142,15 +159,21 @@ def _reasons(status: Sequence[Any], stage: Any) -> Iterator[str]:
         if isinstance(entry, str):
             yield entry
             continue
-        for paths in entry.values():
-            for path, change in paths.items():
-                if not isinstance(change, dict):
+        for changed in entry.values():
+            for path, change in changed.items():
+                if isinstance(change, dict):
+                    yield from _changed_params(path, change, stage)
+                else:
                     yield f"{path} {change}"
-                    continue
-                dep = next(dep for dep in stage.deps if str(dep) == path)
-                old, new = dep.hash_info.value or {}, dep.read_params()
-                for key in change:
-                    yield from (f"{path}: {line}" for line in _differences(key, old.get(key), new.get(key)))
+
+
+def _changed_params(path: str, keys: Iterable[str], stage: Any) -> Iterator[str]:
+    """The changed values of a file of parameters: those of dvc.lock against those of the file."""
+    dep = next(dep for dep in stage.deps if str(dep) == path)
+    old, new = dep.hash_info.value or {}, dep.read_params()
+    for key in keys:
+        for difference in _differences(key, old.get(key), new.get(key)):
+            yield f"{path}: {difference}"
 
 
 def _differences(key: str, old: Any, new: Any) -> Iterator[str]:
