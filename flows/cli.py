@@ -335,28 +335,14 @@ def plan(
         preset: With this preset laid over params.yaml.
         config: config.json of a Hub model.
     """
-    from flows import plan, presets
-    from tasks.lib.stage import PARAMS_FILE, Problem, read_yaml
+    from flows import plan_table, presets
+    from flows.plan import config_of
+    from tasks.lib.stage import PARAMS_FILE, read_yaml
 
     document = read_yaml(PARAMS_FILE)
     if preset:
         document = presets.laid(document, preset)
-    capacity, on_gpu = plan.device_of(device, document["threads"])
-    shape = plan.shape_of(document, config or plan.config_of(preset))
-    needs = plan.needs(document, shape, on_gpu)
-    for target in targets:
-        if target not in needs:
-            raise Problem(f"no plan for {target}; the stages with one: {', '.join(needs)}")
-    chosen = {name: need for name, need in needs.items() if not targets or name in targets}
-    lines, too_large = plan.lines_of(chosen, capacity, on_gpu)
-    print(f"{shape.parameters:,} parameters; memory, FLOPs and time of one {device}")
-    print("\n".join(lines))
-    for name, launch in plan.launches(document).items():
-        if launch.processes > 1 and name in chosen:
-            print(f"{name}: {launch.processes} devices, as ZeRO {launch.zero} shares out")
-    print("times rest on assumed speeds: a GPU at 0.35 of its data sheet, a CPU thread at 60 GFLOPS")
-    if too_large:
-        raise Problem("\n".join(too_large))
+    plan_table.show(document, targets, device, config or config_of(preset))
     return 0
 
 

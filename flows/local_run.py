@@ -58,21 +58,19 @@ def refuse_oversize(request: Request) -> None:
     gpu_bytes = gpu.memory()
     if request.oversize or (request.device is None and gpu_bytes is None):
         return  # before plan imports torch
-    from flows import plan
+    from flows import memory, plan, plan_table
 
     document = read_yaml(PARAMS_FILE)
     if request.device is not None:
-        device, on_gpu = plan.device_of(request.device, document["threads"])
+        device = plan.device_of(request.device, document["threads"])
     else:
         assert gpu_bytes is not None
-        device, on_gpu = plan.Device(gpu_bytes * plan.FREE, 1.0), True  # its speed is not known
-    too_large = []
-    for line in plan.too_large(document, device, on_gpu, plan.config_of(request.preset)):
-        if not request.targets or line.split()[0] in request.targets:
-            too_large.append(line)
-    if too_large:
+        device = memory.Device(gpu_bytes * memory.FREE, speed=1.0)  # its speed is not known
+    too_large = plan_table.too_large(document, device, plan.config_of(request.preset))
+    lines = [line for stage, line in too_large.items() if not request.targets or stage in request.targets]
+    if lines:
         hint = "nothing was started; anneal plan shows the table, --oversize starts all the same"
-        raise Problem("\n".join([*too_large, hint]))
+        raise Problem("\n".join([*lines, hint]))
 
 
 def _run_flow(request: Request, lock: int) -> None:

@@ -16,13 +16,14 @@ NF4 = 4.127 / 8  # bytes a weight, with double quantisation (arXiv 2305.14314)
 
 @dataclass(frozen=True)
 class Device:
-    """Bytes of memory and 16-bit operations per second (dense, as the data sheet says) of one device."""
+    """Bytes of memory and operations per second of one device."""
 
     memory: float
     speed: float
+    is_gpu: bool = True
 
 
-DEVICES = {
+DEVICES = {  # as the data sheet says: 16-bit operations, dense
     "rtx4090": Device(24e9, 165e12),
     "a100-40": Device(40e9, 312e12),
     "a100-80": Device(80e9, 312e12),

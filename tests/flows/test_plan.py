@@ -9,6 +9,7 @@ import pytest
 from flows import cli, gpu
 from flows import plan as planned
 from flows.local_run import Request, refuse_oversize
+from flows.memory import FREE
 from tasks.lib.stage import Problem, read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,11 +91,11 @@ def test_70_billion_spread_over_eight_fit_80_gb_each_and_not_one(
 
 def test_the_plan_of_the_reward_model_follows_its_method() -> None:
     params = read_yaml(ROOT / "params.yaml")
-    shape = planned.shape_of(params, None)
+    shape = planned.shape_of(planned.read_sections(params).base, None)
     training = {}
     for method in ("full", "lora", "head"):
         params["reward"] |= {"method": method, "lora": {"r": 4}}
-        training[method] = planned.needs(params, shape, False)["reward"].training
+        training[method] = planned.needs(planned.read_sections(params), shape, False)["reward"].training
     assert training["full"] == 12 * shape.parameters
     assert training["lora"] == 12 * 4 * shape.in_and_out
     assert training["head"] == 0
@@ -102,7 +103,7 @@ def test_the_plan_of_the_reward_model_follows_its_method() -> None:
 
 def test_what_does_not_fit_is_refused_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(gpu, "memory", lambda: 1e6 / planned.FREE)
+    monkeypatch.setattr(gpu, "memory", lambda: 1e6 / FREE)
     with pytest.raises(Problem, match=r"sft needs .* the device has 1\.0 MB\nnothing was started"):
         refuse_oversize(Request(("sft",)))
     refuse_oversize(Request(("sft",), oversize=True))
