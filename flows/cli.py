@@ -133,26 +133,9 @@ def status(*targets: Stage) -> int:
     Args:
         targets: Only these stages and what they depend on.
     """
-    from flows import workspace
-    from flows.graph import read_graph
+    from flows.status import print_status
 
-    workspace.check()
-    graph = read_graph(targets)
-    width = max(map(len, graph.nodes), default=0)
-    waiting: set[str] = set()
-    for name, node in graph.nodes.items():
-        behind = [above for above in node.upstream if above in waiting]
-        reasons = graph.changes[name]
-        if len(reasons) > 3:
-            reasons = [*reasons[:3], "..."]
-        if behind or reasons:
-            waiting.add(name)
-        if reasons:
-            print(f"{name:{width}}  runs     {'; '.join(reasons)}")
-        elif behind:
-            print(f"{name:{width}}  may run  behind {', '.join(behind)}")
-        else:
-            print(f"{name:{width}}  unchanged")
+    print_status(targets)
     return 0
 
 
@@ -184,25 +167,9 @@ def render(*, show: Count = 5) -> int:
     Args:
         show: Examples to print.
     """
-    from tasks.lib.stage import read_params
-    from tasks.render import Params, examples
+    from flows.preview import print_examples
 
-    params, _ = read_params("render", Params)
-    rows = examples(params, show)
-    base = Path("models/base")
-    if base.is_dir():
-        from tasks.lib.models.chat import example_ids, load_tokenizer, preview
-
-        tokenizer = load_tokenizer(base)
-    for row in rows:
-        print(f"--- {row['split']}  {row['source']}  {row['template']}")
-        if base.is_dir():
-            ids, is_trained = example_ids(tokenizer, row["messages"], row["answer"])
-            print(preview(tokenizer, ids, is_trained))
-            print(f"({len(ids)} tokens, {sum(is_trained)} of them trained)")
-        else:
-            print("\n".join(f"{message['role']}: {message['content']}" for message in row["messages"]))
-            print(f"[[{row['answer']}]]")
+    print_examples(show)
     return 0
 
 

@@ -27,7 +27,9 @@ def main(stage: str, force: bool) -> int:
             changed = repo.reproduce([stage], single_item=True, force=force)
     except DvcException as error:
         print(f"dvc: {_with_causes(error)}", file=sys.stderr)
-        return COMMAND_FAILED if isinstance(error.__cause__, StageCmdFailedError) else DVC_FAILED
+        if isinstance(error.__cause__, StageCmdFailedError):
+            return COMMAND_FAILED
+        return DVC_FAILED
     except KeyboardInterrupt:
         return STOPPED
     if not changed:

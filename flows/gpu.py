@@ -13,4 +13,6 @@ def memory() -> float | None:
     command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     words = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
     mebibytes = [float(word) for word in words if word.isdigit()]
-    return min(mebibytes) * 2**20 if mebibytes else None
+    if not mebibytes:
+        return None
+    return min(mebibytes) * 2**20

@@ -125,8 +125,10 @@ def _no_such_stage(target: str, stages: Sequence[str]) -> str:
     if "foreach" in entry:
         key = str(entry["foreach"]).strip("${}")
         return f"params.yaml: {key} is empty; {target} is a stage per entry"
+    hint = f"the stages are {', '.join(stages)}"
     near = difflib.get_close_matches(target, stages, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]}?" if near else f"the stages are {', '.join(stages)}"
+    if near:
+        hint = f"did you mean {near[0]}?"
     return f"dvc.yaml: there is no stage {target}; {hint}"
 
 

@@ -44,7 +44,9 @@ def run(request: Request) -> int:
     states = [entry["state"] for entry in outcome.read()["stages"].values()]
     if "Cancelled" in states:
         return 130
-    return 1 if "Failed" in states else 0
+    if "Failed" in states:
+        return 1
+    return 0
 
 
 def _interrupted(*_: object) -> None:
@@ -114,7 +116,7 @@ def _call_flow(request: Request, url: str) -> None:
             return_state=True,
         )
     except Exception as error:
-        reason = str(error).splitlines()[0][:120] if str(error) else repr(error)
+        reason = (str(error) or repr(error)).splitlines()[0][:120]
         message = f"the Prefect server at {url} does not answer ({reason})"
         if not outcome.FILE.exists():
             raise Problem(f"{message}; nothing was run") from None

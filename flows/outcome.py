@@ -49,7 +49,6 @@ def write(outcomes: Mapping[str, Outcome], before: Mapping[str, Any], seconds: f
 def read() -> dict[str, Any]:
     """The last run of this workspace, {} when there was none."""
     try:
-        content = json.loads(FILE.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return dict(json.loads(FILE.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         return {}
-    return content if isinstance(content, dict) else {}

@@ -136,7 +136,9 @@ def _of_sft(section: sft.Params, shape: Shape, on_gpu: bool) -> Need:
     tokens = section.batch_tokens or trainer.get("per_device_train_batch_size", BATCH) * length
     checkpointing = on_gpu and trainer.get("gradient_checkpointing", True)
     training = Training(section.method, section.adapter, launch, tokens, tokens, checkpointing)
-    per_token = (6.0 if section.method == "full" else 4.0) * shape.parameters
+    per_token = 4.0 * shape.parameters
+    if section.method == "full":  # the weights have gradients too
+        per_token = 6.0 * shape.parameters
     steps = trainer.get("max_steps") or _steps(trainer, tokens / length * launch.processes)
     operations = _operations(trainer, per_token * tokens, steps)
     return replace(_of_training(training, shape, on_gpu), operations=operations)
@@ -209,7 +211,9 @@ def _of_ppo(section: ppo.Params, shape: Shape, longest: int, on_gpu: bool) -> Ne
 
 def _operations(trainer: Mapping[str, Any], per_step: float, steps: float | None) -> float | None:
     """Of `steps` optimiser steps, each of which may accumulate several; None when their number is not known."""
-    return per_step * steps * trainer.get("gradient_accumulation_steps", 1) if steps else None
+    if not steps:
+        return None
+    return per_step * steps * trainer.get("gradient_accumulation_steps", 1)
 
 
 def _steps(trainer: Mapping[str, Any], batch: float) -> float | None:
@@ -257,7 +261,9 @@ def config_of(preset: Path | None) -> Path | None:
     if preset is None:
         return None
     config = preset.with_suffix("") / "config.json"
-    return config if config.is_file() else None
+    if not config.is_file():
+        return None
+    return config
 
 
 def device_of(name: str, threads: int) -> Device:

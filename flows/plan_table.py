@@ -62,7 +62,9 @@ def _too_large(needs: Mapping[str, Need], device: Device) -> dict[str, str]:
 
 def _memory(stage: str, need: Need, device: Device) -> float:
     """What the stage needs, and on a CPU its libraries."""
-    return need.memory if device.is_gpu else need.memory + LIGHTER.get(stage, LIBRARIES)
+    if device.is_gpu:
+        return need.memory
+    return need.memory + LIGHTER.get(stage, LIBRARIES)
 
 
 def _cells(stage: str, need: Need, device: Device) -> list[str]:
@@ -79,11 +81,15 @@ def _bytes(count: float) -> str:
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
         if count >= size:
             return f"{count / size:.1f} {unit}"
-    return f"{count / 1e3:.0f} kB" if count else "-"
+    if count:
+        return f"{count / 1e3:.0f} kB"
+    return "-"
 
 
 def _time(seconds: float) -> str:
     for unit, size in (("h", 3600.0), ("min", 60.0)):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s" if seconds >= 1 else "-"
+    if seconds >= 1:
+        return f"{seconds:.0f} s"
+    return "-"

@@ -19,10 +19,9 @@ def path_of(stage: str, folder: Path = FOLDER) -> Path:
 def _content(stage: str, folder: Path) -> dict[str, Any]:
     """The report of a stage; {} when there is none that can be read."""
     try:
-        content = json.loads(path_of(stage, folder).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return dict(json.loads(path_of(stage, folder).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):  # TypeError, ValueError: JSON, but no object
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def figures(stage: str, folder: Path = FOLDER) -> dict[str, Any]:

@@ -67,7 +67,9 @@ def cause(tail: list[str], status: int) -> str:
     own = [line for line in tail if not line.startswith(BY_DVC)]
     if own and status != dvc_child.DVC_FAILED:
         return own[-1]
-    return tail[-1].removeprefix("dvc: ") if tail else "no output"
+    if not tail:
+        return "no output"
+    return tail[-1].removeprefix("dvc: ")
 
 
 def violations_of(name: str, since: float) -> list[str]:
@@ -80,4 +82,6 @@ def violations_of(name: str, since: float) -> list[str]:
         if claim["violations"]:
             rows = f"{claim['violations']} of {claim['rows']} rows, ids {reports.rows_of(claim)}"
             lines.append(f"- {claim['claim']} (field {claim['field']}): {rows}")
-    return ["", f"violated, from {path}:", *lines] if lines else []
+    if not lines:
+        return []
+    return ["", f"violated, from {path}:", *lines]

@@ -54,7 +54,9 @@ class Row:
     report: str  # its path, "" without one
 
     def cells(self) -> tuple[str, str, str, str]:
-        state = f"{self.state} {self.seconds:.1f} s" if self.state == "Completed" else self.state
+        state: str = self.state
+        if self.state == "Completed":
+            state += f" {self.seconds:.1f} s"
         return self.stage, state, self.figure, self.report
 
 
@@ -65,7 +67,8 @@ def rows(run: Mapping[str, Any], folder: Path = reports.FOLDER) -> Iterator[Row]
         if entry["state"] in DONE:
             figure = headline(name, reports.figures(name, folder))
             path = reports.path_of(name, folder)
-            report = str(path) if path.is_file() else ""
+            if path.is_file():
+                report = str(path)
         yield Row(name, entry["state"], entry["seconds"], figure, report)
 
 
@@ -73,8 +76,9 @@ def headline(name: str, report: Mapping[str, Any]) -> str:
     """`exact match 0 -> 0.88`, or the first entry of a report without the figure that HEADLINES names."""
     label, before, after = HEADLINES.get(name, HEADLINES.get(name.split("@")[0], ("", None, "")))
     if after in report:
-        old = f"{_shown(report[before])} -> " if before is not None and before in report else ""
-        return f"{label} {old}{_shown(report[after])}"
+        if before is not None and before in report:
+            return f"{label} {_shown(report[before])} -> {_shown(report[after])}"
+        return f"{label} {_shown(report[after])}"
     for key, value in report.items():
         if not isinstance(value, bool):
             return f"{key.replace('_', ' ')} {_shown(value)}"
