@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,13 @@ from tasks.lib.reward.reward_model import grouped
 from tasks.lib.stage import Stage
 
 ASKED = [f"Hello, what is NUMBER {n}?" for n in range(60)]
-SPELLINGS = (str, lambda text: text.lower().replace(" ", "  "))  # as it is; in lower case and with more blanks
+
+
+def in_lower_case_with_more_blanks(text: str) -> str:
+    return text.lower().replace(" ", "  ")
+
+
+SPELLINGS: tuple[Callable[[str], str], ...] = (str, in_lower_case_with_more_blanks)
 
 
 def spelt(text: str) -> list[list[dict[str, str]]]:

@@ -40,7 +40,7 @@ def test_a_contract_accepts_its_own_example(contract: str) -> None:
 
 USER = {"role": "user", "content": SECRET}
 ANSWER = {"role": "assistant", "content": SECRET}
-BROKEN = [
+BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ("instructions", {"id": "A"}, "ids are content hashes"),
     ("instructions", {"split": "test"}, "splits are known"),
     ("instructions", {"license": "whatever"}, "licences are known"),

@@ -42,7 +42,8 @@ def test_a_schedule_fires(project: Path, server: str) -> None:
         assert json.loads(record.read_text())["stages"].keys() == {"start", "left"}
         assert os.environ["PREFECT_API_URL"] == server
     finally:
-        for process in (serving, *at_work(project)):
+        serving.kill()
+        for process in at_work(project):
             process.kill()
         serving.wait()
         log.close()

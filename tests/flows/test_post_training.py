@@ -95,7 +95,7 @@ def states_on_the_server(state: Any) -> dict[str, tuple[str, str]]:
 
         def read() -> dict[str, tuple[str, str]]:
             found = client.read_task_runs(flow_run_filter=chosen)
-            return {t.name: (t.state.type.value, t.state.name) for t in found if t.state and t.state.is_final()}
+            return {t.name: (t.state.type.value, str(t.state.name)) for t in found if t.state and t.state.is_final()}
 
         wait_until(lambda: len(read()) == 6, 20)
         return read()

@@ -38,7 +38,10 @@ def test_curves_write_the_same_bytes_twice_whatever_the_settings_are(workspace: 
 def test_the_csv_has_the_plotted_columns_first_and_empty_cells_where_nothing_was_taken(
     workspace: Path,
 ) -> None:
-    rows = [{"step": 0, "other": "x", "loss": math.nan}, {"step": 1, "loss": 0.123456789, "validation": None}]
+    rows: list[dict[str, Any]] = [
+        {"step": 0, "other": "x", "loss": math.nan},
+        {"step": 1, "loss": 0.123456789, "validation": None},
+    ]
     curves(Path("a"), rows, "step", {"Loss": ["loss", "validation"]})
     assert Path("a.csv").read_text() == "step,loss,validation,other\n0,,,x\n1,0.123457,,\n"
 
@@ -62,7 +65,7 @@ def test_many_panels_and_many_curves(workspace: Path) -> None:
 
 
 def test_bars_draw_intervals_and_levels_and_skip_what_is_missing(workspace: Path) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "split": "rows",
             "model": "sft",

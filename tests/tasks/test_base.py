@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sections import section
@@ -16,7 +17,7 @@ from tasks.lib.models.chat import load_tokenizer
 from tasks.lib.models.loading import load_policy
 from tasks.lib.stage import Problem, Stage
 
-PARAMS = {
+PARAMS: dict[str, Any] = {
     "model": "embedded",
     "revision": None,
     "text": "text.txt",

@@ -222,7 +222,7 @@ def test_answers_that_share_a_stock_sentence_are_dropped_where_asked(workspace: 
 
 
 def test_refusals_and_repetition_are_dropped_where_asked_and_only_from_free_answers(workspace: Path) -> None:
-    free = {"choices": None}
+    free: dict[str, Any] = {"choices": None}
     refuses = instruction("who are you", **free, answer="As an AI, I have no name.")
     repeats = instruction("say it", **free, answer="go on and go on and go on and go on and")
     chosen = instruction("is it so", answer="Sorry, I cannot say.", label="bad")

@@ -111,7 +111,7 @@ def test_a_prompt_shared_by_its_answers_starts_at_log_2_and_goes_on_after_a_kill
 def test_another_beta_finds_the_reference_and_ends_in_the_same_bytes(
     inputs: Path, capsys: pytest.CaptureFixture[str], shared: bool
 ) -> None:
-    once = {"share_prompt": shared, "trainer": {"precompute_ref_log_probs": True, "max_steps": 2}}
+    once: dict[str, Any] = {"share_prompt": shared, "trainer": {"precompute_ref_log_probs": True, "max_steps": 2}}
     other = {**once, "trainer": {**once["trainer"], "beta": 0.7}}
     train(**once)
     assert "pairs from .anneal/reference" not in capsys.readouterr().out
@@ -164,7 +164,7 @@ def test_rankings_of_ties_only_are_a_problem(inputs: Path) -> None:
 def test_a_first_loss_other_than_log_2_stops_the_run(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reference is another model than the policy, as after merging the wrong adapter."""
     write_model(inputs / "models/other", seed=1)
-    load, paths = dpo.load_policy, iter([dpo.SFT, "models/other"])
+    load, paths = dpo.load_policy, iter([dpo.SFT, Path("models/other")])
     monkeypatch.setattr(dpo, "load_policy", lambda path, **_: load(next(paths)))
     with pytest.raises(Problem, match=r"the first loss is .*, not 0.693147"):
         train()

@@ -97,10 +97,9 @@ def test_the_judge_sees_content_and_closing() -> None:
     tokenizer = tiny_tokenizer()
     rows = [instruction(0), instruction(1)]
     answers = [tokenizer.encode(text) for text in (f"{rows[0]['label']} Happy to help!", "nonsense")]
-    panel = ppo.Panel(
-        closing=" Happy to help!", utility={"content": 2.0, "closing": 1.0}, tie_below=0.1,
-        annotators=[{"name": "ada", "content": 1.0, "closing": 1.0, "noise": 0.0}],
-    )  # fmt: skip
+    annotator = {"name": "ada", "content": 1.0, "closing": 1.0, "noise": 0.0}
+    settings = {"closing": " Happy to help!", "utility": {"content": 2.0, "closing": 1.0}, "tie_below": 0.1}
+    panel = ppo.Panel.model_validate({**settings, "annotators": [annotator]})
     prompts = [Prompt(row["id"], [4], row) for row in rows]
     judge = ppo.judge_of(lambda batch: [0.2, 0.4], panel, tokenizer)
     assert judge(Batch(prompts, answers, batch_size=2)) == {"judge": 1.5, "reward": pytest.approx(0.3), "content": 0.5}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,7 +68,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("changes, message", BAD.values(), ids=BAD)
-def test_a_bad_source_is_a_problem_that_names_it(tmp_path: Path, changes: dict[str, str | None], message: str) -> None:
+def test_a_bad_source_is_a_problem_that_names_it(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(Problem) as caught:
         rows_of(source(tmp_path / "a", **changes))
     assert message in str(caught.value)

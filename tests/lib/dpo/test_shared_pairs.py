@@ -63,7 +63,7 @@ def test_loss_and_gradients_are_those_of_trl(workspace: Any, attention: str, los
     with torch.no_grad():  # away from the reference
         for parameter in model.parameters():
             parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
-    found = []
+    found: list[Any] = []
     for together in (True, False):
         batch = made._prepare_inputs(made.data_collator(list(made.train_dataset)))
         if not together:
@@ -75,8 +75,8 @@ def test_loss_and_gradients_are_those_of_trl(workspace: Any, attention: str, los
         found.append((value.item(), figures, [p.grad.clone() for p in model.parameters()]))
     (mine, my_figures, my_gradients), (theirs, their_figures, their_gradients) = found
     assert mine == pytest.approx(theirs, abs=1e-5)
-    figures = [name for name in my_figures if name != "num_tokens"]
-    assert [my_figures[n] for n in figures] == pytest.approx([their_figures[n] for n in figures], abs=1e-4)
+    names = [name for name in my_figures if name != "num_tokens"]
+    assert [my_figures[n] for n in names] == pytest.approx([their_figures[n] for n in names], abs=1e-4)
     assert max(g.abs().max() for g in their_gradients) > 1e-2
     for a, b in zip(my_gradients, their_gradients, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)

@@ -122,6 +122,7 @@ def test_the_gradient_of_distillation_does_not_shrink_with_temperature() -> None
         student = torch.zeros(1, 1, 8, dtype=torch.double).requires_grad_()
         label, mask = torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1, dtype=torch.bool)
         kd_loss(student, teacher, label, mask, alpha=1.0, temperature=temperature).backward()
+        assert student.grad is not None
         norms.append(student.grad.norm().item())
     assert norms[0] == pytest.approx(norms[1], rel=0.05)
     assert norms[1] == pytest.approx(((teacher - teacher.mean()) / 8).norm().item(), rel=0.05)

@@ -469,7 +469,7 @@ def test_argilla_ties_ratings_and_what_was_discarded(tmp_path):
 
 def test_argilla_1_and_its_exported_data_set(tmp_path):
     fields = {"prompt": "Q", "response_a": "x", "response_b": "y"}
-    old = {"fields": fields, "responses": [{"user_id": "u", "status": "submitted"}]}
+    old: dict[str, Any] = {"fields": fields, "responses": [{"user_id": "u", "status": "submitted"}]}
     old["responses"][0]["values"] = {"pref": {"value": "response_b"}}
     exported = {**fields, "pref": [said("b")]}
     for row in (old, exported):

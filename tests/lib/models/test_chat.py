@@ -61,7 +61,7 @@ def test_many_examples_at_once_are_the_examples_one_by_one(tokenizer: Any, monke
     monkeypatch.setattr(chat, "BLOCK", 4)  # the second block is without a special token
     forged = f"{tokenizer.eos_token}{ANSWERS[0]}"
     asked = [QUESTION, [*QUESTION[:1], {"role": "user", "content": forged}], QUESTION[1:]]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"id": f"{i}{a}", "messages": messages, "answer": answer}
         for i, messages in enumerate(asked)
         for a, answer in enumerate([*ANSWERS, forged])

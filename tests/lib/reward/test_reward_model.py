@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import preference_world as world
 import pytest
@@ -246,7 +247,7 @@ def trained(
     adapt(model, method, {"r": 2} if method == "lora" else {})
     batch = groups(tokenizer)
     rated = [Rated(group.sequences[0], [float(n % 3)]) for n, group in enumerate(batch)]
-    options = {"seed": 3, "checkpoint": checkpoint, "progress": progress}
+    options: dict[str, Any] = {"seed": 3, "checkpoint": checkpoint, "progress": progress}
     try:
         train(model, batch, training, rated=rated if training.attributes else [], **options)
     except Killed:

@@ -6,6 +6,7 @@ import io
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import preference_world as world
 import pytest
@@ -18,7 +19,7 @@ from tasks.lib.reward.reward_model import from_policy, load_reward, normalise, s
 from tasks.lib.reward.scoring import accuracy
 from tasks.lib.stage import Problem
 
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"prompt": "The film was fine", "answer": "good", "note": 1},
     {"prompt": [{"role": "user", "content": "The game was dull"}], "answers": ["good", "bad", "bad. Happy"]},
 ]

@@ -118,11 +118,11 @@ def test_approximate_kl_is_half_the_mean_square() -> None:
 
 def test_padding_changes_no_ppo_loss() -> None:
     mask = torch.tensor([[True, True, False]])
-    wild = [row(-1, -2, math.inf), row(-1.1, -1.9, -5), row(0.5, -0.5, 9)]
-    plain = [x[:, :2] for x in wild]
-    assert ppo_policy_loss(*wild, mask)[0] == ppo_policy_loss(*plain, mask[:, :2])[0]
-    assert ppo_value_loss(*wild, mask) == ppo_value_loss(*plain, mask[:, :2])
-    assert approx_kl(*wild[:2], mask) == approx_kl(*plain[:2], mask[:, :2])
+    a, b, c = row(-1, -2, math.inf), row(-1.1, -1.9, -5), row(0.5, -0.5, 9)
+    plain_a, plain_b, plain_c, plain_mask = a[:, :2], b[:, :2], c[:, :2], mask[:, :2]
+    assert ppo_policy_loss(a, b, c, mask)[0] == ppo_policy_loss(plain_a, plain_b, plain_c, plain_mask)[0]
+    assert ppo_value_loss(a, b, c, mask) == ppo_value_loss(plain_a, plain_b, plain_c, plain_mask)
+    assert approx_kl(a, b, mask) == approx_kl(plain_a, plain_b, plain_mask)
 
 
 def test_adaptive_beta_follows_the_closed_form() -> None:

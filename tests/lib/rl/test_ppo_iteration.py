@@ -247,7 +247,11 @@ def gradient(batch_size: int, **changes: Any) -> torch.Tensor:
     figures = ppo.accumulate_gradient(actor_critic, optimizer, made, advantages, returns, list(range(16)), settings)
     assert figures["largest_log_ratio"] < 1e-5  # ratio 1 on the first minibatch
     assert figures["approx_kl"] < 1e-10
-    return torch.cat([p.grad.flatten() for p in actor_critic.policy_parameters().values()])
+    gradients = []
+    for parameter in actor_critic.policy_parameters().values():
+        assert parameter.grad is not None
+        gradients.append(parameter.grad.flatten())
+    return torch.cat(gradients)
 
 
 def test_the_size_of_a_forward_pass_does_not_change_the_gradient() -> None:

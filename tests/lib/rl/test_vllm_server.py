@@ -38,8 +38,11 @@ class Engine:
     """In place of vLLM: a base model, adapters by name, and what it was asked."""
 
     def __init__(self, model: Any) -> None:
-        self.lock, self.base, self.adapters, self.asked = Lock(), model, {}, []
-        self.names_tokens, self.refuses = True, ()
+        self.lock, self.base, self.url = Lock(), model, ""
+        self.adapters: dict[str, Any] = {}
+        self.asked: list[tuple[str, Any]] = []
+        self.names_tokens = True
+        self.refuses: tuple[str, ...] = ()
 
     def answer(self, path: str, body: Any) -> Any:
         self.asked.append((path, body))
@@ -193,7 +196,7 @@ def test_a_run_through_the_server_is_the_run_on_the_policys_own_answers(
     def odd_tokens(batch: Batch) -> list[float]:
         counts = []
         for answer in batch.answers:
-            counts.append(sum(token % 2 for token in answer))
+            counts.append(float(sum(token % 2 for token in answer)))
         return counts
 
     def logged(generate: Any) -> list[dict[str, float]]:
@@ -218,11 +221,17 @@ def test_another_model_is_seen_by_its_log_probs(engine: Engine, tmp_path: Path) 
         connected(engine, tmp_path).answers(models(lora=True, seed=1), PROMPTS, 1)
 
 
-def test_new_weights_that_the_server_takes_but_does_not_use_are_seen(engine: Engine, tmp_path: Path) -> None:
+def test_new_weights_that_the_server_takes_but_does_not_use_are_seen(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     actor_critic, server = models(lora=False), connected(engine, tmp_path)
     server.answers(actor_critic, PROMPTS, 1)
     answer = engine.answer
-    engine.answer = lambda path, body: None if path == "/collective_rpc" else answer(path, body)
+
+    def deaf(path: str, body: Any) -> Any:
+        return None if path == "/collective_rpc" else answer(path, body)
+
+    monkeypatch.setattr(engine, "answer", deaf)
     moved(actor_critic, 0.005)
     with pytest.raises(Problem, match=r"differ .* by 0\.0\d+ nats per token, more than 0\.001: it does not have"):
         server.answers(actor_critic, PROMPTS, 1)

@@ -92,7 +92,12 @@ def test_a_stream_per_pass_gives_other_answers_than_one_stream_and_the_same_agai
 def shares(folder: str) -> None:
     passes = [[2, 0], [3], [1, 4]]
     done: list[list[int]] = []
-    results = distributed.spread(passes, lambda rows: done.append(rows) or [10 * row for row in rows])
+
+    def ten_times(rows: list[int]) -> list[int]:
+        done.append(rows)
+        return [10 * row for row in rows]
+
+    results = distributed.spread(passes, ten_times)
     figures = distributed.combined(
         {"sum": distributed.rank() + 1.0, "most": float(distributed.rank())}, largest=["most"]
     )
@@ -100,6 +105,7 @@ def shares(folder: str) -> None:
     if distributed.is_first():
         weight.sum().backward()
     distributed.add_gradients([weight])
+    assert weight.grad is not None
     text = f"{results} {done} {figures} {weight.grad.tolist()} {distributed.by_first(distributed.rank)}"
     Path(folder, str(distributed.rank())).write_text(text)
 
