@@ -3,7 +3,9 @@
 PYTHON ?= python3
 # pip compiles nothing: of 20 000 files a run imports a third, and Python compiles and keeps those as it does
 PIP = .venv/bin/python -m pip --disable-pip-version-check install -qq --no-compile --constraint constraints.txt
-PYTEST = .venv/bin/python -m pytest --numprocesses auto --maxprocesses 4
+WORKERS = --numprocesses auto --maxprocesses 4
+# the warning is of branches in the tests themselves, which are not counted
+COVERAGE = .venv/bin/python -W "ignore:Unable to activate pytest branch coverage" -m slipcover
 export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: demo test
@@ -14,8 +16,10 @@ test: .venv/installed-test
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	$(PYTEST) --dist worksteal -m "not slow"
-	$(PYTEST) --dist loadfile -m slow
+	$(COVERAGE) -m pytest $(WORKERS) --dist worksteal -m "not slow"
+	.venv/bin/python -m pytest $(WORKERS) --dist loadfile -m slow
+	@echo "covered by the tests that are not slow (coverage.txt):"
+	@awk '/^\(summary\)/ {print $$6 " % of branches, " $$7 " % of lines and branches"}' coverage.txt
 
 # pip first: the one that Python 3.11 comes with takes a minute and a half longer to choose the packages.
 # torch next: asked for by another package, pip may take a build for GPUs of several GB. Most of it is imported:

@@ -94,7 +94,7 @@ def test_the_plan_of_the_reward_model_follows_its_method() -> None:
     shape = planned.shape_of(planned.read_sections(params).base, None)
     training = {}
     for method in ("full", "lora", "head"):
-        params["reward"] |= {"method": method, "lora": {"r": 4}}
+        params["reward"] |= {"method": method, "lora": {"r": 4} if method == "lora" else {}}
         training[method] = planned.needs(planned.read_sections(params), shape, False)["reward"].training
     assert training["full"] == 12 * shape.parameters
     assert training["lora"] == 12 * 4 * shape.in_and_out
