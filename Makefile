@@ -1,4 +1,4 @@
-# make demo   install into .venv and run the whole line on the embedded world
+# make demo   install into .venv and run the whole pipeline on the embedded data
 # make test   install into .venv and run every check and test
 PYTHON ?= python3
 # pip compiles nothing: of 20 000 files a run imports a third, and Python compiles and keeps those as it does

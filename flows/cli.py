@@ -330,7 +330,9 @@ def ui() -> int:
 def completion(shell: Literal["bash", "zsh", "fish"], /) -> int:
     """Print a script that teaches a shell to complete `anneal`.
 
-    For bash: eval "$(anneal completion bash)", in ~/.bashrc for every new shell.
+    bash: eval "$(anneal completion bash)"
+    zsh:  anneal completion zsh > _anneal, in a folder of $fpath
+    fish: anneal completion fish | source
 
     Args:
         shell: The shell that reads the script.

@@ -1,8 +1,7 @@
 """Lineage of one run: a table from dvc.lock with hashes and figures, and a tag per artifact.
 
-Written to .anneal/lineage.md, beside the picture (picture.py), for everybody, and as artifacts for the Prefect UI,
-which has no view of assets. There the picture is an image with a `data:` URI, since Mermaid stays code and inline SVG
-is stripped.
+Written to .anneal/lineage.md, next to the picture (picture.py), and as artifacts for the Prefect UI, which has no view
+of assets. There the picture is an image with a `data:` URI, since Mermaid stays code and inline SVG is stripped.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ SHOWN = 6  # hashes or figures in one cell of the table
 
 def tags(outcomes: Mapping[str, Outcome], lock: Mapping[str, Locked]) -> list[str]:
     """`models/ppo@27e42099` for every artifact (not the reports) of the stages that are done."""
-    found = set()
+    names = set()
     for name, outcome in outcomes.items():
         if outcome.state not in DONE or name not in lock:
             continue
         for path, short_hash in lock[name].outputs.items():
             if short_hash and not path.startswith("reports"):
-                found.add(f"{path}@{short_hash}")
-    return sorted(found)
+                names.add(f"{path}@{short_hash}")
+    return sorted(names)
 
 
 def markdown(

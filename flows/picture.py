@@ -69,7 +69,7 @@ def _layout(edges: Mapping[str, Sequence[str]]) -> tuple[dict[str, Point], list[
     """The centre of each stage's box, and the points of each line: a box, a place in each row between, a box.
 
     By Sugiyama's method: a row per distance from the sources, few crossings. Parts without a connection are laid out
-    one by one and stand side by side.
+    one by one, side by side.
     """
     vertices = {}
     for name in edges:

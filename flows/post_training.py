@@ -187,7 +187,7 @@ def stopped_at_the_end(run: Run) -> Iterator[None]:
     finally:
         run.children.stop()
         for future in run.futures.values():
-            future.wait(10)  # until it has said how it ended
+            future.wait(10)  # until its outcome is known
 
 
 @contextmanager

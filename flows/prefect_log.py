@@ -12,6 +12,8 @@ from httpx import TransportError
 from flows import server
 from tasks.lib.stage import Problem
 
+Log = logging.Logger | logging.LoggerAdapter[Any]
+
 
 def shorten() -> None:
     """Shorten what Prefect logs in this process."""
@@ -36,11 +38,11 @@ class OneLine(logging.Filter):
 
 
 @contextmanager
-def server_may_be_gone(log: Any) -> Iterator[None]:
+def server_may_be_gone(log: Log | None) -> Iterator[None]:
     """Training does not stop for a Prefect server that does; what it missed is in .anneal/."""
     try:
         yield
     except Exception as error:
         if log:
-            first = (str(error).splitlines() or [type(error).__name__])[0]
+            first = (str(error) or type(error).__name__).splitlines()[0]
             log.warning(f"the Prefect server did not take this ({first}); see .anneal for what it missed")

@@ -106,7 +106,7 @@ def _print_plain(table: Sequence[Row]) -> None:
     widths = [0, 0, 0]
     for row in table:
         for column, cell in enumerate(row.cells()[:3]):
-            if row.report or column < 2:  # the long reason of a failure has no report beside it
+            if row.report or column < 2:  # not of a failure's long reason, which has no report
                 widths[column] = max(widths[column], len(cell))
     for row in table:
         *cells, report = row.cells()
