@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,3 +83,19 @@ def test_a_child_that_dvc_kept_from_running_says_why_in_its_last_line() -> None:
     assert repro.cause(tail, dvc_child.DVC_FAILED) == "failed to reproduce 'sft': no space left"
     assert repro.cause(tail, dvc_child.COMMAND_FAILED) == "sft  12/12  loss 0.1"
     assert repro.cause([], 137) == "no output"
+
+
+def test_a_violated_contract_names_its_claims_and_rows_and_an_older_report_does_not_count(workspace: Path) -> None:
+    claim = {"claim": "ids are unique", "field": "id", "rows": 9, "violations": 2}
+    holds = {**claim, "claim": "rows are there", "violations": 0, "ids": [], "places": []}
+    violated = {**claim, "ids": ["1f", "2f"], "places": ["rows.csv:3"]}
+    report = Path("reports/check/rows.json")
+    report.parent.mkdir(parents=True)
+    report.write_text(json.dumps({"contract": "rows", "results": [holds, violated]}))
+    assert repro.violations_of("check@rows", since=0.0) == [
+        "",
+        "violated, from reports/check/rows.json:",
+        "- ids are unique (field id): 2 of 9 rows, ids 1f (rows.csv:3), 2f",
+    ]
+    assert repro.violations_of("check@rows", since=time.time() + 60) == []
+    assert repro.violations_of("check@others", since=0.0) == repro.violations_of("sft", since=0.0) == []
