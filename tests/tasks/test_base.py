@@ -80,18 +80,30 @@ def save_and_die(self, *arguments):
 Checkpoint.save = save_and_die
 base.main("base.py", base.Params, base.run)
 """
+STOPPED = """
+import os, signal
+from tasks import base
+def ask_to_stop(self, step, total, **figures):
+    if step == 5:
+        os.kill(os.getpid(), signal.SIGTERM)
+base.Stage.progress = ask_to_stop
+base.main("base.py", base.Params, base.run)
+"""
 
 
-def test_killed_in_the_middle_it_ends_in_the_same_bytes(world: Path) -> None:
-    """SIGKILL after the first checkpoint; the second run says that it goes on."""
+@pytest.mark.parametrize(
+    ("program", "status", "step"), [(KILLED, -signal.SIGKILL, 4), (STOPPED, 128 + signal.SIGTERM, 5)]
+)
+def test_interrupted_in_the_middle_it_ends_in_the_same_bytes(world: Path, program: str, status: int, step: int) -> None:
+    """SIGKILL after the first checkpoint, SIGTERM in a step without one; the second run says that it goes on."""
     Path("params.yaml").write_text(json.dumps({"seed": 3, "threads": 1, "base": PARAMS}))
     command = [sys.executable, "-m", "tasks.base"]
     subprocess.run(command, check=True, capture_output=True)
     whole = weights(world)
-    killed = subprocess.run([sys.executable, "-c", KILLED], check=False, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL and Path(".anneal/checkpoints/base/checkpoint.safetensors").exists()
+    interrupted = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True)
+    assert interrupted.returncode == status and Path(".anneal/checkpoints/base/checkpoint.safetensors").exists()
     again = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert "goes on from step" in again.stdout
+    assert f"going on after step {step} of 12" in again.stdout
     assert weights(world) == whole
 
 

@@ -78,10 +78,10 @@ def killed(monkeypatch: pytest.MonkeyPatch, place: tuple[Any, str], call: int, n
     ("place", "call", "number"),
     [
         ((distill, "taught"), 1, signal.SIGKILL),  # before the teacher has answered
-        ((student_training, "_schedule"), 2, signal.SIGKILL),  # before the first checkpoint
-        ((student_training, "_schedule"), 6, signal.SIGKILL),  # in the second epoch
+        ((Stage, "progress"), 2, signal.SIGKILL),  # before the first checkpoint
+        ((Stage, "progress"), 6, signal.SIGKILL),  # in the second epoch
         ((student_training, "generate"), 1, signal.SIGKILL),  # while the student writes
-        ((student_training, "_schedule"), 7, signal.SIGTERM),
+        ((Stage, "progress"), 7, signal.SIGTERM),
         ((distill, "curves"), 1, signal.SIGKILL),  # all but done
     ],
 )
@@ -105,7 +105,7 @@ def test_a_run_that_was_killed_ends_in_the_same_bytes(
 def test_a_checkpoint_of_other_parameters_is_discarded_and_the_key_named(
     inputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    killed(monkeypatch, (student_training, "_schedule"), 6, signal.SIGKILL)
+    killed(monkeypatch, (Stage, "progress"), 6, signal.SIGKILL)
     capsys.readouterr()
     run(training={"learning_rate": 1e-3})
     assert "distill.training.learning_rate changed from 0.003 to 0.001" in capsys.readouterr().out

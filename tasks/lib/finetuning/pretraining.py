@@ -1,8 +1,7 @@
-"""Causal language modelling on plain text: the tiny model's tokenizer and pre-training loop."""
+"""Causal language modelling on plain text: the tiny model's tokenizer and its pre-training."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tasks.lib.stage import Problem
-from tasks.lib.training.checkpoints import Checkpoint, optimizer_tensors, restore_optimizer
+from tasks.lib.training.checkpoints import Checkpoint
+from tasks.lib.training.loop import train_steps, warmup_then_cosine
 from tasks.lib.training.muon import Muon
 
 SPECIAL_TOKENS = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
@@ -114,13 +114,6 @@ def perplexity(model: Any, ids: Tensor, batch_size: int = 64) -> float:
     return float(torch.exp(torch.stack(losses).sum() / len(ids)))
 
 
-def learning_rate_at(step: int, steps: int, warmup: int) -> float:
-    """The share of the peak rate: linear warm-up, then a cosine down to a tenth."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
 def pretrain(
     model: Any,
     ids: Tensor,
@@ -134,37 +127,25 @@ def pretrain(
     save_every: int,
     progress: Callable[..., None],
 ) -> list[dict[str, float]]:
-    """Train on random blocks of ids (N, T) in place; the log of losses. Goes on from the checkpoint if there is one.
+    """Train in place on random blocks of ids (N, T), by Muon; the loss of every step. Resumed and stopped as
+    `train_steps` says."""
 
-    Problem when the loss is not finite, before the weights are touched.
-    """
-    parameters = dict(model.named_parameters())
-    optimizer = Muon(model, learning_rate)
-    first, log = 0, list[dict[str, float]]()
-    if (found := checkpoint.load()) is not None:
-        first, tensors, log = found
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(tensors[f"model.{name}"])
-        restore_optimizer(optimizer, tensors)
-        print(f"base: goes on from step {first}", flush=True)
+    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+        chance = torch.Generator().manual_seed(seed + step)  # a resumed run draws the same blocks
+        batch = ids[torch.randint(len(ids), (batch_size,), generator=chance)]
+        return next_token_loss(model, batch.to(model.device)), {}
+
     model.train()
-    for step in range(first, steps):
-        # the batch depends on seed and step alone, so that a resumed run draws the same ones
-        chance = torch.Generator().manual_seed(seed + step)
-        batch = ids[torch.randint(len(ids), (batch_size,), generator=chance)].to(model.device)
-        loss = next_token_loss(model, batch)
-        if not torch.isfinite(loss):
-            raise Problem(f"base: the loss is {loss.item()} at step {step + 1}; lower base.pretraining.learning_rate")
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * learning_rate_at(step, steps, warmup)
-        optimizer.step()
-        optimizer.zero_grad()
-        log.append({"step": step + 1, "loss": loss.item()})
-        progress(step + 1, steps, loss=loss.item())
-        if (step + 1) % save_every == 0 and step + 1 < steps:
-            weights = {f"model.{name}": parameter for name, parameter in parameters.items()}
-            checkpoint.save(step + 1, weights | optimizer_tensors(optimizer), log)
-    return log
+    return train_steps(
+        "base",
+        model,
+        Muon(model, learning_rate),
+        loss_of,
+        steps=steps,
+        rate_at=lambda step: learning_rate * warmup_then_cosine(step, steps, warmup),
+        max_grad_norm=1.0,
+        checkpoint=checkpoint,
+        save_every=save_every,
+        progress=progress,
+        advice=lambda step: "lower base.pretraining.learning_rate",
+    )

@@ -1,8 +1,7 @@
-"""The training loop of the reward model: all answers and all annotators of a prompt in one step."""
+"""How the reward model is trained: all answers and all annotators of a prompt in one step."""
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,8 +16,9 @@ from tasks.lib.reward.reward_attributes import Rated, attribute_loss, rated_batc
 from tasks.lib.reward.reward_model import Group, batch_ranks, heads_of, outputs
 from tasks.lib.reward.shared_prompt import refuse_unless_equal, shared_outputs
 from tasks.lib.settings.reward import Training
-from tasks.lib.stage import Problem, asked_to_stop
-from tasks.lib.training.checkpoints import Checkpoint, optimizer_tensors, restore_optimizer
+from tasks.lib.stage import Problem
+from tasks.lib.training.checkpoints import Checkpoint
+from tasks.lib.training.loop import train_steps, warmup_then_cosine
 from tasks.lib.training.muon import Muon
 
 History = list[dict[str, float]]
@@ -34,39 +34,43 @@ def train(
     checkpoint: Checkpoint,
     progress: Callable[..., None],
 ) -> History:
-    """Train in place on tokenized groups, and on rated answers beside them; returns loss and pair accuracy per step.
+    """Train in place on tokenized groups, and on rated answers too; returns loss and pair accuracy per step.
 
-    Resumed after a kill it ends in the same bytes: the order of the prompts is a function of the seed, and
-    the model has no dropout. SIGTERM and Ctrl-C save before they end the run. Problem when the loss is not
-    finite, before the step is taken.
+    Resumed and stopped as `train_steps` says: the order of the prompts is a function of the seed, and the model has no
+    dropout.
     """
     batches = _batches(groups, how, seed)
-    beside = rated_batches(model, rated, how.epochs, len(batches), seed)
+    rated_of_step = rated_batches(model, rated, how.epochs, len(batches), seed)
     weight_of = reliability_weights(groups) if how.annotator_weights == "reliability" else None
     if how.share_prompt:
         refuse_unless_equal(model, groups[0])
+    warmup = max(1, round(len(batches) * how.warmup_share))
+
+    def rate_at(step: int) -> float:
+        return how.learning_rate * warmup_then_cosine(step, len(batches), warmup, floor=0.0, falls_at_once=True)
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+        return _loss_and_accuracy(model, batches[step], rated_of_step[step], how, weight_of, seed)
+
+    def advice(step: int) -> str:
+        rows = ", ".join(row for group in batches[step] for row in group.rows[:1])[:200]
+        return f"lower reward.training.learning_rate, or look at the rankings {rows}"
+
     Optimizer: Any = Muon if how.optimizer == "muon" else torch.optim.AdamW
     trained = model if how.optimizer == "muon" else [p for p in model.parameters() if p.requires_grad]
-    optimizer = Optimizer(trained, lr=how.learning_rate, weight_decay=how.weight_decay)
-    history: History = []
-    if saved := checkpoint.load():
-        _, tensors, history = saved
-        model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-        restore_optimizer(optimizer, tensors)
-        print(f"reward: going on after step {len(history)} of {len(batches)}", flush=True)
-    with asked_to_stop() as signals:
-        for step, batch in enumerate(batches[len(history) :], len(history) + 1):
-            for group in optimizer.param_groups:
-                group["lr"] = how.learning_rate * schedule(step, len(batches), how.warmup_share)
-            history.append({"step": step, **_step(model, optimizer, batch, beside[step - 1], how, weight_of, seed)})
-            progress(step, len(batches), loss=history[-1]["loss"], accuracy=history[-1]["accuracy"])
-            if signals or (step % how.checkpoint_every == 0 and step < len(batches)):
-                weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-                checkpoint.save(step, {**weights, **optimizer_tensors(optimizer)}, history)
-            if signals:
-                print(f"reward: stopped after step {step}; run it again to go on", flush=True)
-                raise SystemExit(128 + signals[0])
-    return history
+    return train_steps(
+        "reward",
+        model,
+        Optimizer(trained, lr=how.learning_rate, weight_decay=how.weight_decay),
+        loss_of,
+        steps=len(batches),
+        rate_at=rate_at,
+        max_grad_norm=how.max_grad_norm,
+        checkpoint=checkpoint,
+        save_every=how.checkpoint_every,
+        progress=progress,
+        advice=advice,
+    )
 
 
 def reliability_weights(groups: Sequence[Group]) -> dict[str, float]:
@@ -91,40 +95,32 @@ def reliability_weights(groups: Sequence[Group]) -> dict[str, float]:
     return weights
 
 
-def _step(
+def _loss_and_accuracy(
     model: Any,
-    optimizer: torch.optim.Optimizer,
     batch: list[Group],
-    beside: list[Rated],
+    rated: list[Rated],
     how: Training,
     weight_of: dict[str, float] | None,
     seed: int,
-) -> dict[str, float]:
-    """One optimiser step; each answer is scored once, whatever the number of annotators, pairs and heads."""
+) -> tuple[Tensor, dict[str, float]]:
+    """The loss of a step, and the accuracy of the mean reward on the pairs that are no ties (0.5 without such a pair).
+
+    Each answer is scored once, whatever the number of annotators, pairs and heads.
+    """
     places, ranks = (x.to(model.device) for x in batch_ranks(batch))
     if how.share_prompt:
-        found = shared_outputs(model, batch)
+        scored = shared_outputs(model, batch)
     else:
-        found = outputs(model, [ids for group in batch for ids in group.sequences])
-    by_head = heads_of(model, found)[places]  # (R, K, heads)
+        scored = outputs(model, [ids for group in batch for ids in group.sequences])
+    by_head = heads_of(model, scored)[places]  # (R, K, heads)
     loss = _loss(by_head, ranks, batch, how, weight_of, seed)
-    if beside:
-        loss = loss + how.attribute_weight * attribute_loss(model, beside)
-    if not torch.isfinite(loss):
-        rows = ", ".join(row for group in batch for row in group.rows[:1])[:200]
-        raise Problem(
-            f"reward: the loss is {loss.item()}; no step was taken. Lower "
-            f"reward.training.learning_rate, or look at the rankings {rows}"
-        )
-    optimizer.zero_grad()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), how.max_grad_norm)
-    optimizer.step()
+    if rated:
+        loss = loss + how.attribute_weight * attribute_loss(model, rated)
     row, better, worse, is_tie = pairs(ranks)
-    scores = by_head.detach().mean(-1)
-    apart = (scores[row, better] - scores[row, worse])[~is_tie]
-    accuracy = (apart > 0).double().mean().item() if len(apart) else 0.5
-    return {"loss": loss.item(), "accuracy": accuracy}
+    scores = by_head.detach().mean(-1)  # (R, K)
+    margins = (scores[row, better] - scores[row, worse])[~is_tie]
+    accuracy = (margins > 0).double().mean().item() if len(margins) else 0.5
+    return loss, {"accuracy": accuracy}
 
 
 def _loss(
@@ -171,11 +167,3 @@ def _batches(groups: Sequence[Group], how: Training, seed: int) -> list[list[Gro
         size = how.prompts_per_step
         batches += [order[start : start + size] for start in range(0, len(order), size)]
     return batches
-
-
-def schedule(step: int, steps: int, warmup_share: float) -> float:
-    """Factor on the learning rate at step 1 to `steps`: a linear warm-up to 1, then a cosine towards 0."""
-    warmup = max(1, round(steps * warmup_share))
-    if step <= warmup:
-        return step / warmup
-    return (1 + math.cos(math.pi * (step - warmup) / (steps - warmup + 1))) / 2
