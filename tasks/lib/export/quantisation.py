@@ -7,15 +7,15 @@ nf4: 4-bit normal floats in blocks of 64, their scales in 8 bits (arXiv 2305.143
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from tasks.lib.models.chat import load_tokenizer
-from tasks.lib.models.loading import load_policy
+from tasks.lib.models.loading import load_model, load_policy, nf4
 
 Kind = Literal["int8", "nf4"]
 
@@ -25,25 +25,11 @@ def write_bitsandbytes(source: Path, folder: Path, kind: Kind, threshold: float,
 
     `folder` is then a model folder that `from_pretrained` loads as it is. Always from full precision.
     """
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-
-    how: dict[str, Any] = {"llm_int8_skip_modules": keep}
-    if kind == "int8":
-        how |= {"load_in_8bit": True, "llm_int8_threshold": threshold}
+    if kind == "nf4":
+        how = nf4(torch.float32, keep)
     else:
-        how |= {
-            "load_in_4bit": True,
-            "bnb_4bit_quant_type": "nf4",
-            "bnb_4bit_use_double_quant": True,
-            "bnb_4bit_compute_dtype": torch.float32,
-        }
-    model = AutoModelForCausalLM.from_pretrained(
-        source,
-        quantization_config=BitsAndBytesConfig(**how),
-        dtype=torch.float32,
-        device_map={"": "cpu"},
-        local_files_only=True,
-    )
+        how = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=threshold, llm_int8_skip_modules=keep)
+    model = load_model(source, AutoModelForCausalLM, quantization=how, on="cpu")
     model.save_pretrained(folder)
     load_tokenizer(source).save_pretrained(folder)
 

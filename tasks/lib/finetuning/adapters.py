@@ -25,8 +25,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
-from tasks.lib.models.loading import in_stated_arithmetic, load_policy
+from tasks.lib.models.loading import load_model, load_policy, nf4
 from tasks.lib.models.model_folder import replaced_folder
 from tasks.lib.settings.methods import METHODS
 from tasks.lib.stage import Problem, known_keys
@@ -117,26 +118,9 @@ def merged(method: str, model: Any, base: Path) -> Any:
 
 
 def load_quantised(base: Path) -> Any:
-    """The model of a folder in nf4 with double quantisation, to train adapters on. The folder is checked first."""
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-
-    load_policy(base, on="cpu")  # for its checks: a damaged folder is a Problem
-    on_gpu = torch.cuda.is_available()
-    dtype = torch.bfloat16 if on_gpu else torch.float32
-    how = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
-    model = AutoModelForCausalLM.from_pretrained(
-        base,
-        quantization_config=how,
-        dtype=dtype,
-        device_map={"": 0 if on_gpu else "cpu"},
-        local_files_only=True,
-    )
-    return in_stated_arithmetic(model)
+    """The model of a folder in nf4, to train adapters on."""
+    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    return load_model(base, AutoModelForCausalLM, quantization=nf4(dtype), dtype=dtype)
 
 
 def save_adapter(model: Any, tokenizer: Any, path: Path) -> None:

@@ -7,19 +7,18 @@ units back.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification
 
 from tasks.lib.finetuning.adapters import fields_of
 from tasks.lib.models.batches import buckets, right_pad
 from tasks.lib.models.chat import load_tokenizer
-from tasks.lib.models.loading import device, not_finite
-from tasks.lib.models.model_folder import existing_folder, first_line, refuse_code, weight_files
+from tasks.lib.models.loading import load_partial, turn_off_dropout
 from tasks.lib.settings.methods import HeadMethod
 from tasks.lib.stage import Problem
 
@@ -30,46 +29,27 @@ def load_classifier(path: Path, labels: Sequence[str], method: HeadMethod, seed:
     The body comes from the folder, a head of another task is replaced, new weights depend on `seed` alone. Problem
     when a weight of the body is missing: transformers would fill it with random numbers without a word.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification
-
-    folder = existing_folder(path)
-    weight_files(folder)
-    refuse_code(folder)
-    tokenizer = load_tokenizer(folder, ends=False)
+    tokenizer = load_tokenizer(path, ends=False)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     names = dict(enumerate(labels)) or {0: "value"}
-    torch.manual_seed(seed)
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+    def configure(config: Any) -> None:
         config.id2label, config.label2id = names, {name: number for number, name in names.items()}
         config.problem_type = "single_label_classification" if labels else "regression"
         config.pad_token_id = tokenizer.pad_token_id  # a decoder reads the last token that is not this one
-        for key, value in config.to_dict().items():
-            if method == "head" and isinstance(value, float) and re.search(r"dropout|pdrop", key):
-                setattr(config, key, 0.0)  # fixed features are the same ones in every epoch
-        loaded: Any = AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # a head with other labels
-            output_loading_info=True,
-        )
-    except Exception as error:  # safetensors, OS, configuration and shape errors have no common class
-        raise Problem(f"{folder}: no classifier can be made of it: {first_line(error)}") from None
-    model, info = loaded
-    replaced = {str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"]}
-    outside = {name for name, _ in model.named_parameters() if not name.startswith(f"{model.base_model_prefix}.")}
-    for missing in sorted({*info["missing_keys"], *replaced} - outside):
-        is_pooler = "pooler" in missing.split(".")  # BERT's, for a head: no masked LM trains it
-        if not is_pooler:
-            raise Problem(f"{folder}: the tensor {missing} is missing; it would be random: restore the folder")
-    if (name := not_finite(model)) is not None:
-        raise Problem(f"{folder}: the tensor {name} holds NaN or infinity; restore the folder")
-    return model.to(device()), tokenizer, sorted(outside | {*info["missing_keys"]})
+        if method == "head":
+            turn_off_dropout(config)  # fixed features are the same ones in every epoch
+
+    torch.manual_seed(seed)
+    model, lacking = load_partial(path, AutoModelForSequenceClassification, configure=configure)
+    body = f"{model.base_model_prefix}."
+    for name in lacking:
+        is_pooler = "pooler" in name.split(".")  # BERT's, for a head: no masked LM trains it
+        if name.startswith(body) and not is_pooler:
+            raise Problem(f"{path}: the tensor {name} is missing; it would be random: restore the folder")
+    head = {name for name, _ in model.named_parameters() if not name.startswith(body)}
+    return model, tokenizer, sorted(head.union(lacking))
 
 
 def adapt(model: Any, method: HeadMethod, lora: Mapping[str, Any], new: Sequence[str]) -> Any:

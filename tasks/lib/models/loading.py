@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
@@ -40,46 +43,94 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_policy(path: str | Path, *, dtype: torch.dtype = torch.float32, on: str | None = None) -> Any:
-    """The causal language model of a folder, in eval mode on `device()` or the one named, without dropout.
+def load_model(path: str | Path, Auto: Any, **how: Any) -> Any:
+    """The model of a folder, with the settings of `load_partial`. Problem when the folder lacks one of its tensors."""
+    model, lacking = load_partial(path, Auto, **how)
+    if lacking:
+        raise Problem(
+            f"{path}: {len(lacking)} tensors missing or of another shape, first {lacking[0]}; "
+            "they would be random: restore the folder"
+        )
+    return model
 
-    Problem when the folder holds no safetensors, an adapter only, code, another kind of model, tensors that
-    are missing (transformers would fill them with random numbers without a word) or are not finite.
+
+def load_partial(
+    path: str | Path,
+    Auto: Any,
+    *,
+    configure: Callable[[Any], None] = lambda config: None,
+    quantization: Any = None,
+    dtype: torch.dtype = torch.float32,
+    on: torch.device | str | None = None,
+) -> tuple[Any, list[str]]:
+    """The model of a folder, and the names of its tensors that the folder lacks or has in another shape, sorted.
+
+    transformers fills these with random numbers without a word. `Auto` is a class such as AutoModelForCausalLM,
+    `configure` changes the configuration first, `quantization` is a BitsAndBytesConfig. The model is in eval mode on
+    `device()` or the device named. Problem when the folder holds no safetensors, an adapter only, code of its own, what
+    cannot be read, or numbers that are not finite.
     """
     folder = existing_folder(path)
-    weight_files(folder)
+    files = weight_files(folder)
     refuse_code(folder)
+    place = on or device()
+    settings = {} if quantization is None else {"quantization_config": quantization, "device_map": {"": str(place)}}
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-            raise Problem(f"{folder}: {config.model_type} is not a causal language model of transformers")
-        for key, value in config.to_dict().items():
-            if isinstance(value, float) and re.search(r"dropout|pdrop", key):
-                setattr(config, key, 0.0)  # log-probs of two passes are compared: dropout would be noise
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        configure(config)
+        spoilt = None if _is_received() else not_finite(_stored(files))
+        if spoilt is not None:
+            raise Problem(f"{folder}: the tensor {spoilt} holds NaN or infinity; restore the folder")
+        loaded: Any = Auto.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they are named
             output_loading_info=True,
+            **settings,
         )
-        model, info = loaded
     except Problem:
         raise
     except Exception as error:  # safetensors, OS, configuration and shape errors have no common class
         raise Problem(f"{folder}: the model cannot be read: {first_line(error)}") from None
-    for what in ("missing_keys", "mismatched_keys"):
-        if info[what]:
-            first = sorted(map(str, info[what]))[0]
-            raise Problem(
-                f"{folder}: {len(info[what])} {what.replace('_keys', '')} tensors, first {first}; "
-                "they would be random: restore the folder"
-            )
-    if not _is_received() and (name := not_finite(model)) is not None:
-        raise Problem(f"{folder}: the tensor {name} holds NaN or infinity; restore the folder")
-    return in_stated_arithmetic(model.eval().to(on or device()))
+    model, info = loaded
+    lacking = {*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])}
+    if quantization is None:
+        model.to(place)
+    return in_stated_arithmetic(model.eval()), sorted(lacking)
+
+
+def load_policy(path: str | Path, *, on: torch.device | str | None = None) -> Any:
+    """The causal language model of a folder, in float32 and without dropout. Problem for another kind of model."""
+
+    def configure(config: Any) -> None:
+        if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            raise Problem(f"{path}: {config.model_type} is not a causal language model of transformers")
+        turn_off_dropout(config)  # log-probs of two passes are compared: it would be noise
+
+    return load_model(path, AutoModelForCausalLM, configure=configure, on=on)
+
+
+def turn_off_dropout(config: Any) -> None:
+    """Set every probability of dropout in a configuration to 0."""
+    for key, value in config.to_dict().items():
+        if isinstance(value, float) and re.search(r"dropout|pdrop", key):
+            setattr(config, key, 0.0)
+
+
+def nf4(compute: torch.dtype, keep: list[str] | None = None) -> BitsAndBytesConfig:
+    """Quantisation to 4-bit normal floats with their scales quantised too (arXiv 2305.14314), but for modules named
+    in `keep`; its layers compute in the dtype `compute`."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+        llm_int8_skip_modules=keep,
+    )
 
 
 def in_stated_arithmetic(model: Any) -> Any:
@@ -97,7 +148,7 @@ def in_stated_arithmetic(model: Any) -> Any:
 
 def save_model(model: Any, tokenizer: Any, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
     """Write a model folder whole or not at all; the same weights give the same bytes."""
-    if (name := not_finite(model)) is not None:
+    if (name := not_finite(model.state_dict().items())) is not None:
         raise Problem(f"{path}: not written: the tensor {name} holds NaN or infinity; lower the learning rate")
     if tokenizer.eos_token_id is not None:
         model.config.eos_token_id = tokenizer.eos_token_id
@@ -170,7 +221,14 @@ def _is_received() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP") == "true" and os.environ.get("LOCAL_RANK", "0") != "0"
 
 
-def not_finite(model: Any) -> str | None:
-    """The first tensor with NaN or infinity."""
-    tensors = model.state_dict().items()
+def _stored(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
+    """Name and content of every tensor, one in memory at a time."""
+    for path in files:
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118, not a dict
+                yield name, file.get_tensor(name)
+
+
+def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    """The name of the first tensor with NaN or infinity."""
     return next((name for name, tensor in tensors if not bool(torch.isfinite(tensor).all())), None)

@@ -25,8 +25,7 @@ from tasks.lib.data.prompts import prompt_key
 from tasks.lib.importers.rankings import Messages
 from tasks.lib.models.batches import buckets, right_pad
 from tasks.lib.models.chat import answer_ids, prompt_ids
-from tasks.lib.models.loading import device
-from tasks.lib.models.model_folder import weight_files
+from tasks.lib.models.loading import load_model
 from tasks.lib.stage import Problem
 
 
@@ -153,27 +152,11 @@ def load_reward(path: str | Path) -> Any:
     """The reward model of a folder, in eval mode on `device()`. Problem when damaged, or no reward model."""
     from transformers import AutoModelForSequenceClassification
 
-    folder = Path(path)
-    if not folder.is_dir():
-        raise Problem(f"{folder} does not exist; run the stage that makes it (reward)")
-    weight_files(folder)
-    try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except Exception as error:  # safetensors, OS, configuration and shape errors have no common class
-        raise Problem(f"{folder}: the model cannot be read: {str(error).splitlines()[0][:200]}") from None
-    if info["missing_keys"] or info["mismatched_keys"] or not hasattr(model.config, "reward_mean"):
-        raise Problem(f"{folder} is not a reward model of this line (no head, or no reward_mean); run reward again")
-    for name, tensor in model.state_dict().items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise Problem(f"{folder}: the tensor {name} holds NaN or infinity; restore the folder or train it again")
-    return model.eval().to(device())
+    def refuse_others(config: Any) -> None:
+        if not hasattr(config, "reward_mean"):
+            raise Problem(f"{path} is not a reward model of this pipeline (no reward_mean); run reward again")
+
+    return load_model(path, AutoModelForSequenceClassification, configure=refuse_others)
 
 
 # --- rankings of one prompt ---

@@ -65,7 +65,12 @@ def damaged(folder: Path, how: str) -> str:
         tensors = load_file(weights)
         del tensors["model.norm.weight"]
         save_file(tensors, weights, {"format": "pt"})
-        return r"1 missing tensors, first model.norm.weight; they would be random"
+        return r"1 tensors missing or of another shape, first model.norm.weight; they would be random"
+    if how == "another shape":
+        tensors = load_file(weights)
+        tensors["model.norm.weight"] = tensors["model.norm.weight"][:3].clone()
+        save_file(tensors, weights, {"format": "pt"})
+        return "1 tensors missing or of another shape, first model.norm.weight"
     if how == "truncated":
         weights.write_bytes(weights.read_bytes()[:-100])
         return "the model cannot be read"
@@ -90,7 +95,7 @@ def damaged(folder: Path, how: str) -> str:
 
 @pytest.mark.parametrize(
     "how",
-    ["NaN", "missing tensor", "truncated", "pickle only", "index names a lost file", "adapter", "no config",
+    ["NaN", "missing tensor", "another shape", "truncated", "pickle only", "index names a lost file", "adapter", "no config",
      "code", "other kind"],
 )  # fmt: skip
 def test_a_damaged_folder_is_one_clear_line(folder: Path, how: str) -> None:
