@@ -27,7 +27,7 @@ from tasks.lib.rl import ppo
 from tasks.lib.rl.actor_critic import ActorCritic
 from tasks.lib.rl.batch import Batch, Pass, Prompt
 from tasks.lib.rl.environment import Environment
-from tasks.lib.settings.ppo import Lora, PPOConfig
+from tasks.lib.settings.ppo import PPOConfig
 from tasks.lib.stage import read_yaml
 
 PARAMS = Path(__file__).resolve().parents[1] / "params.yaml"
@@ -38,10 +38,10 @@ DEMO = {
 SETTINGS = {"kl_coef": 0.05, "gamma": 1.0, "lam": 0.95, "cliprange": 0.2, "cliprange_value": 0.2, "vf_coef": 0.1,
             "num_ppo_epochs": 4, "temperature": 0.7, "learning_rate": 3e-5, "adam_epsilon": 1e-5}  # fmt: skip
 
-SHARED: dict[str, tuple[str, Lora | None]] = {
+SHARED: dict[str, tuple[str, dict[str, Any] | None]] = {
     "ours, four models": ("reward", None),
     "ours, critic: a head on the policy": ("policy", None),
-    "ours, as the demo: and adapters": ("policy", Lora(r=8, alpha=16)),
+    "ours, as the demo: and adapters": ("policy", {"r": 8, "lora_alpha": 16}),
 }
 
 
@@ -81,13 +81,15 @@ def config_of(case: dict[str, Any], epochs: int) -> PPOConfig:
 class Ours:
     """Our models on a case, and one iteration of them."""
 
-    def __init__(self, case: dict[str, Any], epochs: int, critic: str = "reward", lora: Lora | None = None) -> None:
+    def __init__(
+        self, case: dict[str, Any], epochs: int, critic: str = "reward", lora: dict[str, Any] | None = None
+    ) -> None:
         given = four_models(case["shape"])
         for model in given.values():
             model.config.reward_mean, model.config.reward_std = 0.0, 1.0
         self.case, self.config, self.reward = case, config_of(case, epochs), given["reward"]
         self.models = ActorCritic(given["policy"], given["critic"] if critic == "reward" else None, lora)
-        if not lora:
+        if lora is None:
             self.models.reference_model = given["reference"].requires_grad_(False)
         learned = self.models.policy_parameters() | self.models.critic_parameters()
         learned.pop("value_head.bias")  # TRL's critic has none

@@ -171,11 +171,12 @@ def _of_dpo(section: dpo.Params, shape: Shape, on_gpu: bool) -> Need:
     rows = 2 * trainer.get("per_device_train_batch_size", BATCH)  # chosen and rejected
     tokens = rows * (trainer.get("max_length") or LENGTH)
     method, adapter, per_token = "full", dict[str, Any](), 6.0 * shape.parameters
-    if section.lora:
+    if section.lora is not None:
         method, adapter, per_token = "lora", section.lora, 4.0 * shape.parameters
     checkpointing = on_gpu and trainer.get("gradient_checkpointing", True)
     need = _of_training(Training(method, adapter, launch, tokens, tokens, checkpointing), shape, on_gpu)
-    if not section.lora and not trainer.get("precompute_ref_log_probs"):  # with adapters off it is the policy itself
+    # with adapters the reference is the policy without them
+    if section.lora is None and not trainer.get("precompute_ref_log_probs"):
         reference, _ = memory.spread_bytes(shape, 4.0 * shape.parameters, 0.0, launch.processes, launch.zero)
         need = replace(need, weights=need.weights + reference)
     per_token += 2.0 * shape.parameters  # the reference's forward pass
@@ -189,8 +190,8 @@ def _of_ppo(section: ppo.Params, shape: Shape, longest: int, on_gpu: bool) -> Ne
     length = longest + section.max_new_tokens
     method, adapter, per_update = "full", dict[str, Any](), 6.0
     other_models = 2  # the reward model and the reference
-    if section.lora:
-        method, adapter, per_update = "lora", {"r": section.lora.r}, 4.0
+    if section.lora is not None:
+        method, adapter, per_update = "lora", section.lora, 4.0
         other_models = 1
     training = Training(method, adapter, launch, rows * length, logit_tokens=rows * section.max_new_tokens)
     need = _of_training(training, shape, on_gpu)

@@ -24,6 +24,7 @@ from tasks.lib.data.rows import content_id, read_parquet
 from tasks.lib.dpo.kto_labels import labels_of_pairs, labels_of_ratings, mismatched, unpaired_ids
 from tasks.lib.dpo.reference_cache import caching
 from tasks.lib.dpo.shared_pairs import collator, sharing
+from tasks.lib.finetuning.lora import lora_config
 from tasks.lib.models.chat import all_answer_ids, all_prompt_ids, load_tokenizer
 from tasks.lib.models.generation import generate
 from tasks.lib.models.loading import load_policy, save_model
@@ -31,7 +32,7 @@ from tasks.lib.models.logprobs import answer_logprobs
 from tasks.lib.models.model_folder import weights_hash
 from tasks.lib.plots import curves
 from tasks.lib.settings.dpo import Params
-from tasks.lib.stage import Problem, Stage, known_keys, main
+from tasks.lib.stage import Problem, Stage, main
 from tasks.lib.training.checkpoints import file_hash
 from tasks.lib.training.distributed import is_first
 from tasks.lib.training.hf_trainer import configured, curve, loading_place, ours, train, whole
@@ -53,7 +54,6 @@ FIGURES = {
 
 def run(params: Params, stage: Stage) -> None:
     from datasets import Dataset
-    from peft import LoraConfig
     from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
     from trl.trainer.dpo_trainer import DataCollatorForPreference
     from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
@@ -64,7 +64,7 @@ def run(params: Params, stage: Stage) -> None:
     config = configured(KTOConfig if is_kto else DPOConfig, stage, params.trainer, eval_on_start=True, **once)
     lora = None
     if params.lora is not None:
-        lora = LoraConfig(**{"task_type": "CAUSAL_LM"} | known_keys("dpo.lora", params.lora, LoraConfig))
+        lora = lora_config("dpo.lora", params.lora, task_type="CAUSAL_LM")
 
     # 2. Rankings become pairs, pairs become ids. A pair that is too long is dropped, never cut.
     tokenizer, model = load_tokenizer(SFT), load_policy(SFT, on=loading_place())

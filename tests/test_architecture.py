@@ -29,9 +29,9 @@ BELOW = {  # a room of the library, and the rooms it may import besides itself a
     "finetuning": {"training", "models"},
     "importers": {"data"},
     "annotation": {"importers", "data"},
-    "reward": {"annotation", "importers", "training", "models", "data"},
+    "reward": {"annotation", "importers", "finetuning", "training", "models", "data"},
     "dpo": {"training", "models", "data"},
-    "rl": {"training", "models"},
+    "rl": {"finetuning", "training", "models"},
     "evaluation": {"models", "data"},
     "export": {"evaluation", "training", "models", "data"},
 }

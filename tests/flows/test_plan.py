@@ -101,6 +101,16 @@ def test_the_plan_of_the_reward_model_follows_its_method() -> None:
     assert training["head"] == 0
 
 
+@pytest.mark.parametrize("stage", ["dpo", "ppo"])
+def test_adapters_with_the_default_fields_are_planned_as_adapters(stage: str) -> None:
+    params = read_yaml(ROOT / "params.yaml")
+    shape = planned.shape_of(params, None)
+    params["ppo"]["critic"] = "policy"
+    params[stage]["lora"] = {}
+    needs = planned.needs(planned.read_sections(params), shape, False)
+    assert needs[stage].training == 12 * 8 * shape.in_and_out
+
+
 def test_what_does_not_fit_is_refused_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(gpu, "memory", lambda: 1e6 / FREE)

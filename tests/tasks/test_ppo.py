@@ -85,7 +85,7 @@ def test_without_a_judge_the_reward_judges_and_the_report_says_so(inputs: Path) 
 
 
 def test_adapters_are_merged_into_a_plain_model_of_the_same_shape(inputs: Path) -> None:
-    report = run(lora={"r": 2, "alpha": 4}, critic="policy", judge="reward", max_content_loss=None)
+    report = run(lora={"r": 2, "lora_alpha": 4}, critic="policy", judge="reward", max_content_loss=None)
     before, after = load_policy(ppo.SFT).state_dict(), load_policy(ppo.OUT).state_dict()
     assert_shapes_are_those_of_sft()
     moved = [name for name in before if not torch.equal(before[name], after[name])]
@@ -137,6 +137,18 @@ def test_fields_of_trl_are_refused_where_trl_does_not_train(inputs: Path) -> Non
         run(trainer={"num_generations": 4})
 
 
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        ({"alpha": 16}, r"ppo\.lora\.alpha is not a key of LoraConfig; did you mean lora_alpha"),
+        ({"bias": "all"}, r"ppo\.lora\.bias: the reference is the policy without its adapters"),
+    ],
+)
+def test_settings_that_adapters_cannot_have_are_named(inputs: Path, lora: dict[str, Any], message: str) -> None:
+    with pytest.raises(Problem, match=message):
+        run(lora=lora)
+
+
 def test_a_prompt_that_leaves_no_room_is_named(inputs: Path) -> None:
     long = instruction(0) | {"messages": [{"role": "user", "content": "red " * 80}]}
     write_parquet(ppo.PROMPTS, [long], INSTRUCTION)
@@ -151,7 +163,7 @@ def test_no_prompts_are_a_problem(inputs: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["rloo", "grpo"])
-@pytest.mark.parametrize("lora", [None, {"r": 2, "alpha": 4}])
+@pytest.mark.parametrize("lora", [None, {"r": 2, "lora_alpha": 4}])
 def test_several_answers_to_a_prompt_replace_the_critic(inputs: Path, method: str, lora: Any) -> None:
     settings: dict[str, Any] = {
         "method": method,

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from tasks.lib.finetuning.lora import lora_config
 from tasks.lib.models.loading import load_model, load_policy, nf4
 from tasks.lib.models.model_folder import replaced_folder
 from tasks.lib.settings.methods import METHODS
@@ -44,13 +45,13 @@ def fields_of(where: str, method: str, given: dict[str, Any]) -> Any:
     """
     import peft
 
+    if method in ("lora", "qlora"):
+        return lora_config(where, given, task_type="CAUSAL_LM")
     configs: dict[str, tuple[type, dict[str, Any]]] = {
-        "lora": (peft.LoraConfig, {"target_modules": "all-linear"}),
         "adalora": (  # the steps of the schedule are those of the run, see tasks/lib/finetuning/adalora.py
             peft.AdaLoraConfig,
             {"target_modules": "all-linear", "total_step": 2**31, "tinit": -1, "tfinal": -1},
         ),
-        "qlora": (peft.LoraConfig, {"target_modules": "all-linear"}),
         "ia3": (peft.IA3Config, {}),
         "prefix": (peft.PrefixTuningConfig, {"num_virtual_tokens": 16}),
     }

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
-from tasks.lib.finetuning.adapters import fields_of
+from tasks.lib.finetuning.lora import lora_config
 from tasks.lib.models.batches import buckets, right_pad
 from tasks.lib.models.chat import load_tokenizer
 from tasks.lib.models.loading import load_partial, turn_off_dropout
@@ -59,8 +59,10 @@ def adapt(model: Any, method: HeadMethod, lora: Mapping[str, Any], new: Sequence
         from peft import get_peft_model
 
         modules = sorted({name.rpartition(".")[0] for name in new})
-        given = {"task_type": "SEQ_CLS", "modules_to_save": modules, "exclude_modules": modules, **lora}
-        return get_peft_model(model, fields_of("classify.lora", "lora", given))
+        config = lora_config(
+            "classify.lora", lora, task_type="SEQ_CLS", modules_to_save=modules, exclude_modules=modules
+        )
+        return get_peft_model(model, config)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(method == "full" or name in new)
     return model

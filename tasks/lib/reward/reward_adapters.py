@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tasks.lib.finetuning.lora import lora_config
 from tasks.lib.reward.reward_model import head
 from tasks.lib.settings.methods import HeadMethod
-from tasks.lib.stage import known_keys
 
 
 def adapt(model: Any, method: HeadMethod, lora: Mapping[str, Any]) -> None:
@@ -19,11 +19,9 @@ def adapt(model: Any, method: HeadMethod, lora: Mapping[str, Any]) -> None:
         return
     model.requires_grad_(False)
     if method == "lora":
-        from peft import LoraConfig, inject_adapter_in_model
+        from peft import inject_adapter_in_model
 
-        defaults: dict[str, Any] = {"target_modules": "all-linear"}
-        config = LoraConfig(**defaults | known_keys("reward.lora", lora, LoraConfig))
-        inject_adapter_in_model(config, model.base_model)
+        inject_adapter_in_model(lora_config("reward.lora", lora), model.base_model)
     head(model).requires_grad_(True)
 
 

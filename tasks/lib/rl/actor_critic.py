@@ -8,30 +8,36 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tasks.lib.finetuning.lora import lora_config
 from tasks.lib.models.logprobs import Rows, last_mlp_at_states, rows_of
-from tasks.lib.settings.ppo import Lora
+from tasks.lib.stage import Problem
 from tasks.lib.training.distributed import is_sharded
 
 
 class ActorCritic(nn.Module):
     """Policy, reference and critic. All stay in eval mode, so that no dropout disturbs the log-probs."""
 
-    def __init__(self, policy: Any, reward_model: Any = None, lora: Lora | None = None, seed: int = 0) -> None:
-        """Reference: the policy as given; with `lora`, the policy with its adapters off.
+    def __init__(
+        self, policy: Any, reward_model: Any = None, lora: Mapping[str, Any] | None = None, seed: int = 0
+    ) -> None:
+        """Reference: the policy as given; with `lora` (fields of peft's LoraConfig), the policy with its adapters off.
 
         Critic: a copy of `reward_model` that begins as its normalised score (L2S, N+); without one, a linear
         head on the policy's last hidden state, zero at the start, that trains the policy's body too (LMHP).
         """
         super().__init__()
-        self.reference_model = None if lora else copy.deepcopy(policy).requires_grad_(False)
-        self.adapter = _with_adapters(policy, lora, seed) if lora else None
+        self.adapter = self.reference_model = None
+        if lora is None:
+            self.reference_model = copy.deepcopy(policy).requires_grad_(False)
+        else:
+            self.adapter = _with_adapters(policy, lora, seed)
         self.policy = policy
         if reward_model is None:
             self.critic, self.value_head = None, _zero_head(policy)
@@ -115,14 +121,14 @@ def _reward_head(reward_model: Any) -> nn.Linear:
     return head
 
 
-def _with_adapters(policy: Any, lora: Lora, seed: int) -> Any:
-    from peft import LoraConfig, get_peft_model
+def _with_adapters(policy: Any, lora: Mapping[str, Any], seed: int) -> Any:
+    from peft import get_peft_model
 
     from tasks.lib.rl.merged_lora import MergedLinear  # imports peft, which takes a second
 
-    config = LoraConfig(
-        task_type="CAUSAL_LM", r=lora.r, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules="all-linear"
-    )
+    config = lora_config("ppo.lora", lora, task_type="CAUSAL_LM")
+    if config.bias != "none":
+        raise Problem("params.yaml: ppo.lora.bias: the reference is the policy without its adapters; set it to none")
     if not is_sharded():
         config._register_custom_module({nn.Linear: MergedLinear})
     with torch.random.fork_rng(), warnings.catch_warnings():

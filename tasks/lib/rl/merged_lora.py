@@ -19,8 +19,8 @@ from torch.nn.functional import linear
 class MergedLinear(Linear):
     """peft's layer around an `nn.Linear` with one plain adapter (no dropout, no variant), in float32.
 
-    peft's own forward runs where merging costs more than it saves, which is where rows are few, as in generation; and
-    where the numbers are of 16 bits, in which W swallows a small product.
+    peft's own forward runs where merging costs more than it saves, which is where rows are few, as in generation; where
+    the numbers are of 16 bits, in which W swallows a small product; and for adapters that are more than A and B (DoRA).
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -29,7 +29,8 @@ class MergedLinear(Linear):
         few_rows = rows * sum(layer.weight.shape) < layer.weight.numel()
         is_float32 = x.dtype == layer.weight.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
         one_adapter = not self.disable_adapters and not self.merged and len(self.active_adapters) == 1
-        if few_rows or not is_float32 or not one_adapter:
+        is_product = not self.lora_variant and not any(self.lora_bias.values())
+        if few_rows or not is_float32 or not one_adapter or not is_product:
             return super().forward(x, *args, **kwargs)
         name = self.active_adapters[0]
         down, up = self.lora_A[name].weight, self.lora_B[name].weight

@@ -12,15 +12,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, FiniteFloat, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 
-class Lora(BaseModel, extra="forbid"):
-    """Train low-rank adapters on all linear layers instead of the whole policy (arXiv 2106.09685)."""
-
-    r: PositiveInt
-    """Rank of each update; a higher rank can learn more."""
-    alpha: PositiveInt
-    """The update is scaled by alpha / r."""
-
-
 class PPOConfig(BaseModel, extra="forbid"):
     """The choices of the algorithm, in the order of one iteration (tasks/lib/rl/ppo.py)."""
 
@@ -110,8 +101,8 @@ class Params(PPOConfig, extra="forbid"):
     """How much the disagreement of an ensemble's heads lowers the reward; 0 unless `reward.heads` is above 1."""
     critic: Literal["reward", "policy"]
     """Where the critic comes from: a copy of the reward model, or a new head on the policy."""
-    lora: Lora | None
-    """The adapters that are trained; null trains all weights."""
+    lora: Annotated[dict[str, Any] | None, "peft.tuners.lora.config.LoraConfig"]
+    """Fields of peft's configuration of the adapters that are trained; null trains all weights."""
     vllm: str | None
     """Address of the server that draws the answers; null draws them in this process."""
     judge: Literal["panel", "reward"]

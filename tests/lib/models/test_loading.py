@@ -95,8 +95,8 @@ def damaged(folder: Path, how: str) -> str:
 
 @pytest.mark.parametrize(
     "how",
-    ["NaN", "missing tensor", "another shape", "truncated", "pickle only", "index names a lost file", "adapter", "no config",
-     "code", "other kind"],
+    ["NaN", "missing tensor", "another shape", "truncated", "pickle only", "index names a lost file", "adapter",
+     "no config", "code", "other kind"],
 )  # fmt: skip
 def test_a_damaged_folder_is_one_clear_line(folder: Path, how: str) -> None:
     message = damaged(folder, how)

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from tasks.lib.rl.merged_lora import MergedLinear
 
 
-def layer(bias: bool = True) -> MergedLinear:
-    """6 inputs, 4 outputs, rank 2, product scaled by 8 / 2."""
+def layer(bias: bool = True, **fields: bool) -> MergedLinear:
+    """6 inputs, 4 outputs, rank 2, product scaled by 8 / 2; further `fields` of LoraConfig."""
     from peft import LoraConfig
 
     torch.manual_seed(0)
     base = nn.Linear(6, 4, bias=bias).requires_grad_(False)
-    config = LoraConfig(r=2, lora_alpha=8, lora_dropout=0.0)
+    config = LoraConfig(r=2, lora_alpha=8, lora_dropout=0.0, **fields)
     found = MergedLinear(base, "default", config=config, r=2, lora_alpha=8)
     nn.init.normal_(found.lora_B["default"].weight)
     return found
@@ -40,6 +40,15 @@ def test_output_and_gradients_are_those_of_peft(bias: bool, rows: tuple[int, int
     adapted.forward = super(MergedLinear, adapted).forward  # type: ignore[method-assign]
     for ours, theirs in zip(found, results(adapted, x.detach()), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("field", ["use_dora", "lora_bias"])
+def test_an_adapter_that_is_more_than_a_product_is_left_to_peft(field: str) -> None:
+    adapted, x = layer(**{field: True}), torch.randn(9, 6)
+    for parameter in adapted.parameters():
+        nn.init.normal_(parameter)
+    assert "Merged" not in str(adapted(x).grad_fn)
+    assert torch.equal(adapted(x), super(MergedLinear, adapted).forward(x))
 
 
 def test_without_its_adapter_the_layer_is_the_frozen_one() -> None:

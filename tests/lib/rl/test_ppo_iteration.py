@@ -14,7 +14,7 @@ from sections import ppo_config
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from tasks.lib.rl import ppo, ppo_training
-from tasks.lib.rl.actor_critic import ActorCritic, Lora
+from tasks.lib.rl.actor_critic import ActorCritic
 from tasks.lib.rl.batch import Batch, Prompt
 from tasks.lib.rl.environment import Environment
 from tasks.lib.rl.ppo import Episodes
@@ -206,8 +206,8 @@ def test_a_value_head_on_the_policy_starts_at_zero() -> None:
     assert (models().values([[5, 6]], [[7, EOS]]) == 0).all()
 
 
-@pytest.mark.parametrize("lora", [None, Lora(r=2, alpha=4)])
-def test_the_reference_is_the_policy_at_the_start_and_stays_it(lora: Lora | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lora", [None, {"r": 2, "lora_alpha": 4}])
+def test_the_reference_is_the_policy_at_the_start_and_stays_it(lora: dict[str, Any] | None, tmp_path: Path) -> None:
     actor_critic = models(lora=lora)
     before = ppo.answer_logprobs(actor_critic.policy, [[4]], [[7, 8]], batch_size=1)[0]
     first_token = environment(reward=lambda batch: [float(answer[0]) for answer in batch.answers])
@@ -220,7 +220,7 @@ def test_the_reference_is_the_policy_at_the_start_and_stays_it(lora: Lora | None
 
 
 def test_merged_adapters_are_the_adapted_policy(tmp_path: Path) -> None:
-    actor_critic = models(lora=Lora(r=2, alpha=4))
+    actor_critic = models(lora={"r": 2, "lora_alpha": 4})
     run(tmp_path, environment(), config(evaluate_every=1), actor_critic)
     adapted = ppo.answer_logprobs(actor_critic.policy, [[4]], [[7, 8]], batch_size=1)[0]
     merged = actor_critic.merged()
@@ -312,7 +312,7 @@ def test_every_prompt_is_taken_once_per_pass() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "rate"), [({}, 1e-2), ({"reward_model": 5}, 1e-2), ({"lora": Lora(r=4, alpha=16)}, 2e-2)]
+    ("changes", "rate"), [({}, 1e-2), ({"reward_model": 5}, 1e-2), ({"lora": {"r": 4, "lora_alpha": 16}}, 2e-2)]
 )
 def test_a_rewarded_token_becomes_frequent(changes: dict[str, Any], rate: float, tmp_path: Path) -> None:
     """A bandit: with either critic, with and without adapters."""
@@ -382,13 +382,13 @@ def test_a_run_that_gains_nothing_ends_in_the_policy_it_started_from(
     ("function", "call", "lora"),
     [
         ("score", 1, None),  # before the first checkpoint
-        ("update", 3, Lora(r=2, alpha=4)),  # just after one: rolled out, no step taken yet
+        ("update", 3, {"r": 2, "lora_alpha": 4}),  # just after one: rolled out, no step taken yet
         ("evaluate", 2, None),  # steps taken, not yet saved
         ("_save", 2, None),
     ],
 )
 def test_a_run_killed_at_any_point_ends_in_the_same_bytes(
-    function: str, call: int, lora: Lora | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    function: str, call: int, lora: dict[str, Any] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SIGKILL in the n-th call of a step; checkpoints every second iteration, beta adapts."""
     settings = config(checkpoint_every=2, beta_target=1.0, evaluate_every=2)

@@ -18,7 +18,7 @@ from tasks.lib.models.chat import load_tokenizer
 from tasks.lib.models.loading import load_policy, save_model
 from tasks.lib.models.logprobs import answer_logprobs
 from tasks.lib.rl import ppo_training, rloo_grpo
-from tasks.lib.rl.actor_critic import ActorCritic, Lora
+from tasks.lib.rl.actor_critic import ActorCritic
 from tasks.lib.rl.batch import Prompt
 from tasks.lib.rl.environment import Environment
 from tasks.lib.rl.ppo import roll_out
@@ -56,7 +56,7 @@ def config(**changes: Any) -> PPOConfig:
     return ppo_config(**settings | changes)
 
 
-def run(method: Any = "rloo", lora: Lora | None = None, given: Any = None, **changes: Any) -> tuple[Any, ...]:
+def run(method: Any = "rloo", lora: dict[str, Any] | None = None, given: Any = None, **changes: Any) -> tuple[Any, ...]:
     """Train the tiny policy of models/sft; the state at the end and the bytes of its weights."""
     if not Path("models/sft").exists():
         torch.manual_seed(0)
@@ -72,8 +72,8 @@ def run(method: Any = "rloo", lora: Lora | None = None, given: Any = None, **cha
     return result.state(), [p.detach().numpy().tobytes() for p in models.policy_parameters().values()]
 
 
-@pytest.mark.parametrize(("method", "lora"), [("rloo", None), ("grpo", Lora(r=4, alpha=16))])
-def test_what_is_rewarded_becomes_frequent(workspace: Path, method: Any, lora: Lora | None) -> None:
+@pytest.mark.parametrize(("method", "lora"), [("rloo", None), ("grpo", {"r": 4, "lora_alpha": 16})])
+def test_what_is_rewarded_becomes_frequent(workspace: Path, method: Any, lora: dict[str, Any] | None) -> None:
     settings = {"iterations": 8, "episodes": 32, "batch_size": 32, "evaluate_every": 8, "learning_rate": 3e-2}
     log = run(method, lora, **settings)[0]["log"]
     assert log[0]["validation_judge"] < 0.5
@@ -144,7 +144,7 @@ def test_log_probs_do_not_depend_on_left_padding(workspace: Path, monkeypatch: p
 
 @pytest.mark.parametrize(
     ("method", "lora", "place", "call"),
-    [("rloo", Lora(r=2, alpha=4), "evaluate", 4), ("grpo", None, "keep_or_stop", 2)],
+    [("rloo", {"r": 2, "lora_alpha": 4}, "evaluate", 4), ("grpo", None, "keep_or_stop", 2)],
 )
 def test_a_killed_run_ends_in_the_same_bytes(
     method: Any, lora: Any, place: str, call: int, workspace: Path, monkeypatch: pytest.MonkeyPatch

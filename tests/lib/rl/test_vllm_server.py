@@ -22,7 +22,7 @@ from tiny_models import tiny_llama, tiny_tokenizer
 from tasks.lib.models.generation import sampled
 from tasks.lib.models.logprobs import answer_logprobs
 from tasks.lib.rl import ppo_training
-from tasks.lib.rl.actor_critic import ActorCritic, Lora
+from tasks.lib.rl.actor_critic import ActorCritic
 from tasks.lib.rl.batch import Batch, Prompt
 from tasks.lib.rl.environment import Environment
 from tasks.lib.rl.vllm_server import PLAIN, VllmServer
@@ -118,7 +118,7 @@ def llama(seed: int = 0) -> Any:
 
 
 def models(lora: bool, seed: int = 0) -> ActorCritic:
-    return ActorCritic(llama(seed), lora=Lora(r=2, alpha=4) if lora else None)
+    return ActorCritic(llama(seed), lora={"r": 2, "lora_alpha": 4} if lora else None)
 
 
 def connected(engine: Engine, folder: Path, **changes: Any) -> VllmServer:

@@ -12,7 +12,7 @@ from sections import ppo_config
 from tiny_models import instruction, tiny_llama, tiny_tokenizer
 
 from tasks.lib.models.chat import prompt_ids
-from tasks.lib.rl.actor_critic import ActorCritic, Lora
+from tasks.lib.rl.actor_critic import ActorCritic
 from tasks.lib.rl.batch import Batch, Prompt
 from tasks.lib.rl.environment import Environment
 from tasks.lib.rl.ppo_training import train
@@ -54,7 +54,7 @@ def trained(folder: str, settings: dict[str, Any], shared_body: bool) -> None:
         from tasks.lib.reward.reward_model import from_policy
 
         critic = from_policy(tiny_llama(tokenizer), seed=0)
-    models = ActorCritic(tiny_llama(tokenizer), critic, Lora(r=2, alpha=4) if shared_body else None)
+    models = ActorCritic(tiny_llama(tokenizer), critic, {"r": 2, "lora_alpha": 4} if shared_body else None)
     run = train(models, env, ppo_config(**CONFIG, **settings), Checkpoint(Path(folder, "checkpoint"), {}))
     state = {"policy": models.policy_parameters(), "critic": models.critic_parameters(), "log": run.log}
     torch.save(state, Path(folder, f"rank{distributed.rank()}.pt"))
