@@ -15,6 +15,7 @@ import pyarrow as pa
 from data_contracts import columns
 from data_contracts.columns import Claims
 from tasks.lib.data.rows import Row
+from tasks.lib.models.chat import IGNORED, all_example_ids, labels_of, load_tokenizer
 
 EXAMPLE = {
     "id": "2f6d0f0d7f0c2a51",
@@ -39,24 +40,20 @@ SCHEMA = pa.schema(
 READS: dict[str, Path] = {}  # rows_of makes them
 JUDGED = ("instruction_tokens",)
 FITTING = 0.95  # the share of the rows that must not be too long
-CONTEXT = -100
 
 
 def rows_of(instructions: list[Row], model: Path, max_length: int | None) -> list[Row]:
     """Instructions (rows of INSTRUCTION) as SFT trains on them, by the tokenizer of a model's folder."""
-    from tasks.lib.models.chat import all_example_ids, load_tokenizer
-
     tokenizer = load_tokenizer(model)
     examples = all_example_ids(tokenizer, instructions, "data/curated")
     rows = []
     for instruction, (ids, is_answer) in zip(instructions, examples, strict=True):
-        labels = [token if trained else CONTEXT for token, trained in zip(ids, is_answer, strict=True)]
         rows.append(
             {
                 "id": instruction["id"],
                 "roles": columns.roles_of(instruction["messages"]),
                 "input_ids": ids,
-                "labels": labels,
+                "labels": labels_of(ids, is_answer),
                 "eos": tokenizer.eos_token_id,
                 "max_length": max_length,
             }
@@ -73,7 +70,7 @@ def claims_of(tables: dict[str, list[Row]]) -> list[Claims]:
             "roles": columns.values(rows, "roles"),
             "ids": lengths,
             "labels": columns.sizes(rows, "labels"),
-            "trained_tokens": [len(row["labels"]) - row["labels"].count(CONTEXT) for row in rows],
+            "trained_tokens": [len(row["labels"]) - row["labels"].count(IGNORED) for row in rows],
             "labels_of_other_tokens": [_labels_of_other_tokens(row) for row in rows],
             "last_label": ["EOS" if row["labels"][-1:] == [row["eos"]] else "another" for row in rows],
             "length": columns.fits(lengths, rows),
@@ -102,6 +99,6 @@ def _labels_of_other_tokens(row: Row) -> int:
     """Labels that are neither context nor the token at their place."""
     others = 0
     for token, label in zip(row["input_ids"], row["labels"], strict=False):
-        if label not in (CONTEXT, token):
+        if label not in (IGNORED, token):
             others += 1
     return others

@@ -21,8 +21,8 @@ from tasks.lib.models.chat import load_tokenizer
 from tasks.lib.models.loading import device, load_policy, materialise, save_model
 from tasks.lib.plots import curves
 from tasks.lib.settings.base import Params
-from tasks.lib.stage import Problem, Stage, main
-from tasks.lib.training.checkpoints import Checkpoint, file_hash
+from tasks.lib.stage import Problem, Stage, file_hash, main
+from tasks.lib.training.checkpoints import Checkpoint
 
 OUT = Path("models/base")
 

@@ -33,8 +33,7 @@ from tasks.lib.models.loading import save_model
 from tasks.lib.models.model_folder import weights_hash
 from tasks.lib.plots import curves
 from tasks.lib.settings.classify import Params
-from tasks.lib.stage import Problem, Stage, main
-from tasks.lib.training.checkpoints import file_hash
+from tasks.lib.stage import Problem, Stage, file_hash, main
 from tasks.lib.training.hf_trainer import configured, curve, ours, train
 
 

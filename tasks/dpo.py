@@ -32,8 +32,7 @@ from tasks.lib.models.logprobs import answer_logprobs
 from tasks.lib.models.model_folder import weights_hash
 from tasks.lib.plots import curves
 from tasks.lib.settings.dpo import Params
-from tasks.lib.stage import Problem, Stage, main
-from tasks.lib.training.checkpoints import file_hash
+from tasks.lib.stage import Problem, Stage, file_hash, main
 from tasks.lib.training.distributed import is_first
 from tasks.lib.training.hf_trainer import configured, curve, loading_place, ours, train, whole
 from tasks.lib.training.launching import under_launcher

@@ -27,8 +27,8 @@ from tasks.lib.rl.ppo_training import Run
 from tasks.lib.rl.verifiable_rewards import verifiable_reward
 from tasks.lib.rl.vllm_server import VllmServer
 from tasks.lib.settings.ppo import Params
-from tasks.lib.stage import Problem, Stage, main
-from tasks.lib.training.checkpoints import Checkpoint, file_hash
+from tasks.lib.stage import Problem, Stage, file_hash, main
+from tasks.lib.training.checkpoints import Checkpoint
 from tasks.lib.training.distributed import by_first, is_first
 from tasks.lib.training.launching import under_launcher
 

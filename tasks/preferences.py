@@ -10,7 +10,6 @@ Run     python -m tasks.preferences
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable
 from itertools import chain
@@ -26,7 +25,7 @@ from tasks.lib.importers.formats import SUFFIXES, has_no_order, read_export
 from tasks.lib.importers.rankings import Dropped, cleaned, is_heldout
 from tasks.lib.plots import bars
 from tasks.lib.settings.preferences import Params
-from tasks.lib.stage import Problem, Stage, main
+from tasks.lib.stage import Problem, Stage, file_hash, main
 
 RULES = (
     "cancelled",
@@ -119,7 +118,7 @@ def _without_copies(files: list[Path]) -> list[Path]:
     """A file put there twice counts once: its rankings would seem to come from two sources."""
     first: dict[str, Path] = {}
     for file in files:
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        digest = file_hash(file)
         if digest in first:
             print(f"preferences: {file} is left out: the same bytes as {first[digest]}")
         first.setdefault(digest, file)

@@ -40,8 +40,8 @@ from tasks.lib.reward.reward_model import (
 )
 from tasks.lib.reward.reward_training import train
 from tasks.lib.settings.reward import Params
-from tasks.lib.stage import Problem, Stage, main
-from tasks.lib.training.checkpoints import Checkpoint, file_hash
+from tasks.lib.stage import Problem, Stage, file_hash, main
+from tasks.lib.training.checkpoints import Checkpoint
 
 CANDIDATES = Path("data/candidates/candidates.parquet")
 TRAIN, HELDOUT = Path("data/preferences/train.parquet"), Path("data/preferences/heldout.parquet")

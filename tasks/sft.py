@@ -29,20 +29,18 @@ from tasks.lib.finetuning.adapters import (
 )
 from tasks.lib.finetuning.base_knowledge import known_facts
 from tasks.lib.finetuning.packing import (
-    IGNORED,
     collator,
     packed,
     refuse_unless_apart,
     takes_one_row,
     use_attention,
 )
-from tasks.lib.models.chat import all_example_ids, load_tokenizer, preview
+from tasks.lib.models.chat import IGNORED, all_example_ids, labels_of, load_tokenizer, preview
 from tasks.lib.models.loading import load_policy, save_model
 from tasks.lib.models.model_folder import weights_hash
 from tasks.lib.plots import curves
 from tasks.lib.settings.sft import Params
-from tasks.lib.stage import Problem, Stage, main
-from tasks.lib.training.checkpoints import file_hash
+from tasks.lib.stage import Problem, Stage, file_hash, main
 from tasks.lib.training.distributed import is_first, is_sharded
 from tasks.lib.training.hf_trainer import configured, curve, loading_place, ours, train, whole
 from tasks.lib.training.launching import under_launcher
@@ -187,7 +185,7 @@ def tokenised(
     examples = all_example_ids(tokenizer, given, path)
     for row, (ids, is_answer) in zip(given, examples, strict=True):
         if max_length is None or len(ids) <= max_length:
-            labels = [i if trained else IGNORED for i, trained in zip(ids, is_answer, strict=True)]
+            labels = labels_of(ids, is_answer)
             rows.append({"row": len(rows), "id": row["id"], "input_ids": ids, "labels": labels})
     if not rows:
         reason = f"all {len(given)} are longer than sft.trainer.max_length = {max_length}"

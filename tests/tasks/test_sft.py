@@ -20,7 +20,7 @@ from tasks import sft
 from tasks.lib.data.rows import INSTRUCTION, write_parquet
 from tasks.lib.finetuning.adapter_merging import load_adapters
 from tasks.lib.finetuning.adapters import METHODS
-from tasks.lib.models.batches import budget_batches
+from tasks.lib.models.batches import token_batches
 from tasks.lib.models.chat import load_tokenizer
 from tasks.lib.models.loading import load_policy
 from tasks.lib.stage import Problem, Stage
@@ -178,7 +178,7 @@ def test_batches_of_equal_tokens_go_on_as_if_never_stopped(inputs: Path, monkeyp
     """40 rows in nine batches of at most 96 tokens; the kill is in the second epoch."""
     report = train(batch_tokens=96)
     lengths = [len(row["input_ids"]) for row in sft.tokenised(load_tokenizer(sft.BASE), sft.TRAIN, None)[0]]
-    per_epoch = len(budget_batches(lengths, 96, 0))
+    per_epoch = len(token_batches(lengths, 96, 0))
     assert per_epoch == 9 and report["epochs"] == pytest.approx(14 / 9, abs=1e-5)
     expected = artifacts(inputs)
     with monkeypatch.context() as patch:

@@ -10,18 +10,9 @@ from typing import Any
 
 from tasks.lib.data.privacy import excerpt
 from tasks.lib.data.row_problems import Row, fail, kind_of
+from tasks.lib.data.rows import ROLES
 
 Conversation = list[dict[str, str]]  # {role, content}; the last one is the assistant's answer
-ROLES = {  # a role as the file names it -> ours
-    "system": "system",
-    "user": "user",
-    "assistant": "assistant",
-    # ShareGPT's words
-    "human": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-}
 
 
 def _text(where: str, row: Row, name: str, default: str | None = None) -> str:

@@ -43,6 +43,12 @@ MESSAGES = pa.list_(
     pa.struct([pa.field("role", pa.string(), nullable=False), pa.field("content", pa.string(), nullable=False)])
 )
 
+ROLES = {  # the names that files give to the three roles
+    "system": "system",
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot"), "assistant"),
+}
+
 
 def _schema(*columns: tuple[str, pa.DataType]) -> pa.Schema:
     """A column may be null only if its name ends in a question mark."""

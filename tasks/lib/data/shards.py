@@ -7,7 +7,6 @@ changed data renders the new blocks, a killed run goes on, and any number of pro
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -23,7 +22,7 @@ from tasks.lib.data.prompts import prompt_key
 from tasks.lib.data.rows import INSTRUCTION, content_id
 from tasks.lib.data.sources import RawRow, Source
 from tasks.lib.data.templates import Template
-from tasks.lib.stage import replaced
+from tasks.lib.stage import file_hash, replaced
 
 LEAST, OFTEN, MOST = 1024, 4096, 16384  # a block has LEAST to MOST rows, and may end at one row in OFTEN
 AHEAD = 4  # blocks in memory that wait for another process
@@ -131,7 +130,7 @@ def _recipe(plan: Plan, source: Source, templates: Sequence[Template]) -> str:
     settings = {**asdict(plan), "templates": ""}
     files = sorted({template.file for template in templates})
     code = [Path(__file__).with_name(name) for name in CODE]
-    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in [*files, *code]]
+    digests = [file_hash(path) for path in [*files, *code]]
     about = source.file.model_dump(include={"license", "cluster", "task", "templates", "shape"})
     return content_id(settings, source.name, about, [path.name for path in files], digests)
 

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tasks.lib.models.chat import IGNORED
 from tasks.lib.models.shared_prefix import branch_mask, branched, padded
 from tasks.lib.stage import Problem
 
-IGNORED = -100  # the label of a position that is not scored
 Pair = dict[str, Any]  # with prompt_ids, chosen_ids and rejected_ids
 
 

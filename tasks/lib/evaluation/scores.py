@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from tasks.lib.evaluation.judge import Panel
-from tasks.lib.models.batches import buckets, left_pad, position_ids, right_pad
+from tasks.lib.models.batches import batches_by_length, left_pad, position_ids, right_pad
 from tasks.lib.models.logprobs import token_logprobs
 
 Row = Mapping[str, Any]
@@ -37,7 +37,7 @@ def rank_choices(
     Of equal sums the earlier choice.
     """
     best = [0] * len(prompts)
-    for batch in buckets([len(prompt) for prompt in prompts], batch_size):
+    for batch in batches_by_length([len(prompt) for prompt in prompts], batch_size, longest_first=True):
         sums = _choice_logprobs(model, [prompts[i] for i in batch], [choices[i] for i in batch]).tolist()
         for i in batch:
             mine, sums = sums[: len(choices[i])], sums[len(choices[i]) :]

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from tasks.lib.models.batches import batches_by_length, lengths_of
 from tasks.lib.models.generation import generate
 from tasks.lib.models.logprobs import answer_logits, padded_answers
 from tasks.lib.stage import Problem
@@ -125,7 +126,7 @@ def taught(
         temperature=0.0, batch_size=batch_size, seed=0,
     )  # fmt: skip
     kept: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * len(prompts)
-    for rows in _by_length(prompts, answers, batch_size):
+    for rows in batches_by_length(lengths_of(prompts, answers), batch_size):
         logits, is_answer, _ = logits_on(teacher, [prompts[i] for i in rows], [answers[i] for i in rows])
         best = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
         for place, row in enumerate(rows):
@@ -172,7 +173,7 @@ def divergence(
 ) -> float:
     """Mean KL(reference || model) in nats per token of the given answers."""
     total, count = 0.0, 0
-    for rows in _by_length(prompts, answers, batch_size):
+    for rows in batches_by_length(lengths_of(prompts, answers), batch_size):
         some = [prompts[i] for i in rows], [answers[i] for i in rows]
         wanted, is_answer, labels = logits_on(reference, *some)
         logits, _, _ = logits_on(model, *some)
@@ -186,8 +187,3 @@ def logits_on(model: PreTrainedModel, prompts: Sequence[Ids], answers: Sequence[
     ids, is_token, is_answer = padded_answers(prompts, answers, model.device)
     width = is_answer.shape[1]
     return answer_logits(model, ids, is_token, width), is_answer, ids[:, -width:]
-
-
-def _by_length(prompts: Sequence[Ids], answers: Sequence[Ids], batch_size: int) -> list[list[int]]:
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]) + len(answers[i]), i))
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

@@ -10,15 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tasks.lib.stage import Problem, write_json
+from tasks.lib.stage import Problem, file_hash, write_json
 
 MANIFEST = "manifest.json"
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, as hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def listed(folder: Path) -> dict[str, dict[str, Any]]:
@@ -32,14 +26,14 @@ def listed(folder: Path) -> dict[str, dict[str, Any]]:
             raise Problem(f"{path} is a link; a manifest lists files only, put the file itself there")
         if path.is_file() and path != folder / MANIFEST:
             name = path.relative_to(folder).as_posix()
-            files[name] = {"sha256": sha256_of(path), "size": path.stat().st_size}
+            files[name] = {"sha256": file_hash(path), "size": path.stat().st_size}
     return files
 
 
 def hash_of(path: Path) -> str:
     """One SHA-256 for an artifact: a file's own, or that of a folder's names and file hashes."""
     if path.is_file():
-        return sha256_of(path)
+        return file_hash(path)
     if not path.is_dir():
         raise Problem(f"{path} does not exist, but the manifest traces it; run the stage that writes it")
     lines = [f"{entry['sha256']}  {name}\n" for name, entry in listed(path).items()]

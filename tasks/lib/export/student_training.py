@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tasks.lib.export.distillation import Ids, Targets, corrected_loss, taught_loss
-from tasks.lib.models.batches import minibatches
+from tasks.lib.models.batches import lengths_of, shuffled_batches
 from tasks.lib.models.generation import generate
 from tasks.lib.settings.distill import Training
 from tasks.lib.stage import Stage
@@ -35,10 +35,10 @@ def train_student(
     A step learns the teacher's answers, or (with probability `on_policy`) has the teacher correct answers that the
     student writes now. Resumed and stopped as `train_steps` says.
     """
-    lengths = [len(p) + len(a) for p, a in zip(prompts, targets.answers, strict=True)]
+    lengths = lengths_of(prompts, targets.answers)
     batches: list[list[int]] = []
     for epoch in range(how.epochs):
-        batches += minibatches(lengths, how.batch_size, stage.seed_of("order", epoch))
+        batches += shuffled_batches(lengths, how.batch_size, stage.seed_of("order", epoch))
     steps, warmup = len(batches), max(int(how.warmup * len(batches)), 1)
 
     def rate_at(step: int) -> float:

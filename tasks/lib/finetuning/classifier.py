@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from tasks.lib.finetuning.lora import lora_config
-from tasks.lib.models.batches import buckets, right_pad
+from tasks.lib.models.batches import batches_by_length, right_pad
 from tasks.lib.models.chat import load_tokenizer
 from tasks.lib.models.loading import load_partial, turn_off_dropout
 from tasks.lib.settings.methods import HeadMethod
@@ -117,7 +117,7 @@ def predicted(model: Any, sequences: Sequence[Sequence[int]], *, batch_size: int
     """Outputs (N, labels) of token sequences in their order, from batches of like length, on the CPU."""
     model.eval()
     found = torch.empty(len(sequences), model.config.num_labels)
-    for batch in buckets([len(ids) for ids in sequences], batch_size):
+    for batch in batches_by_length([len(ids) for ids in sequences], batch_size, longest_first=True):
         ids, is_token = right_pad([sequences[i] for i in batch], model.config.pad_token_id)
         logits = model(input_ids=ids.to(model.device), attention_mask=is_token.long().to(model.device)).logits
         found[batch] = logits.float().cpu()

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tasks.lib.models.chat import IGNORED
 from tasks.lib.stage import Problem
 
-IGNORED = -100  # the label of a token that is not trained
 Row = dict[str, Any]
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tasks.lib.importers.rankings import ROLES, Dropped, Judgement, Messages
+from tasks.lib.data.rows import ROLES
+from tasks.lib.importers.rankings import Dropped, Judgement, Messages
 from tasks.lib.stage import Problem
 
 Row = dict[str, Any]

@@ -14,20 +14,12 @@ from itertools import combinations
 from typing import Any
 
 from tasks.lib.data.prompts import prompt_key
-from tasks.lib.data.rows import content_id
+from tasks.lib.data.rows import ROLES, content_id
 from tasks.lib.stage import Problem
 
 Row = dict[str, Any]
 Messages = list[dict[str, str]]
 PROMPTS = ("messages", "prompt", "conversations", "instruction", "question", "input")  # names of the prompt
-ROLES = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-}
 
 
 @dataclass(frozen=True)

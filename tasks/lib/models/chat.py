@@ -19,6 +19,7 @@ from tasks.lib.stage import Problem
 
 Messages = Sequence[dict[str, str]]
 BLOCK = 1000  # rows that the tokenizer takes at once
+IGNORED = -100  # the label of a token that is not trained; torch's cross-entropy leaves it out
 MARKER = "Forty-two"  # an answer to find again in what a template writes
 
 # `{% generation %}` marks the trained part for other readers, such as TRL: here the border is known.
@@ -133,6 +134,11 @@ def all_example_ids(
         ([*prompt, *ending], [False] * len(prompt) + [True] * len(ending))
         for prompt, ending in zip(prompts, endings, strict=True)
     ]
+
+
+def labels_of(ids: Sequence[int], is_trained: Sequence[bool]) -> list[int]:
+    """The label of every token: its id where it is trained, else `IGNORED`."""
+    return [token if trained else IGNORED for token, trained in zip(ids, is_trained, strict=True)]
 
 
 def _example_ids_of(tokenizer: Any, row: dict[str, Any], where: object) -> tuple[list[int], list[bool]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tasks.lib.models.batches import buckets, left_pad, position_ids, right_pad
+from tasks.lib.models.batches import batches_by_length, left_pad, lengths_of, position_ids, right_pad
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -147,11 +147,10 @@ def answer_logprobs(
     training = model.training
     model.eval()
     result: list[Tensor] = [torch.empty(0)] * len(prompts)
-    lengths = [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
-    for some in buckets(lengths, batch_size):
-        rows = rows_of([prompts[i] for i in some], [answers[i] for i in some], model.device)
-        found = rows.logprobs(model, temperature)[0].cpu()
-        for i, row in zip(some, found, strict=True):
+    for batch in batches_by_length(lengths_of(prompts, answers), batch_size, longest_first=True):
+        rows = rows_of([prompts[i] for i in batch], [answers[i] for i in batch], model.device)
+        logprobs = rows.logprobs(model, temperature)[0].cpu()
+        for i, row in zip(batch, logprobs, strict=True):
             result[i] = row[: len(answers[i])].clone()
     model.train(training)
     return result

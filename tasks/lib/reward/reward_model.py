@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tasks.lib.data.prompts import prompt_key
 from tasks.lib.importers.rankings import Messages
-from tasks.lib.models.batches import buckets, right_pad
+from tasks.lib.models.batches import batches_by_length, right_pad
 from tasks.lib.models.chat import answer_ids, prompt_ids
 from tasks.lib.models.loading import load_model
 from tasks.lib.stage import Problem
@@ -96,7 +96,7 @@ def rewards(model: Any, sequences: Sequence[Sequence[int]]) -> Tensor:
 def raw_outputs(model: Any, sequences: Sequence[Sequence[int]], *, batch_size: int) -> Tensor:
     """All outputs (B, N) in the order of `sequences`, from batches of like length, on the CPU."""
     found = torch.empty(len(sequences), head(model).out_features)
-    for batch in buckets([len(sequence) for sequence in sequences], batch_size):
+    for batch in batches_by_length([len(sequence) for sequence in sequences], batch_size, longest_first=True):
         found[batch] = outputs(model, [sequences[i] for i in batch]).cpu()
     return found
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from tasks.lib.models.passes import in_passes, lengths_of
+from tasks.lib.models.batches import lengths_of, tight_batches
 from tasks.lib.training.distributed import spread
 
 TokenIds = list[list[int]]  # the tokens of N prompts, or of N answers
@@ -54,11 +54,11 @@ class Batch:
 
     def passes(self, rows: Sequence[int]) -> list[Pass]:
         """The passes over the rows of these numbers, the shortest first."""
-        return [self._pass(numbers) for numbers in in_passes(rows, self._lengths(), self.batch_size)]
+        return [self._pass(numbers) for numbers in tight_batches(self._lengths(), self.batch_size, rows)]
 
     def map(self, work: Callable[[Pass], Iterable[Result]]) -> list[Result]:
         """The results for rows 0 to N-1, in every process: `work` gives those of the rows of one pass."""
-        passes = in_passes(range(len(self)), self._lengths(), self.batch_size)
+        passes = tight_batches(self._lengths(), self.batch_size)
         return spread(passes, lambda numbers: work(self._pass(numbers)))
 
     def _lengths(self) -> list[int]:

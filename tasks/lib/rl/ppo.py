@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from tasks.lib.models.batches import batches_by_length
 from tasks.lib.models.generation import sampled
 from tasks.lib.models.logprobs import answer_logprobs
-from tasks.lib.models.passes import in_batches
 from tasks.lib.rl.actor_critic import ActorCritic
 from tasks.lib.rl.batch import Batch, Pass, Prompt
 from tasks.lib.rl.environment import Environment
@@ -39,7 +39,7 @@ from tasks.lib.rl.sanity_checks import (
     warn_of_equal_scores,
 )
 from tasks.lib.settings.ppo import PPOConfig
-from tasks.lib.training.distributed import add_gradients, by_first, combined, mine, spread
+from tasks.lib.training.distributed import add_gradients, by_first, combined, share_of_process, spread
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def roll_out(models: ActorCritic, prompts: Sequence[Prompt], env: Environment, c
     if config.streams == "one":
         drawn = by_first(lambda: draw(range(len(prompts)), seed))
     else:
-        passes = in_batches(range(len(prompts)), [len(ids) for ids in tokens], config.batch_size)
+        passes = batches_by_length([len(ids) for ids in tokens], config.batch_size)
         drawn = spread(passes, lambda rows: draw(rows, seed + passes.index(rows)))
     answers = [answer for answer, _ in drawn]
     return Batch(prompts, answers, config.batch_size, [logprobs for _, logprobs in drawn])
@@ -242,7 +242,7 @@ def accumulate_gradient(
     shown = ("loss", "policy_loss", "value_loss", "approx_kl", "clip_share", "largest_log_ratio")
     total = dict.fromkeys(shown, 0.0)
     actions, states = episodes.is_action[minibatch].sum(), episodes.is_state[minibatch].sum()
-    for part in mine(episodes.batch.passes(minibatch)):
+    for part in share_of_process(episodes.batch.passes(minibatch)):
         # B: the pass's rows, T: its longest answer
         logprobs, values = models(part.prompts, part.answers, config.temperature)  # (B, T), (B, T+1)
         rows, width, device = part.rows, logprobs.shape[1], logprobs.device

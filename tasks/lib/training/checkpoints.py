@@ -6,7 +6,6 @@ Checkpoints of the Hugging Face Trainer are folders of many files: a marker, wri
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -78,12 +77,6 @@ def changed_key(old: Any, new: Any, where: str = "") -> str | None:
     if json.dumps(old, sort_keys=True, default=str) == json.dumps(new, sort_keys=True, default=str):
         return None
     return f"{where} changed from {_short(old)} to {_short(new)}"
-
-
-def file_hash(path: Path) -> str:
-    """sha256 of a file, for fingerprints."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str = "optimizer.") -> dict[str, Tensor]:

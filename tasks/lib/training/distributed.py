@@ -1,7 +1,7 @@
 """Work shared by the processes of one launch (torchrun, accelerate). In a single process all of this does nothing.
 
-Rows are dealt out in whole forward passes, and everybody gets all results: what follows is then the same in every
-process. Sums over passes are the sums of one process in another order.
+Rows are dealt out in whole batches, and everybody gets all results: what follows is then the same in every process.
+Sums over batches are the sums of one process in another order.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, TypeVar
 
 import torch
@@ -54,19 +55,17 @@ def first_before_others() -> Iterator[None]:
         wait_for_all()
 
 
-def mine(passes: Sequence[T]) -> Sequence[T]:
-    """The forward passes of this process."""
-    return passes[rank() :: world_size()]
+def share_of_process(batches: Sequence[T]) -> Sequence[T]:
+    """The batches that this process works on."""
+    return batches[rank() :: world_size()]
 
 
-def spread(passes: Sequence[list[int]], work: Callable[[list[int]], Iterable[T]]) -> list[T]:
-    """The results of rows 0 to N-1, in every process. `passes` hold each row once; `work(rows)` does one of them."""
-    found = [(row, each) for rows in mine(passes) for row, each in zip(rows, work(rows), strict=True)]
-    if world_size() > 1:
-        gathered: list[Any] = [None] * world_size()
-        dist.all_gather_object(gathered, found)
-        found = [pair for of_process in gathered for pair in of_process]
-    return [result for _, result in sorted(found, key=lambda pair: pair[0])]
+def spread(batches: Sequence[list[int]], work: Callable[[list[int]], Iterable[T]]) -> list[T]:
+    """The results of rows 0 to N-1, in every process. `batches` hold each row once; `work(batch)` does one of them."""
+    numbered: list[tuple[int, T]] = []
+    for batch in share_of_process(batches):
+        numbered += zip(batch, work(batch), strict=True)
+    return [result for _, result in sorted(joined(numbered), key=lambda pair: pair[0])]
 
 
 def joined(rows: list[T]) -> list[T]:
@@ -75,7 +74,7 @@ def joined(rows: list[T]) -> list[T]:
         return rows
     gathered: list[Any] = [None] * world_size()
     dist.all_gather_object(gathered, rows)
-    return [row for of_process in gathered for row in of_process]
+    return list(chain.from_iterable(gathered))
 
 
 def by_first(work: Callable[[], T]) -> T:

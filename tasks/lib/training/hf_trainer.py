@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 from transformers import PrinterCallback, TrainerCallback
 
-from tasks.lib.models.batches import budget_batches, minibatches
+from tasks.lib.models.batches import shuffled_batches, token_batches
 from tasks.lib.stage import Problem, Stage, known_keys
 from tasks.lib.training.checkpoints import hf_checkpoint, mark_complete
 from tasks.lib.training.distributed import combined, first_before_others, is_first, is_sharded, wait_for_all
@@ -108,7 +108,7 @@ class LengthSampler(Sampler[int]):
         return self.rows
 
     def __iter__(self) -> Iterator[int]:
-        for batch in minibatches(self.lengths, self.batch_size, self.seed + self.epoch):
+        for batch in shuffled_batches(self.lengths, self.batch_size, self.seed + self.epoch):
             for group in batch:
                 yield from self.groups[group]
 
@@ -129,7 +129,7 @@ class BudgetSampler(Sampler[list[int]]):
         yield from self.batches()
 
     def batches(self) -> list[list[int]]:
-        return budget_batches(self.lengths, self.tokens, self.seed + self.epoch, multiple_of=self.processes)
+        return token_batches(self.lengths, self.tokens, self.seed + self.epoch, multiple_of=self.processes)
 
 
 def ours(Base: Any) -> Any:

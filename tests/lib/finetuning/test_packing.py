@@ -11,13 +11,13 @@ from torch.nn import functional as F
 from transformers import BloomConfig, BloomForCausalLM, MistralConfig, MistralForCausalLM
 
 from tasks.lib.finetuning.packing import (
-    IGNORED,
     collator,
     packed,
     packs,
     refuse_unless_apart,
     use_attention,
 )
+from tasks.lib.models.chat import IGNORED
 from tasks.lib.stage import Problem
 
 

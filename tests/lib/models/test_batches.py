@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import torch
 from tiny_models import tiny_llama, tiny_tokenizer
 
 from tasks.lib.models.batches import (
-    buckets,
-    budget_batches,
+    batches_by_length,
     halved,
     left_pad,
-    minibatches,
     position_ids,
     right_pad,
-)  # fmt: skip
+    shuffled_batches,
+    tight_batches,
+    token_batches,
+)
 
 
 def test_masks_come_from_lengths_even_if_the_pad_token_is_in_the_text() -> None:
@@ -38,31 +41,41 @@ def test_left_padding_does_not_change_logits() -> None:
     torch.testing.assert_close(padded, alone, atol=1e-6, rtol=0)
 
 
-def test_minibatches_hold_every_row_once_in_full_batches_of_like_length() -> None:
+def rows_in(batches: list[list[int]]) -> list[int]:
+    """All rows of some batches, in order."""
+    return sorted(chain.from_iterable(batches))
+
+
+def test_shuffled_batches_hold_every_row_once_in_full_batches_of_like_length() -> None:
     lengths = [i * 37 % 101 for i in range(203)]
-    batches = minibatches(lengths, 8, seed=1)
-    assert sorted(row for batch in batches for row in batch) == list(range(203))
+    batches = shuffled_batches(lengths, 8, seed=1)
+    assert rows_in(batches) == list(range(203))
     assert [len(batch) for batch in batches] == [8] * 25 + [3]
-    width = max(max(lengths[i] for i in batch) - min(lengths[i] for i in batch) for batch in batches)
-    assert width < 10
-    assert batches == minibatches(lengths, 8, seed=1) != minibatches(lengths, 8, seed=2)
+    for batch in batches:
+        own = [lengths[row] for row in batch]
+        assert max(own) - min(own) < 10
+    assert batches == shuffled_batches(lengths, 8, seed=1) != shuffled_batches(lengths, 8, seed=2)
 
 
 def test_a_token_budget_makes_batches_of_equal_cost_and_as_many_with_every_seed() -> None:
     lengths = [4] * 5 + [3] * 2 + [12]
-    batches = budget_batches(lengths, 8, seed=1)
-    assert sorted(row for batch in batches for row in batch) == list(range(8))
-    assert sorted(sorted(lengths[row] for row in batch) for batch in batches) == [
-        [3], [3, 4], [4, 4], [4, 4], [12],
-    ]  # fmt: skip
-    others = [budget_batches(lengths, 8, seed=seed) for seed in range(9)]
+    batches = token_batches(lengths, 8, seed=1)
+    assert rows_in(batches) == list(range(8))
+    own: list[list[int]] = []
+    for batch in batches:
+        own.append(sorted(lengths[row] for row in batch))
+    assert sorted(own) == [[3], [3, 4], [4, 4], [4, 4], [12]]
+    others = [token_batches(lengths, 8, seed=seed) for seed in range(9)]
     assert {len(other) for other in others} == {5} and any(other != batches for other in others)
-    shared_out = budget_batches(lengths, 8, seed=1, multiple_of=3)
-    assert len(shared_out) == 6 and sorted(row for batch in shared_out for row in batch) == list(range(8))
+    shared_out = token_batches(lengths, 8, seed=1, multiple_of=3)
+    assert len(shared_out) == 6 and rows_in(shared_out) == list(range(8))
 
 
-def test_buckets_start_with_the_longest() -> None:
-    assert buckets([1, 5, 3], 2) == [[1, 2], [0]]
+def test_batches_by_length_start_with_the_shortest_or_with_the_longest() -> None:
+    lengths = [1, 5, 3, 5]
+    assert batches_by_length(lengths, 2) == [[0, 2], [1, 3]]
+    assert batches_by_length(lengths, 3, longest_first=True) == [[1, 3, 2], [0]]
+    assert batches_by_length(lengths, 2, [3, 0, 2]) == [[0, 2], [3]]
 
 
 def test_a_batch_is_halved_where_that_saves_more_padding_than_a_pass_costs() -> None:
@@ -71,3 +84,5 @@ def test_a_batch_is_halved_where_that_saves_more_padding_than_a_pass_costs() -> 
     assert halved(range(8), lengths) == [[0, 2, 4, 6], [1, 3, 5, 7]]
     assert halved(range(4), lengths) == [[0, 2, 1, 3]]  # 2 * 50 columns
     assert halved([5], lengths) == [[5]]
+    assert tight_batches(lengths, 8) == [[0, 2, 4, 6], [1, 3, 5, 7]]
+    assert tight_batches(lengths, 8, [3, 2, 1, 0]) == [[0, 2, 1, 3]]

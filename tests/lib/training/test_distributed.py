@@ -90,14 +90,14 @@ def test_a_stream_per_pass_gives_other_answers_than_one_stream_and_the_same_agai
 
 
 def shares(folder: str) -> None:
-    passes = [[2, 0], [3], [1, 4]]
+    batches = [[2, 0], [3], [1, 4]]
     done: list[list[int]] = []
 
     def ten_times(rows: list[int]) -> list[int]:
         done.append(rows)
         return [10 * row for row in rows]
 
-    results = distributed.spread(passes, ten_times)
+    results = distributed.spread(batches, ten_times)
     figures = distributed.combined(
         {"sum": distributed.rank() + 1.0, "most": float(distributed.rank())}, largest=["most"]
     )
@@ -110,7 +110,7 @@ def shares(folder: str) -> None:
     Path(folder, str(distributed.rank())).write_text(text)
 
 
-def test_passes_are_dealt_out_and_everybody_gets_every_result(workspace: Path) -> None:
+def test_batches_are_dealt_out_and_everybody_gets_every_result(workspace: Path) -> None:
     in_processes(2, joined, shares, ".")
     tail = "{'sum': 3.0, 'most': 1.0} [1.0, 1.0] 0"
     assert Path("0").read_text() == f"[0, 10, 20, 30, 40] [[2, 0], [1, 4]] {tail}"
