@@ -18,7 +18,8 @@ import torch
 
 from tasks.lib.finetuning.pretraining import blocks, documents, new_llama, perplexity, pretrain, train_tokenizer
 from tasks.lib.models.chat import load_tokenizer
-from tasks.lib.models.loading import device, load_policy, materialise, save_model
+from tasks.lib.models.hub_models import materialise
+from tasks.lib.models.loading import device, load_policy, save_model
 from tasks.lib.plots import curves
 from tasks.lib.settings.base import Params
 from tasks.lib.stage import Problem, Stage, file_hash, main

@@ -1,6 +1,6 @@
 """Answers sampled from a causal model with its KV cache, token by token.
 
-Why not transformers' `generate`: there the draws of a prompt each pass the prompt, and a row that has ended goes on
+Why not transformers' `generate`: there every draw for a prompt reads the prompt again, and a row that has ended goes on
 until the longest of its batch has.
 """
 
@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tasks.lib.models.batches import left_pad, position_ids
+from tasks.lib.models.batches import batches_by_length, left_pad, position_ids
 from tasks.lib.stage import Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-Drawn = list[tuple[int, float]]  # the tokens of an answer, with their log-probabilities
 
 
 def generate(model: PreTrainedModel, prompts: Sequence[Sequence[int]], **settings: Any) -> list[list[int]]:
@@ -49,82 +47,98 @@ def sampled(
     softmax. Prompts of like length share a batch; the global random state is left as it was.
     Problem when a prompt is empty or leaves no room for an answer, or when probabilities are not finite.
     """
-    _check_room(model, prompts, max_new_tokens)
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-    answers: list[list[Drawn]] = [[] for _ in prompts]
-    per_batch = max(1, batch_size // draws)
+    lengths = [len(prompt) for prompt in prompts]
+    _check_room(model, lengths, max_new_tokens)
+    answers: list[list[int]] = [[] for _ in range(len(prompts) * draws)]
+    logprobs: list[list[float]] = [[] for _ in range(len(prompts) * draws)]
     devices = [model.device] if model.device.type == "cuda" else []
     with _in_eval(model), torch.random.fork_rng(devices):
         torch.manual_seed(seed)
-        for start in range(0, len(order), per_batch):
-            rows = order[start : start + per_batch]
-            ids, is_token = (x.to(model.device) for x in left_pad([prompts[i] for i in rows], pad_id))
-            drawn = _decoded(model, ids, is_token, draws, eos_id, max_new_tokens, temperature, top_p)
-            for place, i in enumerate(rows):
-                answers[i] = drawn[place * draws : (place + 1) * draws]
-    flat = [answer for of_prompt in answers for answer in of_prompt]
-    return [[token for token, _ in answer] for answer in flat], [[chance for _, chance in answer] for answer in flat]
+        for batch in batches_by_length(lengths, max(1, batch_size // draws)):
+            ids, is_token = left_pad([prompts[i] for i in batch], pad_id)
+            columns = _tokens(
+                model,
+                ids.to(model.device),
+                is_token.to(model.device),
+                draws=draws,
+                eos_id=eos_id,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_p=top_p,
+            )
+            for rows, tokens, chances in columns:
+                for row, token, chance in zip(rows, tokens, chances, strict=True):
+                    place = batch[row // draws] * draws + row % draws
+                    answers[place].append(token)
+                    logprobs[place].append(chance)
+    return answers, logprobs
 
 
-def _decoded(
+def _tokens(
     model: Any,
     ids: Tensor,
     is_token: Tensor,
+    *,
     draws: int,
     eos_id: int,
     max_new_tokens: int,
     temperature: float,
     top_p: float,
-) -> list[Drawn]:
-    """`draws` answers to each of the left-padded prompts (B, T): those of a prompt stand together."""
-    places = position_ids(is_token)
-    output = model(ids, attention_mask=is_token.long(), position_ids=places, use_cache=True, logits_to_keep=1)
-    cache, logits = output.past_key_values, output.logits[:, -1].repeat_interleave(draws, 0)
-    mask, place = is_token.long().repeat_interleave(draws, 0), places[:, -1].repeat_interleave(draws, 0)
+) -> Iterator[tuple[list[int], list[int], list[float]]]:
+    """The next tokens of `draws` answers to each of the left-padded prompts (B, T), until all have ended.
+
+    Each time: the rows that still go on, of B * draws with those of a prompt side by side, the token of each, and its
+    log-probability.
+    """
+    positions = position_ids(is_token)
+    output = model(ids, attention_mask=is_token.long(), position_ids=positions, use_cache=True, logits_to_keep=1)
+    cache = output.past_key_values
+    logits = output.logits[:, -1].repeat_interleave(draws, 0)
+    mask = is_token.long().repeat_interleave(draws, 0)
+    position = positions[:, -1].repeat_interleave(draws, 0)
     if draws > 1:
         cache.batch_repeat_interleave(draws)
 
-    answers: list[Drawn] = [[] for _ in range(len(mask))]
-    alive = torch.arange(len(mask), device=ids.device)
-    for left in range(max_new_tokens - 1, -1, -1):
-        token, logprob = _chosen(logits, temperature, top_p)
-        for row, new, chance in zip(alive.tolist(), token.tolist(), logprob.tolist(), strict=True):
-            answers[row].append((new, chance))
+    rows = torch.arange(len(mask), device=ids.device)
+    for number in range(1, max_new_tokens + 1):
+        token, logprob = _drawn(logits, temperature, top_p)
+        yield rows.tolist(), token.tolist(), logprob.tolist()
         goes_on = (token != eos_id).nonzero()[:, 0]
-        if not left or not len(goes_on):
-            break
-        if len(goes_on) < len(alive):  # an answer that has ended leaves the batch
-            alive, token, mask, place = (x[goes_on] for x in (alive, token, mask, place))
+        if number == max_new_tokens or not len(goes_on):
+            return
+        if len(goes_on) < len(rows):  # an answer that has ended leaves the batch
+            rows, token, mask, position = rows[goes_on], token[goes_on], mask[goes_on], position[goes_on]
             cache.batch_select_indices(goes_on)
-        mask, place = torch.cat([mask, mask.new_ones(len(mask), 1)], 1), place + 1
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        position = position + 1
         output = model(
             token[:, None],
             attention_mask=mask,
-            position_ids=place[:, None],
+            position_ids=position[:, None],
             past_key_values=cache,
             use_cache=True,
         )
         logits = output.logits[:, -1]
-    return answers
 
 
-def _chosen(logits: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
+def _drawn(logits: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
     """The next token (B) by logits (B, V): the likeliest at temperature 0, else one of the nucleus `top_p`; and its
     log-probability (B)."""
     if not torch.isfinite(logits).all():
         raise Problem("generation: probabilities are not finite: the weights are spoilt")
     if not temperature:
         return logits.argmax(-1), logits.new_zeros(len(logits))
-    probability = probabilities = torch.softmax(logits.float() / temperature, -1)
+    softmax = torch.softmax(logits.float() / temperature, -1)
+    probabilities = softmax
     if top_p < 1:
-        likeliest, tokens = probabilities.sort(-1, descending=True)
+        likeliest, tokens = softmax.sort(-1, descending=True)
         before = likeliest.cumsum(-1) - likeliest
-        probabilities = probabilities.scatter(-1, tokens, likeliest.where(before < top_p, 0))
+        probabilities = softmax.scatter(-1, tokens, likeliest.where(before < top_p, 0))
     cumulative = probabilities.cumsum(-1)
-    drawn = torch.rand(len(logits), 1, device=logits.device) * cumulative[:, -1:]
+    at = torch.rand(len(logits), 1, device=logits.device) * cumulative[:, -1:]
     # right: a token without probability is never drawn; torch.multinomial took three times as long
-    token = torch.searchsorted(cumulative, drawn, right=True).clamp(max=logits.shape[1] - 1)
-    return token[:, 0], probability.gather(1, token).log()[:, 0]
+    token = torch.searchsorted(cumulative, at, right=True).clamp(max=logits.shape[1] - 1)
+    return token[:, 0], softmax.gather(1, token).log()[:, 0]
 
 
 @contextmanager
@@ -137,8 +151,8 @@ def _in_eval(model: PreTrainedModel) -> Iterator[None]:
         model.train(training)
 
 
-def _check_room(model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-    lengths = [len(prompt) for prompt in prompts]
+def _check_room(model: PreTrainedModel, lengths: Sequence[int], max_new_tokens: int) -> None:
+    """Problem for a prompt without tokens, and for one that leaves no room for an answer."""
     if 0 in lengths:
         raise Problem(f"generation: prompt {lengths.index(0)} has no tokens; check the chat template")
     room = getattr(model.config, "max_position_embeddings", None)

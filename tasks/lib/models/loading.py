@@ -1,7 +1,7 @@
-"""Models of the line: loading, saving, and taking in one from elsewhere.
+"""Models as folders: loading with every check, and saving.
 
-A model of the line is a folder with config.json, *.safetensors and the tokenizer's files. Nothing that
-could run code is read: no pickles, no `auto_map` modules.
+A model folder has config.json, *.safetensors and the tokenizer's files. Nothing that could run code is read: no
+pickles, no `auto_map` modules.
 """
 
 from __future__ import annotations
@@ -19,20 +19,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, G
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
-from tasks.lib.models.chat import default_template, load_tokenizer, turn_end
-from tasks.lib.models.model_folder import (
-    OTHER_WEIGHTS,
-    existing_folder,
-    first_line,
-    refuse_code,
-    replaced_folder,
-    weight_files,
-    weights_hash,
-)
+from tasks.lib.models.model_folder import existing_folder, first_line, refuse_code, replaced_folder, weight_files
 from tasks.lib.stage import Problem
-
-FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
-TEMPLATE_LIMIT = 200_000  # characters: of a chat template, and of what it makes of a short conversation
 
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()  # what matters of its warnings is a Problem here
@@ -74,13 +62,14 @@ def load_partial(
     files = weight_files(folder)
     refuse_code(folder)
     place = on or device()
-    settings = {} if quantization is None else {"quantization_config": quantization, "device_map": {"": str(place)}}
+    settings: dict[str, Any] = {}
+    if quantization is not None:
+        settings = {"quantization_config": quantization, "device_map": {"": str(place)}}
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         configure(config)
-        spoilt = None if _is_received() else not_finite(_stored(files))
-        if spoilt is not None:
-            raise Problem(f"{folder}: the tensor {spoilt} holds NaN or infinity; restore the folder")
+        if not _is_received():
+            _refuse_unless_finite(folder, files)
         loaded: Any = Auto.from_pretrained(
             folder,
             config=config,
@@ -148,8 +137,9 @@ def in_stated_arithmetic(model: Any) -> Any:
 
 def save_model(model: Any, tokenizer: Any, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
     """Write a model folder whole or not at all; the same weights give the same bytes."""
-    if (name := not_finite(model.state_dict().items())) is not None:
-        raise Problem(f"{path}: not written: the tensor {name} holds NaN or infinity; lower the learning rate")
+    spoilt = not_finite(model.state_dict().items())
+    if spoilt is not None:
+        raise Problem(f"{path}: not written: the tensor {spoilt} holds NaN or infinity; lower the learning rate")
     if tokenizer.eos_token_id is not None:
         model.config.eos_token_id = tokenizer.eos_token_id
         model.config.pad_token_id = tokenizer.pad_token_id
@@ -160,65 +150,31 @@ def save_model(model: Any, tokenizer: Any, path: str | Path, *, dtype: torch.dty
         tokenizer.save_pretrained(folder)
 
 
-def materialise(name_or_path: str, revision: str | None, into: str | Path) -> dict[str, Any]:
-    """Make a Hub model at a pinned revision, or a local folder, a model of the line at `into`.
-
-    Adds what post-training needs and the model may lack: a pad token (unk, else EOS), a chat template with
-    `{% generation %}`, and as EOS the token that ends a turn of that template. Returns facts for a report.
-    """
-    source, commit = _fetched(name_or_path, revision)
-    model, tokenizer = load_policy(source, on="cpu"), load_tokenizer(source)
-    embeddings = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > embeddings:
-        raise Problem(f"{name_or_path}: {len(tokenizer)} tokens, but {embeddings} embeddings; not of one model")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-    given = tokenizer.chat_template
-    if given is not None and (not isinstance(given, str) or len(given) > TEMPLATE_LIMIT):
-        raise Problem(f"{name_or_path}: expected one chat template of at most {TEMPLATE_LIMIT} characters")
-    tokenizer.chat_template = default_template(tokenizer)
-    tokenizer.eos_token = turn_end(tokenizer, TEMPLATE_LIMIT)
-    save_model(model, tokenizer, into)
-    return {
-        "source": Path(name_or_path).name if commit is None else name_or_path,  # no absolute paths in reports
-        "revision": commit,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "template": "given" if tokenizer.chat_template == given else "patched" if given else "added",
-        "weights": weights_hash(into),
-    }
-
-
-def _fetched(name: str, revision: str | None) -> tuple[Path, str | None]:
-    local = Path(name)
-    if local.exists():
-        return existing_folder(local), None
-    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) or local.suffix in OTHER_WEIGHTS:
-        raise Problem(f"{name}: no such folder, and not the id of a model on the Hub")
-    if revision is None or revision in {"main", "master"}:
-        raise Problem(f"{name}: a Hub model needs a fixed revision: a commit (40 hex digits) or a tag")
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
-    except Exception as error:  # offline, absent, gated: each its own class
-        raise Problem(f"{name}@{revision}: cannot be downloaded: {first_line(error)}") from None
-    return existing_folder(folder), folder.name
-
-
 def _generation_config(model: Any, tokenizer: Any) -> GenerationConfig:
     """Greedy by default. Ends that the model came with stay: stories260K also stops at its BOS."""
     earlier = getattr(model.generation_config, "eos_token_id", None)
-    ends = sorted({tokenizer.eos_token_id, *(earlier if isinstance(earlier, list) else [earlier])} - {None})
+    ends = {tokenizer.eos_token_id}
+    if isinstance(earlier, list):
+        ends.update(earlier)
+    elif earlier is not None:
+        ends.add(earlier)
     return GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=ends if len(ends) > 1 else ends[0],
+        eos_token_id=sorted(ends) if len(ends) > 1 else ends.pop(),
     )
 
 
 def _is_received() -> bool:
     """True where FSDP fills the tensors later, from the first process of the machine: until then they hold anything."""
     return os.environ.get("ACCELERATE_USE_FSDP") == "true" and os.environ.get("LOCAL_RANK", "0") != "0"
+
+
+def _refuse_unless_finite(folder: Path, files: Sequence[Path]) -> None:
+    """Problem for NaN and infinity in the files, where quantisation has not hidden them yet."""
+    spoilt = not_finite(_stored(files))
+    if spoilt is not None:
+        raise Problem(f"{folder}: the tensor {spoilt} holds NaN or infinity; restore the folder")
 
 
 def _stored(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
@@ -231,4 +187,7 @@ def _stored(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
 
 def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     """The name of the first tensor with NaN or infinity."""
-    return next((name for name, tensor in tensors if not bool(torch.isfinite(tensor).all())), None)
+    for name, tensor in tensors:
+        if not bool(torch.isfinite(tensor).all()):
+            return name
+    return None

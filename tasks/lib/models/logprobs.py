@@ -71,20 +71,21 @@ class Rows:
         The output layer reads the predicting states alone: the vocabulary is the widest matrix. What the model does
         to its logits after that layer (a scale, a soft cap) is done to these.
         """
-        row, step = self.is_action.nonzero(as_tuple=True)
+        row, step = self.is_action.nonzero(as_tuple=True)  # of every answer token, one after the other
+        column = self.columns[row, step]  # of the state that predicts it; the token itself stands one further
         hidden: list[Tensor] = []
 
         def predicting(_: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             hidden.append(inputs[0])
-            return (inputs[0][row, self.columns[row, step]], *inputs[1:])
+            return (inputs[0][row, column], *inputs[1:])
 
         hook = model.get_output_embeddings().register_forward_pre_hook(predicting)
         try:
             logits = model(input_ids=self.ids, use_cache=False).logits  # (answer tokens, V)
         finally:
             hook.remove()
-        found = token_logprobs(logits, self.ids[row, self.columns[row, step] + 1], temperature)
-        padded = found.new_zeros(self.is_action.shape).index_put((row, step), found)
+        logprobs = token_logprobs(logits, self.ids[row, column + 1], temperature)
+        padded = logprobs.new_zeros(self.is_action.shape).index_put((row, step), logprobs)
         return padded, hidden[0]
 
     def at_states(self, hidden: Tensor) -> Tensor:
@@ -99,7 +100,8 @@ def last_mlp_at_states(body: Any, rows: Rows) -> Iterator[None]:
     Nothing reads them there, and of four layers that is a tenth of a pass. Models whose layers are not named as
     Llama's, or whose MLP is not one tensor to one (mixtures of experts), run as they are.
     """
-    mlp = getattr((getattr(body, "layers", None) or [None])[-1], "mlp", None)
+    layers = getattr(body, "layers", None)
+    mlp = getattr(layers[-1], "mlp", None) if layers else None
     if mlp is None or hasattr(mlp, "experts"):
         yield
         return
@@ -125,9 +127,10 @@ def rows_of(
 ) -> Rows:
     """The rows of prompts (not empty) and answers."""
     ids, _ = right_pad([[*p, *a] for p, a in zip(prompts, answers, strict=True)], 0)
-    starts, lengths = (torch.tensor([len(row) for row in rows]).unsqueeze(1) for rows in (prompts, answers))
-    step = torch.arange(int(lengths.max()) + 1)
-    columns = (starts - 1 + step).clamp(max=ids.shape[1] - 1)
+    starts = torch.tensor([len(prompt) for prompt in prompts]).unsqueeze(1)  # (B, 1) column of the answer's first token
+    lengths = torch.tensor([len(answer) for answer in answers]).unsqueeze(1)  # (B, 1)
+    step = torch.arange(int(lengths.max()) + 1)  # (T+1)
+    columns = (starts - 1 + step).clamp(max=ids.shape[1] - 1)  # (B, T+1) state t is read where token t - 1 stands
     return Rows(ids.to(device), columns.to(device), (step[:-1] < lengths).to(device))
 
 

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from tasks.lib.stage import Problem
@@ -31,11 +32,7 @@ def weight_files(folder: Path) -> list[Path]:
     files = sorted(folder.glob("*.safetensors"))
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        try:
-            named = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError):
-            raise Problem(f"{index}: not an index of safetensors files; restore the folder") from None
-        for name in named:
+        for name in _indexed(index):
             if not (folder / Path(name).name).is_file():
                 raise Problem(f"{folder}: {name} is missing, but the index names it; restore the folder")
     if (folder / "adapter_config.json").is_file():
@@ -43,7 +40,7 @@ def weight_files(folder: Path) -> list[Path]:
     if not (folder / "config.json").is_file():
         raise Problem(f"{folder}: config.json is missing; this is not a transformers model folder")
     if not files:
-        others = sorted(p.name for p in folder.iterdir() if p.suffix in OTHER_WEIGHTS)
+        others = sorted(path.name for path in folder.iterdir() if path.suffix in OTHER_WEIGHTS)
         advice = f"{others[0]} is not loaded: convert it to safetensors" if others else "restore the folder"
         raise Problem(f"{folder}: no *.safetensors; {advice}")
     if len(files) > 1 and not index.is_file():
@@ -51,21 +48,30 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
+def _indexed(index: Path) -> list[str]:
+    """The names of the files that an index of safetensors files names, in order."""
+    try:
+        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError):
+        raise Problem(f"{index}: not an index of safetensors files; restore the folder") from None
+
+
 def weights_hash(path: str | Path) -> str:
     """sha256 over the folder's safetensors files in name order (64 hex digits)."""
     digest = hashlib.sha256()
     for file in weight_files(existing_folder(path)):
         with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
+            for block in iter(partial(stream.read, 1 << 20), b""):
                 digest.update(block)
     return digest.hexdigest()
 
 
 @contextmanager
 def replaced_folder(path: Path) -> Iterator[Path]:
-    """Yield a new folder beside `path` that takes its place on success and vanishes on failure."""
+    """Yield a new folder next to `path` that takes its place on success and vanishes on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh, stale = (path.with_name(f".{path.name}.{os.getpid()}.{word}") for word in ("partial", "stale"))
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    stale = path.with_name(f".{path.name}.{os.getpid()}.stale")
     try:
         fresh.mkdir()
         yield fresh
@@ -73,15 +79,17 @@ def replaced_folder(path: Path) -> Iterator[Path]:
             path.replace(stale)
         fresh.replace(path)
     finally:
-        for folder in (fresh, stale):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(stale, ignore_errors=True)
 
 
 def refuse_code(folder: Path) -> None:
     """Problem when the model asks for code of its own (`auto_map`)."""
     for file in (folder / "config.json", folder / "tokenizer_config.json"):
+        if not file.is_file():
+            continue
         try:
-            content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+            content = json.loads(file.read_text(encoding="utf-8"))
         except (ValueError, RecursionError):
             raise Problem(f"{file}: not valid JSON; restore the folder") from None
         if isinstance(content, dict) and "auto_map" in content:
@@ -90,4 +98,5 @@ def refuse_code(folder: Path) -> None:
 
 def first_line(error: Exception) -> str:
     """What a library says of a file that it cannot read, as one line."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

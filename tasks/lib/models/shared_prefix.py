@@ -8,48 +8,58 @@ end of what is shared: to each branch it is a sequence of its own. For models th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-Row = tuple[list[int], list[int], list[int], list[int]]
+
+class Row(NamedTuple):
+    """Sequences with a common beginning: of every token its id, its position and its branch, 0 for what all share."""
+
+    ids: list[int]
+    positions: list[int]
+    branches: list[int]
+    ends: list[int]  # of each sequence, where its last token stands in `ids`
 
 
 def common(sequences: Sequence[Sequence[int]]) -> int:
     """How many first tokens all sequences share; the last token of each is always its own."""
     shared = 0
-    while all(shared < len(s) - 1 and s[shared] == sequences[0][shared] for s in sequences):
+    while all(shared < len(each) - 1 and each[shared] == sequences[0][shared] for each in sequences):
         shared += 1
     return shared
 
 
 def branched(sequences: Sequence[Sequence[int]], shared: int) -> Row:
-    """(ids, positions, branch of every token, places of the last tokens); branch 0 is what all share."""
-    ids, positions, branch, ends = [*sequences[0][:shared]], [*range(shared)], [0] * shared, []
+    """Sequences that share their first `shared` tokens as one row."""
+    row = Row([*sequences[0][:shared]], [*range(shared)], [0] * shared, [])
     for number, sequence in enumerate(sequences, 1):
-        own = sequence[shared:]
-        ids += own
-        positions += range(shared, len(sequence))
-        branch += [number] * len(own)
-        ends.append(len(ids) - 1)
-    return ids, positions, branch, ends
+        row.ids.extend(sequence[shared:])
+        row.positions.extend(range(shared, len(sequence)))
+        row.branches.extend([number] * (len(sequence) - shared))
+        row.ends.append(len(row.ids) - 1)
+    return row
 
 
 def padded(rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
     """Ids, positions and branches (B, T). Padding is a branch -1, so that no row of the mask is empty."""
-    width = max(len(ids) for ids, _, _, _ in rows)
-    ids, positions, branch = (torch.zeros(len(rows), width, dtype=torch.long) for _ in range(3))
-    branch -= 1
-    for place, (tokens, at, belongs, _) in enumerate(rows):
-        for target, values in ((ids, tokens), (positions, at), (branch, belongs)):
-            target[place, : len(values)] = torch.tensor(values)
-    return ids, positions, branch
+    width = max(len(row.ids) for row in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    positions = torch.zeros_like(ids)
+    branches = torch.full_like(ids, -1)
+    for number, row in enumerate(rows):
+        length = len(row.ids)
+        ids[number, :length] = torch.tensor(row.ids)
+        positions[number, :length] = torch.tensor(row.positions)
+        branches[number, :length] = torch.tensor(row.branches)
+    return ids, positions, branches
 
 
 def branch_mask(branch: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to the attention scores (B, 1, T, T): 0 to what a token sees, the least number else."""
-    sees = (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])
-    sees = sees.tril()
-    return torch.zeros(sees.shape, dtype=dtype, device=branch.device).masked_fill(~sees, torch.finfo(dtype).min)[
-        :, None
-    ]
+    """What is added to the attention scores (B, 1, T, T) for branches (B, T): 0 to what a token sees, the least
+    number elsewhere."""
+    of_reader, of_read = branch[:, :, None], branch[:, None, :]
+    sees = ((of_read == 0) | (of_read == of_reader)).tril()  # (B, T, T), causal
+    mask = torch.zeros(sees.shape, dtype=dtype, device=branch.device)
+    return mask.masked_fill(~sees, torch.finfo(dtype).min)[:, None]

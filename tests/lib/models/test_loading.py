@@ -12,7 +12,8 @@ from tiny_models import tiny_llama, tiny_tokenizer, write_model
 
 from tasks.lib.models import loading
 from tasks.lib.models.chat import answer_ids, example_ids, load_tokenizer
-from tasks.lib.models.loading import load_policy, materialise, save_model
+from tasks.lib.models.hub_models import materialise
+from tasks.lib.models.loading import load_policy, save_model
 from tasks.lib.models.model_folder import weights_hash
 from tasks.lib.stage import Problem
 
@@ -165,7 +166,7 @@ def test_a_tokenizer_of_another_model_is_refused(folder: Path, tmp_path: Path) -
         materialise(str(folder), None, tmp_path / "base")
 
 
-def test_stories260k_becomes_a_model_of_the_line(shared: Path, tmp_path: Path) -> None:
+def test_stories260k_becomes_a_model_of_the_pipeline(shared: Path, tmp_path: Path) -> None:
     facts = materialise(str(shared / "models/stories260K"), None, tmp_path / "base")
     assert (facts["source"], facts["parameters"], facts["template"]) == ("stories260K", 260_032, "added")
     tokenizer, model = load_tokenizer(tmp_path / "base"), load_policy(tmp_path / "base")
