@@ -31,7 +31,8 @@ from benchmarks.reward_training import END, LIKED, PAD, VOCABULARY, tokenizer
 from tasks.dpo import groups_of
 from tasks.lib.dpo.shared_pairs import collator, sharing
 from tasks.lib.stage import Stage
-from tasks.lib.training.hf_trainer import configured, ours
+from tasks.lib.training.hf_trainer import stage_trainer
+from tasks.lib.training.trainer_config import configured
 
 K, PROMPT, ANSWER, TRAIN, HELDOUT, PAIRS_PER_STEP = 4, 48, 16, 64, 32, 12
 USE_TRITON = utils._use_triton  # what TRL scores without ours
@@ -78,7 +79,7 @@ def trainer(kind: str, rows: list[dict[str, Any]], held_out: list[dict[str, Any]
         made = Tokenised(**settings)
         made.remove_callback(PrinterCallback)
         return made
-    return ours(sharing(DPOTrainer))(
+    return stage_trainer(sharing(DPOTrainer))(
         **settings, data_collator=collator(DataCollatorForPreference(PAD)), groups=groups_of(rows),
         lengths=[PROMPT + ANSWER] * len(rows), ids=[row["id"] for row in rows],
     )  # fmt: skip

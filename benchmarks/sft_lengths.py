@@ -31,7 +31,8 @@ from trl.trainer import utils
 from benchmarks.reward_training import tokenizer
 from tasks.lib.finetuning.packing import collator, packed
 from tasks.lib.stage import Stage
-from tasks.lib.training.hf_trainer import configured, ours
+from tasks.lib.training.hf_trainer import stage_trainer
+from tasks.lib.training.trainer_config import configured
 
 VOCABULARY, LONGEST, ROWS, HELDOUT, BATCH = 512, 512, 1600, 200, 16
 SUCCESSORS = 4  # tokens that may follow a token, all as likely: no model's loss is below log 4 = 1.386
@@ -83,7 +84,7 @@ def trainer(kind: str, rows: list[dict[str, Any]], held_out: list[dict[str, Any]
         settings["data_collator"] = collator(0, as_one_row=False)
     lengths, ids = [len(row["input_ids"]) for row in rows], [row["id"] for row in rows]
     tokens = budget if kind == "tokens" else None
-    return ours(SFTTrainer)(**settings, lengths=lengths, ids=ids, batch_tokens=tokens)
+    return stage_trainer(SFTTrainer)(**settings, lengths=lengths, ids=ids, batch_tokens=tokens)
 
 
 def same_loss(rows: list[dict[str, Any]]) -> None:

@@ -34,7 +34,8 @@ from tasks.lib.models.model_folder import weights_hash
 from tasks.lib.plots import curves
 from tasks.lib.settings.classify import Params
 from tasks.lib.stage import Problem, Stage, file_hash, main
-from tasks.lib.training.hf_trainer import configured, curve, ours, train
+from tasks.lib.training.hf_trainer import curve, stage_trainer, train
+from tasks.lib.training.trainer_config import configured
 
 
 def run(params: Params, stage: Stage) -> None:
@@ -73,7 +74,7 @@ def learn(params: Params, stage: Stage, arguments: list[str]) -> None:
         return [{"row": number, "input_ids": ids[number], "labels": target} for number, target in enumerate(targets)]
 
     # 4. Train. The loss is the mean over the rows of the effective batch.
-    trainer = ours(Trainer)(
+    trainer = stage_trainer(Trainer)(
         model=model,
         args=config,
         data_collator=collator(tokenizer.pad_token_id),

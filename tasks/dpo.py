@@ -34,8 +34,10 @@ from tasks.lib.plots import curves
 from tasks.lib.settings.dpo import Params
 from tasks.lib.stage import Problem, Stage, file_hash, main
 from tasks.lib.training.distributed import is_first
-from tasks.lib.training.hf_trainer import configured, curve, loading_place, ours, train, whole
+from tasks.lib.training.hf_trainer import curve, stage_trainer, train
 from tasks.lib.training.launching import under_launcher
+from tasks.lib.training.sharded import gathered, loading_place
+from tasks.lib.training.trainer_config import configured
 
 SFT, OUT = Path("models/sft"), Path("models/dpo")
 TRAIN, HELD_OUT = Path("data/preferences/train.parquet"), Path("data/preferences/heldout.parquet")
@@ -89,7 +91,7 @@ def run(params: Params, stage: Stage) -> None:
         batches["reference"] = {"weights": weights, "share_prompt": params.share_prompt}
     if params.share_prompt:
         Trainer = sharing(Trainer)
-    trainer = ours(Trainer)(
+    trainer = stage_trainer(Trainer)(
         model=model,
         ref_model=load_policy(SFT, on=loading_place()) if own_reference else None,
         args=config,
@@ -110,7 +112,7 @@ def run(params: Params, stage: Stage) -> None:
     steps = curve(log, FIGURES)
 
     # 4. Save, and measure what was saved.
-    model = whole(trainer, lambda: _fresh(lora))
+    model = gathered(trainer, lambda: _fresh(lora))
     if not is_first():
         return
     save_model(model.merge_and_unload() if lora else model, tokenizer, OUT)

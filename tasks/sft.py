@@ -42,9 +42,11 @@ from tasks.lib.plots import curves
 from tasks.lib.settings.sft import Params
 from tasks.lib.stage import Problem, Stage, file_hash, main
 from tasks.lib.training.distributed import is_first, is_sharded
-from tasks.lib.training.hf_trainer import configured, curve, loading_place, ours, train, whole
+from tasks.lib.training.hf_trainer import curve, stage_trainer, train
 from tasks.lib.training.launching import under_launcher
 from tasks.lib.training.muon import Muon
+from tasks.lib.training.sharded import gathered, loading_place
+from tasks.lib.training.trainer_config import configured
 
 BASE, OUT = Path("models/base"), Path("models/sft")
 TRAIN, VALIDATION = Path("data/curated/train.parquet"), Path("data/curated/validation.parquet")
@@ -99,7 +101,7 @@ def run(params: Params, stage: Stage) -> None:
         batches = {"data_collator": collator(0, as_one_row=takes_one_row(model))}
 
     # 4. Train. The loss is the mean over the trained tokens of the whole effective batch.
-    trainer = ours(allocating(SFTTrainer) if params.method == "adalora" else SFTTrainer)(
+    trainer = stage_trainer(allocating(SFTTrainer) if params.method == "adalora" else SFTTrainer)(
         model=model,
         args=config,
         processing_class=tokenizer,
@@ -118,7 +120,7 @@ def run(params: Params, stage: Stage) -> None:
 
     # 5. What was trained becomes part of the weights: the model is an ordinary one again.
     trained_parameters = trainable(trainer.model)
-    model = whole(trainer, lambda: adapt(params.method, fields, load_policy(BASE, on="cpu"), tokenizer))
+    model = gathered(trainer, lambda: adapt(params.method, fields, load_policy(BASE, on="cpu"), tokenizer))
     if not is_first():
         return
     if params.keep_adapter:

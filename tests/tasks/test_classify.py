@@ -21,7 +21,7 @@ from tasks import classify
 from tasks.lib.models.batches import right_pad
 from tasks.lib.models.loading import load_policy
 from tasks.lib.stage import Problem, Stage, read_yaml
-from tasks.lib.training import hf_trainer
+from tasks.lib.training.trainer_watch import Watch
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINER = {
@@ -66,7 +66,7 @@ def artifacts(workspace: Path) -> dict[str, bytes]:
 
 
 def killed(monkeypatch: pytest.MonkeyPatch, method: str, step: int, action: Callable[[], Any]) -> None:
-    original = getattr(hf_trainer._Watch, method)
+    original = getattr(Watch, method)
 
     def watched(self: Any, args: Any, state: Any, control: Any, **rest: Any) -> None:
         if state.global_step == step:
@@ -74,7 +74,7 @@ def killed(monkeypatch: pytest.MonkeyPatch, method: str, step: int, action: Call
         original(self, args, state, control, **rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(hf_trainer._Watch, method, watched)
+        patch.setattr(Watch, method, watched)
         if (pid := os.fork()) == 0:
             try:
                 action()

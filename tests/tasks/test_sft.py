@@ -24,7 +24,8 @@ from tasks.lib.models.batches import token_batches
 from tasks.lib.models.chat import load_tokenizer
 from tasks.lib.models.loading import load_policy
 from tasks.lib.stage import Problem, Stage
-from tasks.lib.training import hf_trainer
+from tasks.lib.training import loss_guard
+from tasks.lib.training.trainer_watch import Watch
 
 TRAINER = {"max_steps": 14, "learning_rate": 3e-3, "per_device_train_batch_size": 8, "max_length": 64,
            "eval_steps": 4, "save_steps": 4}  # fmt: skip  # 40 rows: an epoch ends within steps 5 and 10
@@ -62,14 +63,14 @@ def child(action: Callable[[], Any]) -> int:
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, method: str, step: int, number: signal.Signals) -> None:
-    original = getattr(hf_trainer._Watch, method)
+    original = getattr(Watch, method)
 
     def interrupted(self: Any, args: Any, state: Any, control: Any, **rest: Any) -> None:
         if state.global_step == step:
             os.kill(os.getpid(), number)
         original(self, args, state, control, **rest)
 
-    monkeypatch.setattr(hf_trainer._Watch, method, interrupted)
+    monkeypatch.setattr(Watch, method, interrupted)
 
 
 @pytest.mark.parametrize(
@@ -318,7 +319,7 @@ def test_a_spike_names_its_rows_and_stops_if_asked(
     inputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The median of five logged losses of 0.1 is far below an untrained model's 5.7."""
-    monkeypatch.setattr(hf_trainer, "spiked", lambda loss, log: loss / 0.1)
+    monkeypatch.setattr(loss_guard, "times_the_median", lambda loss, log: loss / 0.1)
     train(trainer={"max_steps": 1})
     assert re.search(r"the loss is 5\.\d+, 5\d times .* at step 1; rows [0-9a-f]{16}, ", capsys.readouterr().out)
     with pytest.raises(Problem, match=r"at step 1; rows [0-9a-f]{16}, .*; look at them"):
@@ -327,8 +328,8 @@ def test_a_spike_names_its_rows_and_stops_if_asked(
 
 def test_a_spike_is_measured_on_the_median_of_the_steps_before() -> None:
     log = [{"loss": 0.5}, {"eval_loss": 9.0}] * 19
-    assert hf_trainer.spiked(3.0, log) == 0.0  # too few
-    assert hf_trainer.spiked(3.0, [*log, {"loss": 0.4}]) == 6.0
+    assert loss_guard.times_the_median(3.0, log) == 0.0  # too few
+    assert loss_guard.times_the_median(3.0, [*log, {"loss": 0.4}]) == 6.0
 
 
 def test_training_ends_after_evaluations_without_gain(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

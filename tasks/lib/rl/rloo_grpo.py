@@ -25,7 +25,7 @@ from tasks.lib.rl.ppo import roll_out, score_answers
 from tasks.lib.rl.ppo_training import Row, Run, begin, finish, next_prompt_numbers, progress_figures, record
 from tasks.lib.settings.ppo import PPOConfig
 from tasks.lib.stage import Problem, Stage
-from tasks.lib.training import hf_trainer
+from tasks.lib.training import hf_trainer, trainer_config
 from tasks.lib.training.checkpoints import Checkpoint
 from tasks.lib.training.distributed import is_first, joined, rank, world_size
 
@@ -123,7 +123,7 @@ def configured(Config: type, config: PPOConfig, given: Mapping[str, Any], stage:
     while rows_per_update % rows_per_pass:
         rows_per_pass -= 1
     steps = config.epochs * config.minibatches  # per iteration
-    return hf_trainer.configured(
+    return trainer_config.configured(
         Config,
         stage,
         given,

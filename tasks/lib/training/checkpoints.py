@@ -68,10 +68,10 @@ class Checkpoint:
 def changed_key(old: Any, new: Any, where: str = "") -> str | None:
     """`key: old -> new` for the first difference of two fingerprints, None when they are equal."""
     if isinstance(old, dict) and isinstance(new, dict):
-        pairs = ((key, old.get(key), new.get(key)) for key in sorted({*old, *new}))
-        for key, a, b in pairs:
-            if found := changed_key(a, b, f"{where}.{key}" if where else key):
-                return found
+        for key in sorted({*old, *new}):
+            changed = changed_key(old.get(key), new.get(key), f"{where}.{key}" if where else key)
+            if changed is not None:
+                return changed
         return None
     # through JSON, because that is what a stored fingerprint went through: tuples and lists are the same
     if json.dumps(old, sort_keys=True, default=str) == json.dumps(new, sort_keys=True, default=str):
@@ -84,13 +84,14 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str = "optimizer
 
     Learning rates are not part of it: a loop sets them from its step.
     """
-    flat = {}
+    tensors: dict[str, Tensor] = {}
     for index, entries in optimizer.state_dict()["state"].items():
         for name, value in entries.items():
-            if value is not None:
-                is_number = not isinstance(value, Tensor)
-                flat[f"{prefix}{index}.{name}"] = torch.tensor(value, dtype=torch.double) if is_number else value
-    return flat
+            if isinstance(value, Tensor):
+                tensors[f"{prefix}{index}.{name}"] = value
+            elif value is not None:
+                tensors[f"{prefix}{index}.{name}"] = torch.tensor(value, dtype=torch.double)
+    return tensors
 
 
 def restore_optimizer(
@@ -124,22 +125,29 @@ def hf_checkpoint(
     Incomplete ones are removed, and so is one of the last step, or whose log `is_over`: the Trainer would go a step
     beyond it. Those of another fingerprint are discarded; a line names the changed key.
     """
-    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(re.sub(r"\D", "", p.name) or 0), reverse=True)
-    complete = [path for path in found if (path / MARKER).is_file()]
-    usable = [path for path in complete if not _at_the_end(path, is_over)]
+    newest_first = sorted(folder.glob("checkpoint-*"), key=_step_of, reverse=True)
+    complete = [path for path in newest_first if (path / MARKER).is_file()]
     if complete:
         changed = changed_key(json.loads((complete[0] / MARKER).read_text()), fingerprint)
         if changed is not None:
             _discard(folder, changed)
             return None
-    for path in set(found) - set(usable):
-        shutil.rmtree(path, ignore_errors=True)
+    usable = [path for path in complete if not _at_the_end(path, is_over)]
+    for path in newest_first:
+        if path not in usable:
+            shutil.rmtree(path, ignore_errors=True)
     return usable[0] if usable else None
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(re.sub(r"\D", "", checkpoint.name) or 0)
 
 
 def _at_the_end(checkpoint: Path, is_over: Callable[[list[Any]], bool]) -> bool:
     file = checkpoint / "trainer_state.json"
-    state: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {"global_step": 0, "max_steps": 1}
+    if not file.is_file():
+        return is_over([])
+    state: dict[str, Any] = json.loads(file.read_text())
     return bool(state["global_step"] >= state["max_steps"]) or is_over(state.get("log_history", []))
 
 

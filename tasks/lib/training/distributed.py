@@ -102,4 +102,8 @@ def combined(values: dict[str, float], largest: Sequence[str] = ()) -> dict[str,
         return values
     gathered: list[Any] = [None] * world_size()
     dist.all_gather_object(gathered, values)
-    return {key: (max if key in largest else sum)(each[key] for each in gathered) for key in values}
+    total: dict[str, float] = {}
+    for key in values:
+        of_processes = [each[key] for each in gathered]
+        total[key] = max(of_processes) if key in largest else sum(of_processes)
+    return total

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from tasks.lib.stage import Problem
 from tasks.lib.training.checkpoints import Checkpoint, optimizer_tensors, restore_optimizer
+from tasks.lib.training.stopping import asked_to_stop
 
 Figures = dict[str, float]  # of one step
 WEIGHTS = "model."  # before the names of the weights in a checkpoint
@@ -47,7 +47,7 @@ def train_steps(
     first, log = _resumed(model, optimizer, checkpoint)
     if first:
         print(f"{stage}: going on after step {first} of {steps}", flush=True)
-    with asked_to_stop() as signals:
+    with asked_to_stop(signal.SIGTERM, signal.SIGINT) as signals:
         for step in range(first, steps):
             loss, figures = loss_of(step)
             _refuse_unless_finite(stage, step, "loss", loss, advice)
@@ -81,18 +81,6 @@ def warmup_then_cosine(step: int, steps: int, warmup: int, *, floor: float = 0.1
         return (step + 1) / warmup
     done, length = step - warmup + falls_at_once, steps - warmup + falls_at_once
     return floor + (1 - floor) / 2 * (1 + math.cos(math.pi * done / max(1, length)))
-
-
-@contextmanager
-def asked_to_stop() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT instead of dying in the middle of a step."""
-    signals: list[int] = []
-    earlier = {n: signal.signal(n, lambda n, _: signals.append(n)) for n in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield signals
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
 
 
 def _resumed(model: Any, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> tuple[int, list[Figures]]:

@@ -23,7 +23,8 @@ def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
     Gram matrix is stepped instead and x multiplied once at the end: fewer operations, the more so the longer x is.
     """
     a, b, c = NEWTON_SCHULZ
-    x = matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices
+    is_tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if is_tall else matrices
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     if x.shape[1] == x.shape[2]:
         for _ in range(steps):
@@ -39,7 +40,7 @@ def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
         if step < steps - 1:
             gram = factor @ gram @ factor
     x = product @ x
-    return x.mT if matrices.shape[1] > matrices.shape[2] else x
+    return x.mT if is_tall else x
 
 
 class Muon(torch.optim.Optimizer):
@@ -52,26 +53,37 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(self, model: Any, lr: float, *, momentum: float = 0.8, weight_decay: float = 0.01) -> None:
         embeddings = model.get_input_embeddings().weight
-        matrices = {id(p) for p in model.base_model.parameters() if p.ndim == 2 and p is not embeddings}
-        trained = [p for p in model.parameters() if p.requires_grad]
-        inside = [p for p in trained if id(p) in matrices]
-        rest = [p for p in trained if id(p) not in matrices]
-        groups = [{"params": inside, "rule": "muon"}, {"params": rest, "rule": "adam"}]
-        super().__init__(
-            [group for group in groups if group["params"]],
-            {
-                "lr": lr,
-                "momentum": momentum,
-                "weight_decay": weight_decay,
-                "betas": (0.9, 0.999),
-                "eps": 1e-8,
-            },
-        )
+        in_layers = {id(p) for p in model.base_model.parameters() if p.ndim == 2 and p is not embeddings}
+        matrices: list[Tensor] = []
+        others: list[Tensor] = []
+        for parameter in model.parameters():
+            if not parameter.requires_grad:
+                continue
+            if id(parameter) in in_layers:
+                matrices.append(parameter)
+            else:
+                others.append(parameter)
+        groups: list[dict[str, Any]] = []
+        if matrices:
+            groups.append({"params": matrices, "rule": "muon"})
+        if others:
+            groups.append({"params": others, "rule": "adam"})
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "betas": (0.9, 0.999),
+            "eps": 1e-8,
+        }
+        super().__init__(groups, defaults)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            (self._muon if group["rule"] == "muon" else self._adam)(group)
+            if group["rule"] == "muon":
+                self._muon(group)
+            else:
+                self._adam(group)
 
     def _muon(self, group: dict[str, Any]) -> None:
         by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)

@@ -16,7 +16,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from tasks.lib.dpo.shared_pairs import collator, shared, sharing
 from tasks.lib.stage import Problem, Stage
-from tasks.lib.training.hf_trainer import configured
+from tasks.lib.training.trainer_config import configured
 
 
 def pairs_of(prompts: int = 3, answers: int = 4) -> list[dict[str, Any]]:

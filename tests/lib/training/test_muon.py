@@ -31,7 +31,8 @@ def test_it_steps_as_torch_muon_and_adam_do() -> None:
     twin = copy.deepcopy(model)
     ours = Muon(model, lr=1e-2, momentum=0.95, weight_decay=0.1)
     inside = [p for p in twin.model.layers.parameters() if p.ndim == 2]
-    rest = [p for p in twin.parameters() if not any(p is q for q in inside)]
+    known = {id(p) for p in inside}
+    rest = [p for p in twin.parameters() if id(p) not in known]
     theirs = [
         torch.optim.Muon(inside, lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(rest, lr=1e-2, weight_decay=0.0),
