@@ -29,7 +29,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer import utils
 
 from benchmarks.reward_training import tokenizer
-from tasks.lib.finetuning.packing import collator, packed
+from tasks.lib.finetuning.packing import collator_of_packs, packed
 from tasks.lib.stage import Stage
 from tasks.lib.training.hf_trainer import stage_trainer
 from tasks.lib.training.trainer_config import configured
@@ -81,7 +81,7 @@ def trainer(kind: str, rows: list[dict[str, Any]], held_out: list[dict[str, Any]
         made.remove_callback(PrinterCallback)
         return made
     if kind == "packed":
-        settings["data_collator"] = collator(0, as_one_row=False)
+        settings["data_collator"] = collator_of_packs(0, as_one_row=False)
     lengths, ids = [len(row["input_ids"]) for row in rows], [row["id"] for row in rows]
     tokens = budget if kind == "tokens" else None
     return stage_trainer(SFTTrainer)(**settings, lengths=lengths, ids=ids, batch_tokens=tokens)

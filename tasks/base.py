@@ -1,4 +1,4 @@
-"""base: the model that the line starts from.
+"""base: the model that the pipeline starts from.
 
 `model: embedded` trains a tiny Llama and its tokenizer on the text that ships with the project. A Hub id
 with a pinned revision, or a folder, is taken in as it is; `pretraining.steps` above 0 continues its
@@ -19,7 +19,7 @@ import torch
 from tasks.lib.finetuning.pretraining import blocks, documents, new_llama, perplexity, pretrain, train_tokenizer
 from tasks.lib.models.chat import load_tokenizer
 from tasks.lib.models.hub_models import materialise
-from tasks.lib.models.loading import device, load_policy, save_model
+from tasks.lib.models.loading import load_policy, save_model
 from tasks.lib.plots import curves
 from tasks.lib.settings.base import Params
 from tasks.lib.stage import Problem, Stage, file_hash, main
@@ -30,59 +30,67 @@ OUT = Path("models/base")
 
 def run(params: Params, stage: Stage) -> None:
     # 1. The model to start from: new, or somebody's.
-    embedded = params.model == "embedded"
-    if embedded:
-        tokenizer = train_tokenizer(documents(params.text), params.tiny.vocab_size)
-        torch.manual_seed(stage.seed_of("weights"))
-        shape = params.tiny.model_dump(exclude={"vocab_size"})
-        save_model(new_llama(tokenizer, **shape), tokenizer, OUT)
-        facts: dict[str, Any] = {"source": "embedded"}
-    else:
-        facts = materialise(params.model, params.revision, OUT)
-    model, tokenizer = load_policy(OUT).to(device()), load_tokenizer(OUT)
+    facts = write_start(params, stage)
+    model, tokenizer = load_policy(OUT), load_tokenizer(OUT)
     facts |= {"parameters": sum(p.numel() for p in model.parameters()), "vocabulary": len(tokenizer)}
 
-    # 2. Pre-training, judged on blocks that it does not see.
+    # 2. Pre-training, if there is to be any.
+    log: list[dict[str, float]] = []
+    panels = {"Loss per token (not trained here)": ["loss"]}
     if params.pretraining.steps:
-        settings = params.pretraining
-        ids = blocks(params.text, tokenizer, settings.sequence_length)
-        held_out, seen = ids[: settings.heldout_blocks].to(model.device), ids[settings.heldout_blocks :]
-        if len(seen) < settings.batch_size:
-            raise Problem(
-                f"{params.text}: {len(ids)} blocks of {settings.sequence_length} tokens are too few for "
-                f"{settings.heldout_blocks} held-out ones and a batch of {settings.batch_size}; add text"
-            )
-        facts |= {"blocks": len(seen), "perplexity_before": perplexity(model, held_out)}
-        fingerprint = {
-            "params": params.model_dump(mode="json"),
-            "seed": stage.seed,
-            "threads": stage.threads,
-            "text": file_hash(params.text),
-            "start": facts.get("weights"),
-        }
-        checkpoint = Checkpoint(stage.checkpoints, fingerprint)
-        log = pretrain(
-            model,
-            seen,
-            steps=settings.steps,
-            batch_size=settings.batch_size,
-            learning_rate=settings.learning_rate,
-            warmup=settings.warmup,
-            seed=stage.seed_of("batches"),
-            checkpoint=checkpoint,
-            save_every=settings.save_every,
-            progress=stage.progress,
-        )
-        facts |= {
-            "perplexity": perplexity(model, held_out),
-            "tokens": settings.steps * settings.batch_size * ids.shape[1],
-        }
-        save_model(model, tokenizer, OUT)
-        checkpoint.clear()
-        curves(Path("reports/plots/base"), log, "step", {"Loss per token": ["loss"]})
-    else:
-        curves(Path("reports/plots/base"), [], "step", {"Loss per token (not trained here)": ["loss"]})
+        figures, log = pretrained(params, stage, model, tokenizer, facts.get("weights"))
+        facts |= figures
+        panels = {"Loss per token": ["loss"]}
+    curves(Path("reports/plots/base"), log, "step", panels)
     stage.report(facts)
+
+
+def write_start(params: Params, stage: Stage) -> dict[str, Any]:
+    """Write models/base: the embedded model with random weights, or the model that is named. Facts for the report."""
+    if params.model != "embedded":
+        return materialise(params.model, params.revision, OUT)
+    tokenizer = train_tokenizer(documents(params.text), params.tiny.vocab_size)
+    torch.manual_seed(stage.seed_of("weights"))
+    shape = params.tiny.model_dump(exclude={"vocab_size"})
+    save_model(new_llama(tokenizer, **shape), tokenizer, OUT)
+    return {"source": "embedded"}
+
+
+def pretrained(
+    params: Params, stage: Stage, model: Any, tokenizer: Any, start: str | None
+) -> tuple[dict[str, Any], list[dict[str, float]]]:
+    """Train on the text, measure on blocks of it that are not seen, write models/base: figures, and the log.
+
+    `start` is the hash of the weights that training starts from, None for new ones.
+    """
+    how = params.pretraining
+    ids = blocks(params.text, tokenizer, how.sequence_length)
+    held_out, seen = ids[: how.heldout_blocks].to(model.device), ids[how.heldout_blocks :]
+    if len(seen) < how.batch_size:
+        raise Problem(
+            f"{params.text}: {len(ids)} blocks of {how.sequence_length} tokens are too few for "
+            f"{how.heldout_blocks} held-out ones and a batch of {how.batch_size}; add text"
+        )
+    before = perplexity(model, held_out)
+    fingerprint = {
+        "params": params.model_dump(mode="json"),
+        "seed": stage.seed,
+        "threads": stage.threads,
+        "text": file_hash(params.text),
+        "start": start,
+    }
+    checkpoint = Checkpoint(stage.checkpoints, fingerprint)
+    seed = stage.seed_of("batches")
+    log = pretrain(model, seen, how, seed=seed, checkpoint=checkpoint, progress=stage.progress)
+    figures = {
+        "blocks": len(seen),
+        "perplexity_before": before,
+        "perplexity": perplexity(model, held_out),
+        "tokens": how.steps * how.batch_size * ids.shape[1],
+    }
+    save_model(model, tokenizer, OUT)
+    checkpoint.clear()
+    return figures, log
 
 
 if __name__ == "__main__":

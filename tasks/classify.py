@@ -1,6 +1,6 @@
 """classify: a classification or regression head on a decoder or an encoder, one model per name in classify.tasks.
 
-No name, no stage: the line's own graph has none.
+No name, no stage: the pipeline as it comes has none.
 
 Reads   classify.model; the rows of the task: data/curated and its check, or a table of texts and labels
 Writes  models/classify/<task>, reports/classify/<task>.json, reports/plots/classify/<task>.{csv,png}
@@ -12,19 +12,21 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
+from torch import Tensor
+
 from tasks.lib.data.labels import Labelled, classes, majority, read_labelled
 from tasks.lib.evaluation.classification import classification_figures, regression_figures
-from tasks.lib.finetuning.adapters import merged, trainable
+from tasks.lib.finetuning.adapters import count_trainable, merged
 from tasks.lib.finetuning.classifier import (
-    adapt,
-    collator,
+    collator_of_texts,
     load_classifier,
     predicted,
+    prepare_classifier,
     room,
     summed_loss,
     token_ids,
@@ -36,6 +38,22 @@ from tasks.lib.settings.classify import Params
 from tasks.lib.stage import Problem, Stage, file_hash, main
 from tasks.lib.training.hf_trainer import curve, stage_trainer, train
 from tasks.lib.training.trainer_config import configured
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A regression's targets are trained in standard deviations from the mean of the training rows."""
+
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True)
+class TokenizedText:
+    """A row with the ids of its text."""
+
+    row: Labelled
+    ids: list[int]
 
 
 def run(params: Params, stage: Stage) -> None:
@@ -57,99 +75,137 @@ def learn(params: Params, stage: Stage, arguments: list[str]) -> None:
     is_regression = task.objective == "regression"
     splits = read_labelled(task.rows, name, is_regression)
     labels = [] if is_regression else classes(splits, name)
-    numbers = [row.number for row in splits["train"]]
-    mean, std = (fmean(numbers), pstdev(numbers)) if is_regression else (0.0, 1.0)
-    if not std:
-        raise Problem(f"classify.tasks.{name}: every training row has the label {mean:g}; nothing to learn")
+    scale = scale_of(splits["train"], name) if is_regression else None
 
     # 3. The model, frozen but for what the method trains.
     model, tokenizer, new = load_classifier(params.model, labels, params.method, stage.seed_of("head"))
-    limit = min((n for n in (params.max_length, room(model)) if n), default=None)
-    model = adapt(model, params.method, params.lora, new)
-    tokens = {split: tokenised(tokenizer, rows, limit) for split, rows in splits.items()}
-
-    def examples(split: str) -> list[dict[str, Any]]:
-        rows, ids = zip(*tokens[split], strict=True)
-        targets = [(r.number - mean) / std if is_regression else labels.index(r.label) for r in rows]
-        return [{"row": number, "input_ids": ids[number], "labels": target} for number, target in enumerate(targets)]
+    limit = length_limit(params.max_length, room(model))
+    model = prepare_classifier(model, params.method, params.lora, new)
+    texts = {split: tokenized_texts(tokenizer, rows, limit) for split, rows in splits.items()}
 
     # 4. Train. The loss is the mean over the rows of the effective batch.
     trainer = stage_trainer(Trainer)(
         model=model,
         args=config,
-        data_collator=collator(tokenizer.pad_token_id),
+        data_collator=collator_of_texts(tokenizer.pad_token_id),
         compute_loss_func=summed_loss(config.label_smoothing_factor),
-        train_dataset=examples("train"),
-        eval_dataset=examples("validation"),
-        lengths=[len(ids) for _, ids in tokens["train"]],
-        ids=[row.where for row, _ in tokens["train"]],
+        train_dataset=examples(texts["train"], labels, scale),
+        eval_dataset=examples(texts["validation"], labels, scale),
+        lengths=[len(text.ids) for text in texts["train"]],
+        ids=[text.row.where for text in texts["train"]],
     )
-    files = sorted(task.rows.glob("*.parquet")) if task.rows.is_dir() else [task.rows]
-    inputs = {
-        str(params.model): weights_hash(params.model),
-        **{str(file): file_hash(file) for file in files},
-    }
-    settings = params.model_dump(mode="json", exclude={"tasks"}) | {"task": task.model_dump(mode="json")}
-    fingerprint = {"params": settings, "seed": stage.seed, "inputs": inputs}
-    log = train(trainer, stage, fingerprint, {"loss": "loss", "eval_loss": "validation"})
+    log = train(trainer, stage, fingerprint_of(params, name, stage.seed), {"loss": "loss", "eval_loss": "validation"})
     steps = curve(log, {"loss": "loss", "eval_loss": "validation_loss"})
 
-    # 5. Judge it on held-out rows, beside a guess that reads nothing.
-    held_out = [row for row, _ in tokens["test"]]
-    outputs = predicted(trainer.model, [ids for _, ids in tokens["test"]], batch_size=config.eval_batch_size)
-    seed = stage.seed_of("bootstrap")
-    if is_regression:
-        targets, said = [row.number for row in held_out], (outputs[:, 0] * std + mean).tolist()
-        figures = regression_figures(targets, said, numbers, seed=seed)
-        better, blind = figures["mae"] < figures["median_mae"], "the median of the training rows"
-    else:
-        named = [labels[number] for number in outputs.argmax(-1).tolist()]
-        figures = classification_figures([row.label for row in held_out], named, majority(splits["train"]), seed=seed)
-        better, blind = figures["balanced_accuracy"] > figures["chance"], "a constant label"
+    # 5. Compare it on held-out rows with a guess that reads nothing.
+    outputs = predicted(trainer.model, [text.ids for text in texts["test"]], batch_size=config.eval_batch_size)
+    held_out = [text.row for text in texts["test"]]
+    figures = held_out_figures(outputs, held_out, splits["train"], labels, scale, stage.seed_of("bootstrap"))
     shown = ", ".join(f"{key} {value:.3g}" for key, value in figures.items() if "." not in key)
     print(f"{stage.name}: {shown}", flush=True)
-    if params.require_above_chance and not better:
-        raise Problem(
-            f"{stage.name}: on {len(held_out)} held-out rows no better than {blind} ({shown}); the model is not "
-            "written. Try classify.method full, classify.trainer.learning_rate and num_train_epochs; "
-            "classify.require_above_chance: false writes it all the same"
-        )
+    if params.require_above_chance:
+        refuse_at_chance(stage.name, figures, f"on {len(held_out)} held-out rows", shown)
 
     # 6. An ordinary model of transformers again.
-    count = trainable(trainer.model)
+    trainable_parameters = count_trainable(trainer.model)
     trained = merged(params.method, trainer.model, params.model)
-    if is_regression:
-        trained.config.target_mean, trained.config.target_std = mean, std
+    if scale is not None:
+        trained.config.target_mean, trained.config.target_std = scale.mean, scale.std
     save_model(trained, tokenizer, Path("models/classify") / name)
     curves(Path("reports/plots/classify") / name, steps, "step", {"Loss": ["loss", "validation_loss"]})
-    stage.report(
-        {
-            **figures,
-            "rows": len(tokens["train"]),
-            "rows_too_long": sum(len(splits[split]) - len(tokens[split]) for split in splits),
-            "validation_rows": len(tokens["validation"]),
-            "method": params.method,
-            "trainable_parameters": count,
-            "steps": trainer.state.global_step,
-            "validation_loss_before": next(row["validation_loss"] for row in steps if "validation_loss" in row),
-            "validation_loss": [row["validation_loss"] for row in steps if "validation_loss" in row][-1],
-        }
-    )
+    validation_losses = [row["validation_loss"] for row in steps if "validation_loss" in row]
+    report = dict(figures)
+    report["rows"] = len(texts["train"])
+    report["rows_too_long"] = sum(len(splits[split]) - len(texts[split]) for split in splits)
+    report["validation_rows"] = len(texts["validation"])
+    report["method"] = params.method
+    report["trainable_parameters"] = trainable_parameters
+    report["steps"] = trainer.state.global_step
+    report["validation_loss_before"] = validation_losses[0]
+    report["validation_loss"] = validation_losses[-1]
+    stage.report(report)
     shutil.rmtree(stage.checkpoints, ignore_errors=True)
 
 
-def tokenised(tokenizer: Any, rows: Sequence[Labelled], limit: int | None) -> list[tuple[Labelled, list[int]]]:
-    """Rows with the ids of their text. Those that are too long are dropped, never cut; a Problem when all are."""
-    found = [
-        (row, ids)
-        for row, ids in zip(rows, token_ids(tokenizer, [row.text for row in rows]), strict=True)
-        if limit is None or len(ids) <= limit
-    ]
-    if not found:
+def scale_of(rows: Sequence[Labelled], name: str) -> Scale:
+    """Mean and (population) standard deviation of the rows' numbers. Problem when they are all equal."""
+    numbers = [row.number for row in rows]
+    scale = Scale(fmean(numbers), pstdev(numbers))
+    if not scale.std:
+        raise Problem(f"classify.tasks.{name}: every training row has the label {scale.mean:g}; nothing to learn")
+    return scale
+
+
+def length_limit(max_length: int | None, room: int | None) -> int | None:
+    """The most tokens of a text, by params.yaml and by the model; None if neither limits them."""
+    limits = [limit for limit in (max_length, room) if limit]
+    return min(limits, default=None)
+
+
+def tokenized_texts(tokenizer: Any, rows: Sequence[Labelled], limit: int | None) -> list[TokenizedText]:
+    """The rows that are not too long; a Problem when all are. None is cut."""
+    texts: list[TokenizedText] = []
+    for row, ids in zip(rows, token_ids(tokenizer, [row.text for row in rows]), strict=True):
+        if limit is None or len(ids) <= limit:
+            texts.append(TokenizedText(row, ids))
+    if not texts:
         raise Problem(
             f"{rows[0].where}: this and all other rows are longer than {limit} tokens; set classify.max_length"
         )
-    return found
+    return texts
+
+
+def examples(texts: Sequence[TokenizedText], labels: Sequence[str], scale: Scale | None) -> list[dict[str, Any]]:
+    """Rows {row, input_ids, labels} for the trainer: the number of the label, or the scaled target."""
+    rows: list[dict[str, Any]] = []
+    for text in texts:
+        if scale is None:
+            target: float = labels.index(text.row.label)
+        else:
+            target = (text.row.number - scale.mean) / scale.std
+        rows.append({"row": len(rows), "input_ids": text.ids, "labels": target})
+    return rows
+
+
+def fingerprint_of(params: Params, name: str, seed: int) -> dict[str, Any]:
+    """What decides the weights of one task; the other tasks do not."""
+    task = params.tasks[name]
+    inputs = {str(params.model): weights_hash(params.model)}
+    for file in sorted(task.rows.glob("*.parquet")) if task.rows.is_dir() else [task.rows]:
+        inputs[str(file)] = file_hash(file)
+    settings = params.model_dump(mode="json", exclude={"tasks"}) | {"task": task.model_dump(mode="json")}
+    return {"params": settings, "seed": seed, "inputs": inputs}
+
+
+def held_out_figures(
+    outputs: Tensor,
+    held_out: Sequence[Labelled],
+    train_rows: Sequence[Labelled],
+    labels: Sequence[str],
+    scale: Scale | None,
+    seed: int,
+) -> dict[str, Any]:
+    """Figures of the outputs (N, labels) for N held-out rows, and of a guess that knows the training rows alone."""
+    if scale is not None:
+        answers = (outputs[:, 0] * scale.std + scale.mean).tolist()
+        numbers = [row.number for row in train_rows]
+        return regression_figures([row.number for row in held_out], answers, numbers, seed=seed)
+    named = [labels[number] for number in outputs.argmax(-1).tolist()]
+    return classification_figures([row.label for row in held_out], named, majority(train_rows), seed=seed)
+
+
+def refuse_at_chance(stage: str, figures: dict[str, Any], where: str, shown: str) -> None:
+    """Problem when the model is no better than a guess that reads nothing."""
+    if "mae" in figures:
+        is_better, guess = figures["mae"] < figures["median_mae"], "the median of the training rows"
+    else:
+        is_better, guess = figures["balanced_accuracy"] > figures["chance"], "a constant label"
+    if not is_better:
+        raise Problem(
+            f"{stage}: {where} no better than {guess} ({shown}); the model is not "
+            "written. Try classify.method full, classify.trainer.learning_rate and num_train_epochs; "
+            "classify.require_above_chance: false writes it all the same"
+        )
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ def test_the_loss_is_the_mean_over_answer_and_eos_of_the_effective_batch(inputs:
     report = train(trainer={"max_steps": 1, **accumulated})
     model, tokenizer = load_policy("models/base"), load_tokenizer("models/base")
     total, count = 0.0, 0
-    for row in sft.tokenised(tokenizer, sft.TRAIN, None)[0]:
+    for row in sft.tokenized_instructions(tokenizer, sft.TRAIN, None)[0]:
         labels = torch.tensor(row["labels"][1:])
         logprobs = model(torch.tensor([row["input_ids"]])).logits[0, :-1].log_softmax(-1)
         trained = labels != sft.IGNORED
@@ -166,7 +166,7 @@ def test_every_method_trains_and_leaves_a_model_of_the_line(inputs: Path, method
         return
     model, tokenizer = load_policy(sft.OUT), load_tokenizer(sft.OUT)
     total, count = 0.0, 0
-    for row in sft.tokenised(tokenizer, sft.VALIDATION, None)[0]:
+    for row in sft.tokenized_instructions(tokenizer, sft.VALIDATION, None)[0]:
         labels = torch.tensor(row["labels"][1:])
         trained = labels != sft.IGNORED
         logprobs = model(torch.tensor([row["input_ids"]])).logits[0, :-1].log_softmax(-1)
@@ -178,7 +178,9 @@ def test_every_method_trains_and_leaves_a_model_of_the_line(inputs: Path, method
 def test_batches_of_equal_tokens_go_on_as_if_never_stopped(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """40 rows in nine batches of at most 96 tokens; the kill is in the second epoch."""
     report = train(batch_tokens=96)
-    lengths = [len(row["input_ids"]) for row in sft.tokenised(load_tokenizer(sft.BASE), sft.TRAIN, None)[0]]
+    lengths = [
+        len(row["input_ids"]) for row in sft.tokenized_instructions(load_tokenizer(sft.BASE), sft.TRAIN, None)[0]
+    ]
     per_epoch = len(token_batches(lengths, 96, 0))
     assert per_epoch == 9 and report["epochs"] == pytest.approx(14 / 9, abs=1e-5)
     expected = artifacts(inputs)

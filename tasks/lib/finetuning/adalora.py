@@ -1,8 +1,8 @@
 """AdaLoRA (arXiv 2303.10512): low-rank updates P diag(E) Q whose ranks go where they matter most.
 
 peft has the layers and the allocator of ranks. Here is what it leaves to a training loop: the steps of the schedule,
-the orthogonality of P and Q (eq. 4) beside a loss that is computed outside the model, and a checkpoint of all that goes
-on: the triplets that are switched off but may come back, the moving averages of their importance, the present ranks.
+the orthogonality of P and Q (eq. 4) added to a loss that is computed outside the model, and a checkpoint of all that
+changes: the triplets that are switched off but may come back, the moving averages of their importance, the ranks.
 """
 
 from __future__ import annotations
@@ -25,19 +25,22 @@ AVERAGES = ("exp_avg_ipt", "exp_avg_unc")  # peft's names: importance of a weigh
 
 def orthogonality(model: Any) -> Tensor:
     """The mean of ||P'P - I|| and ||QQ' - I|| (Frobenius) over all matrices, as peft takes it."""
-    apart = []
+    distances = []
     for name, p in _adapters(model).items():
-        if "lora_E" not in name:
-            square = p @ p.T if "lora_A" in name else p.T @ p
-            apart.append(torch.linalg.matrix_norm(square - torch.eye(len(square), device=p.device)))
-    return torch.stack(apart).mean()
+        if "lora_E" in name:  # the diagonal
+            continue
+        gram = p @ p.T if "lora_A" in name else p.T @ p  # (r, r)
+        distances.append(torch.linalg.matrix_norm(gram - torch.eye(len(gram), device=p.device)))
+    return torch.stack(distances).mean()
 
 
 def schedule(config: Any, steps: int) -> None:
     """Ranks shrink after `tinit` steps and stay for the last `tfinal`; -1: a tenth and a half of `steps`."""
     config.total_step = steps
-    config.tinit = steps // 10 if config.tinit < 0 else config.tinit
-    config.tfinal = steps // 2 if config.tfinal < 0 else config.tfinal
+    if config.tinit < 0:
+        config.tinit = steps // 10
+    if config.tfinal < 0:
+        config.tfinal = steps // 2
     if config.tinit >= steps - config.tfinal:
         raise Problem(
             f"sft.adapter: tinit {config.tinit} and tfinal {config.tfinal} leave none of {steps} steps to "
@@ -48,11 +51,14 @@ def schedule(config: Any, steps: int) -> None:
 def save_ranks(model: Any, folder: Path) -> None:
     """Write everything of an AdaLoRA model that a step changes and peft's own checkpoint drops."""
     allocator, config = model.base_model.rankallocator, model.peft_config["default"]
-    tensors = {f"weight/{name}": p for name, p in _adapters(model).items()}
+    values: dict[str, dict[str, Tensor]] = {"weight": _adapters(model)}
     for kind in AVERAGES:
-        tensors |= {f"{kind}/{name}": value for name, value in getattr(allocator, kind).items()}
-    owned = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    save_file(owned, folder / FILE, metadata={"rank_pattern": json.dumps(config.rank_pattern)})
+        values[kind] = getattr(allocator, kind)
+    tensors: dict[str, Tensor] = {}
+    for kind, of_kind in values.items():
+        for name, value in of_kind.items():
+            tensors[f"{kind}/{name}"] = value.detach().cpu().contiguous().clone()
+    save_file(tensors, folder / FILE, metadata={"rank_pattern": json.dumps(config.rank_pattern)})
 
 
 @torch.no_grad()
@@ -68,14 +74,13 @@ def load_ranks(model: Any, folder: Path) -> None:
             if kind == "weight":
                 adapters[name].copy_(value)
             else:
-                # peft names weights as the model inside sees them
-                here = adapters[f"base_model.model.{name}"]
-                getattr(allocator, kind)[name] = value.to(here.device)
-                allocator.ipt[name] = torch.zeros_like(here)
+                weight = adapters[f"base_model.model.{name}"]  # peft's allocator names weights as the inner model does
+                getattr(allocator, kind)[name] = value.to(weight.device)
+                allocator.ipt[name] = torch.zeros_like(weight)
 
 
 def allocating(Base: Any) -> Any:
-    """The trainer class `Base` for a model of `adapt("adalora", ...)`."""
+    """The trainer class `Base` for a model of `prepare_model("adalora", ...)`."""
 
     class Allocating(Base):
         def __init__(self, **settings: Any) -> None:

@@ -9,6 +9,7 @@ here the templates of a raw row vary, so that a row with one template cannot be 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from tasks.lib.models.chat import answer_ids, answer_text, prompt_ids
@@ -36,32 +37,46 @@ def known_facts(
     """
     if not count:
         return {}
-    room = getattr(model.config, "max_position_embeddings", None) or float("inf")
-    asked: dict[str, list[Mapping[str, Any]]] = {}
-    for row in sorted(rows, key=lambda row: row["row"]):
-        asked.setdefault(row["row"], []).append(row)
-    chosen = [row for fact in list(asked)[:count] for row in asked[fact]]
-    longest = max((len(answer_ids(tokenizer, row["answer"])) for row in chosen), default=0)
-    prompts = [prompt_ids(tokenizer, row["messages"]) for row in chosen]
-    fits = [place for place, prompt in enumerate(prompts) if len(prompt) + longest <= room]
-    if not fits:
-        raise Problem("sft.known_facts: no prompt leaves room for an answer; set it to 0")
+    asked, questions, longest = _questions(model, tokenizer, rows, count)
     settings: dict[str, Any] = {
-        "eos_id": tokenizer.eos_token_id, "pad_id": tokenizer.pad_token_id, "max_new_tokens": longest,
-        "batch_size": batch_size, "seed": seed,
-    }  # fmt: skip
-    questions = [prompts[place] for place in fits]
+        "eos_id": tokenizer.eos_token_id,
+        "pad_id": tokenizer.pad_token_id,
+        "max_new_tokens": longest,
+        "batch_size": batch_size,
+        "seed": seed,
+    }
     greedy = generate(model, questions, temperature=0.0, **settings)
-    drawn = generate(model, questions, temperature=TEMPERATURE, draws=DRAWS, **settings)
-    found: dict[str, tuple[list[bool], list[bool]]] = {}
-    for number, place in enumerate(fits):
-        row = chosen[place]
-        right = [
-            answer_text(tokenizer, ids) == row["answer"].strip()
-            for ids in (greedy[number], *drawn[number * DRAWS : (number + 1) * DRAWS])
-        ]
-        of_greedy, of_drawn = found.setdefault(row["row"], ([], []))
-        of_greedy.append(right[0])
-        of_drawn += right[1:]
-    classes = [class_of(*answers) for answers in found.values()]
-    return {"facts": len(classes)} | {name: classes.count(name) / len(classes) for name in CLASSES}
+    sampled = generate(model, questions, temperature=TEMPERATURE, draws=DRAWS, **settings)
+    right_greedy: dict[str, list[bool]] = {}
+    right_sampled: dict[str, list[bool]] = {}
+    for number, row in enumerate(asked):
+        expected = row["answer"].strip()
+        drawn = sampled[number * DRAWS : (number + 1) * DRAWS]
+        right_greedy.setdefault(row["row"], []).append(answer_text(tokenizer, greedy[number]) == expected)
+        right_sampled.setdefault(row["row"], []).extend(answer_text(tokenizer, ids) == expected for ids in drawn)
+    classes = [class_of(right_greedy[fact], right_sampled[fact]) for fact in right_greedy]
+    shares: dict[str, float] = {"facts": len(classes)}
+    for name in CLASSES:
+        shares[name] = classes.count(name) / len(classes)
+    return shares
+
+
+def _questions(
+    model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]], count: int
+) -> tuple[list[Mapping[str, Any]], list[list[int]], int]:
+    """The rows of the first `count` facts that fit the model, their prompts, and the tokens of the longest answer."""
+    room = getattr(model.config, "max_position_embeddings", None) or float("inf")
+    of_fact: dict[str, list[Mapping[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: row["row"]):
+        of_fact.setdefault(row["row"], []).append(row)
+    chosen = list(chain.from_iterable(list(of_fact.values())[:count]))
+    longest = max((len(answer_ids(tokenizer, row["answer"])) for row in chosen), default=0)
+    asked, questions = [], []
+    for row in chosen:
+        prompt = prompt_ids(tokenizer, row["messages"])
+        if len(prompt) + longest <= room:
+            asked.append(row)
+            questions.append(prompt)
+    if not asked:
+        raise Problem("sft.known_facts: no prompt leaves room for an answer; set it to 0")
+    return asked, questions, longest

@@ -52,7 +52,7 @@ def load_classifier(path: Path, labels: Sequence[str], method: HeadMethod, seed:
     return model, tokenizer, sorted(head.union(lacking))
 
 
-def adapt(model: Any, method: HeadMethod, lora: Mapping[str, Any], new: Sequence[str]) -> Any:
+def prepare_classifier(model: Any, method: HeadMethod, lora: Mapping[str, Any], new: Sequence[str]) -> Any:
     """The model with only what `method` trains left to train: all weights, low-rank updates and what is `new`, or
     what is new alone, on fixed features. Problem for a bad field of `lora`."""
     if method == "lora":
@@ -76,14 +76,19 @@ def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 def room(model: Any) -> int | None:
     """The most tokens that the model takes; None if nothing limits it."""
     longest = getattr(model.config, "max_position_embeddings", None)
-    tables = (m for name, m in model.named_modules() if name.endswith("position_embeddings"))
-    before = [m.padding_idx + 1 for m in tables if getattr(m, "padding_idx", None) is not None]
-    return longest - max(before, default=0) if longest else None  # RoBERTa counts positions from behind its pad id
+    if not longest:
+        return None
+    skipped = 0
+    for name, module in model.named_modules():
+        pad_id = getattr(module, "padding_idx", None)
+        if name.endswith("position_embeddings") and pad_id is not None:
+            skipped = max(skipped, pad_id + 1)  # RoBERTa counts positions from behind its pad id
+    return int(longest - skipped)
 
 
-def collator(pad_id: int) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
-    """Rows {input_ids, labels} as a batch (B, T), padded on the right: where padding stands is no matter of a
-    tokenizer's settings, and absolute positions begin at the first token."""
+def collator_of_texts(pad_id: int) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
+    """Rows {input_ids, labels} as a batch (B, T), padded on the right whatever a tokenizer's settings are: absolute
+    positions begin at the first token."""
 
     def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         ids, is_token = right_pad([row["input_ids"] for row in rows], pad_id)
@@ -101,12 +106,11 @@ def summed_loss(smoothing: float = 0.0) -> Callable[..., Tensor]:
     """
 
     def loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+        logits = outputs.logits.float()
         if labels.is_floating_point():
-            total = nn.functional.mse_loss(outputs.logits[:, 0].float(), labels, reduction="sum")
+            total = nn.functional.mse_loss(logits[:, 0], labels, reduction="sum")
         else:
-            total = nn.functional.cross_entropy(
-                outputs.logits.float(), labels, reduction="sum", label_smoothing=smoothing
-            )
+            total = nn.functional.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
         return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
 
     return loss
@@ -116,9 +120,9 @@ def summed_loss(smoothing: float = 0.0) -> Callable[..., Tensor]:
 def predicted(model: Any, sequences: Sequence[Sequence[int]], *, batch_size: int) -> Tensor:
     """Outputs (N, labels) of token sequences in their order, from batches of like length, on the CPU."""
     model.eval()
-    found = torch.empty(len(sequences), model.config.num_labels)
+    outputs = torch.empty(len(sequences), model.config.num_labels)
     for batch in batches_by_length([len(ids) for ids in sequences], batch_size, longest_first=True):
         ids, is_token = right_pad([sequences[i] for i in batch], model.config.pad_token_id)
         logits = model(input_ids=ids.to(model.device), attention_mask=is_token.long().to(model.device)).logits
-        found[batch] = logits.float().cpu()
-    return found
+        outputs[batch] = logits.float().cpu()
+    return outputs

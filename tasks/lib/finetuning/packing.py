@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tasks.lib.models.batches import right_pad
 from tasks.lib.models.chat import IGNORED
 from tasks.lib.stage import Problem
 
@@ -24,21 +25,23 @@ Row = dict[str, Any]
 def packs(lengths: Sequence[int], size: int) -> list[list[int]]:
     """Row numbers in packs of at most `size` tokens, by best fit: the longest row left goes where least room is left.
 
-    Every row stands in one pack and is never cut. Problem when a row is longer than `size`.
+    Every row is in one pack and is never cut. Problem when a row is longer than `size`.
     """
     if lengths and max(lengths) > size:
         raise Problem(f"a row of {max(lengths)} tokens does not fit a pack of {size}; raise trainer.max_length")
-    found: list[list[int]] = []
-    rooms: list[tuple[int, int]] = []  # (tokens of room, number of the pack), the least room first
-    for row in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+    made: list[list[int]] = []
+    rooms: list[tuple[int, int]] = []  # (tokens of room, number of the pack) of packs with room, the least first
+    for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
         place = bisect_left(rooms, (lengths[row], 0))
-        room, number = rooms.pop(place) if place < len(rooms) else (size, len(found))
-        if number == len(found):
-            found.append([])
-        found[number].append(row)
+        if place < len(rooms):
+            room, number = rooms.pop(place)
+        else:
+            room, number = size, len(made)
+            made.append([])
+        made[number].append(row)
         if room > lengths[row]:
             insort(rooms, (room - lengths[row], number))
-    return found
+    return made
 
 
 def packed(rows: Sequence[Row], size: int) -> list[Row]:
@@ -46,41 +49,43 @@ def packed(rows: Sequence[Row], size: int) -> list[Row]:
 
     The first token of a sample is not trained: the last of the sample before would predict it.
     """
-    found = []
-    for number, pack in enumerate(packs([len(row["input_ids"]) for row in rows], size)):
-        some = [rows[i] for i in pack]
-        found.append({
-            "row": number,
-            "id": " + ".join(row["id"] for row in some),
-            "input_ids": [token for row in some for token in row["input_ids"]],
-            "labels": [label for row in some for label in (IGNORED, *row["labels"][1:])],
-            "lengths": [len(row["input_ids"]) for row in some],
-        })  # fmt: skip
-    return found
+    made: list[Row] = []
+    for numbers in packs([len(row["input_ids"]) for row in rows], size):
+        samples = [rows[number] for number in numbers]
+        pack: Row = {"row": len(made), "id": " + ".join(sample["id"] for sample in samples)}
+        pack |= {"input_ids": [], "labels": [], "lengths": []}
+        for sample in samples:
+            pack["input_ids"] += sample["input_ids"]
+            pack["labels"] += [IGNORED, *sample["labels"][1:]]
+            pack["lengths"].append(len(sample["input_ids"]))
+        made.append(pack)
+    return made
 
 
-def collator(pad_id: int, *, as_one_row: bool) -> Callable[[Sequence[Row]], dict[str, Tensor]]:
+def collator_of_packs(pad_id: int, *, as_one_row: bool) -> Callable[[Sequence[Row]], dict[str, Tensor]]:
     """Packs, or rows without `lengths`, as input_ids, labels and position_ids (B, T); (1, B T) for FlashAttention."""
 
-    def collate(rows: Sequence[Row]) -> dict[str, Tensor]:
-        positions = [
-            [place for length in row.get("lengths") or [len(row["input_ids"])] for place in range(length)]
-            for row in rows
-        ]
-        columns = {
-            "input_ids": ([row["input_ids"] for row in rows], pad_id),
-            "labels": ([row["labels"] for row in rows], IGNORED),
-            "position_ids": (positions, 0),  # padding: samples of one token, which nobody sees
-        }
-        width = max(map(len, positions))
+    def collate(packs: Sequence[Row]) -> dict[str, Tensor]:
+        ids = [pack["input_ids"] for pack in packs]
+        labels = [pack["labels"] for pack in packs]
+        positions = [_positions(pack) for pack in packs]
         if as_one_row:
-            return {name: torch.tensor([[*chain(*values)]]) for name, (values, _) in columns.items()}
+            ids, labels, positions = [[*chain(*ids)]], [[*chain(*labels)]], [[*chain(*positions)]]
         return {
-            name: torch.tensor([[*row, *[fill] * (width - len(row))] for row in values])
-            for name, (values, fill) in columns.items()
+            "input_ids": right_pad(ids, pad_id)[0],
+            "labels": right_pad(labels, IGNORED)[0],
+            "position_ids": right_pad(positions, 0)[0],  # padding: samples of one token, which nobody sees
         }
 
     return collate
+
+
+def _positions(pack: Row) -> list[int]:
+    """0, 1, 2 ... of every sample."""
+    positions: list[int] = []
+    for length in pack.get("lengths") or [len(pack["input_ids"])]:
+        positions += range(length)
+    return positions
 
 
 def use_attention(model: Any, kind: str) -> None:
@@ -100,17 +105,17 @@ def takes_one_row(model: Any) -> bool:
 @torch.no_grad()
 def refuse_unless_apart(model: Any, pack: Row) -> None:
     """Problem when the samples of a pack see each other: their logits are compared with those of each alone."""
-    start, worst = 0, 0.0
-    collate = collator(0, as_one_row=takes_one_row(model))
-    inputs = {name: value.to(model.device) for name, value in collate([pack]).items() if name != "labels"}
-    together = model(**inputs, use_cache=False).logits[0].float().log_softmax(-1)
+    batch = collator_of_packs(0, as_one_row=takes_one_row(model))([pack])
+    ids, positions = batch["input_ids"].to(model.device), batch["position_ids"].to(model.device)
+    together = model(input_ids=ids, position_ids=positions, use_cache=False).logits[0].float().log_softmax(-1)
+    start, largest = 0, 0.0
     for length in pack["lengths"]:
-        ids = inputs["input_ids"][:, start : start + length]
-        alone = model(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)
-        worst = max(worst, (together[start : start + length] - alone).abs().max().item())
-        start += length
-    if not worst < (1e-3 if model.dtype == torch.float32 else 0.5):
+        end = start + length
+        alone = model(input_ids=ids[:, start:end], use_cache=False).logits[0].float().log_softmax(-1)
+        largest = max(largest, (together[start:end] - alone).abs().max().item())
+        start = end
+    if not largest < (1e-3 if model.dtype == torch.float32 else 0.5):
         raise Problem(
             f"sft.packing: {model.config.model_type} lets the samples of a row see each other (log-probabilities "
-            f"differ by {worst:.2g}); set it to false"
+            f"differ by {largest:.2g}); set it to false"
         )

@@ -1,4 +1,4 @@
-"""Causal language modelling on plain text: the tiny model's tokenizer and its pre-training."""
+"""Causal language modelling on plain text: the tiny model's tokenizer, its weights, and pre-training."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tasks.lib.settings.base import Pretraining
 from tasks.lib.stage import Problem
 from tasks.lib.training.checkpoints import Checkpoint
 from tasks.lib.training.loop import train_steps, warmup_then_cosine
@@ -95,7 +96,9 @@ def documents(path: Path) -> list[str]:
 def blocks(path: Path, tokenizer: Any, length: int) -> Tensor:
     """The text as (N, length) token ids; each document ends with EOS."""
     encoded = tokenizer(documents(path), add_special_tokens=False)["input_ids"]
-    ids = [i for document in encoded for i in (*document, tokenizer.eos_token_id)]
+    ids: list[int] = []
+    for document in encoded:
+        ids += [*document, tokenizer.eos_token_id]
     usable = len(ids) // length * length
     return torch.tensor(ids[:usable], dtype=torch.long).view(-1, length)
 
@@ -115,37 +118,27 @@ def perplexity(model: Any, ids: Tensor, batch_size: int = 64) -> float:
 
 
 def pretrain(
-    model: Any,
-    ids: Tensor,
-    *,
-    steps: int,
-    batch_size: int,
-    learning_rate: float,
-    warmup: int,
-    seed: int,
-    checkpoint: Checkpoint,
-    save_every: int,
-    progress: Callable[..., None],
+    model: Any, ids: Tensor, how: Pretraining, *, seed: int, checkpoint: Checkpoint, progress: Callable[..., None]
 ) -> list[dict[str, float]]:
     """Train in place on random blocks of ids (N, T), by Muon; the loss of every step. Resumed and stopped as
     `train_steps` says."""
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         chance = torch.Generator().manual_seed(seed + step)  # a resumed run draws the same blocks
-        batch = ids[torch.randint(len(ids), (batch_size,), generator=chance)]
+        batch = ids[torch.randint(len(ids), (how.batch_size,), generator=chance)]
         return next_token_loss(model, batch.to(model.device)), {}
 
     model.train()
     return train_steps(
         "base",
         model,
-        Muon(model, learning_rate),
+        Muon(model, how.learning_rate),
         loss_of,
-        steps=steps,
-        rate_at=lambda step: learning_rate * warmup_then_cosine(step, steps, warmup),
+        steps=how.steps,
+        rate_at=lambda step: how.learning_rate * warmup_then_cosine(step, how.steps, how.warmup),
         max_grad_norm=1.0,
         checkpoint=checkpoint,
-        save_every=save_every,
+        save_every=how.save_every,
         progress=progress,
         advice=lambda step: "lower base.pretraining.learning_rate",
     )

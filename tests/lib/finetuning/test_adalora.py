@@ -11,7 +11,7 @@ import torch
 from tiny_models import tiny_llama, tiny_tokenizer
 
 from tasks.lib.finetuning.adalora import load_ranks, orthogonality, save_ranks, schedule
-from tasks.lib.finetuning.adapters import adapt, fields_of
+from tasks.lib.finetuning.adapters import fields_of, prepare_model
 from tasks.lib.stage import Problem
 
 IDS = torch.tensor([[10, 11, 12, 13, 14, 15]])
@@ -21,7 +21,7 @@ MATRICES = 2 * 7  # two layers
 def adapted() -> Any:
     torch.manual_seed(1)
     fields = fields_of("sft.adapter", "adalora", {"init_r": 4, "target_r": 2, "tinit": 2, "tfinal": 3})
-    model = adapt("adalora", fields, tiny_llama(tiny_tokenizer()), None)
+    model = prepare_model("adalora", fields, tiny_llama(tiny_tokenizer()), None)
     schedule(model.peft_config["default"], 10)
     return model
 

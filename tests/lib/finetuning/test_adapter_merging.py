@@ -12,7 +12,7 @@ from tiny_models import write_model
 from flows.cli import main
 from tasks.lib.finetuning.adalora import schedule
 from tasks.lib.finetuning.adapter_merging import keep_adapter, load_adapters, merge_adapters
-from tasks.lib.finetuning.adapters import adapt, fields_of, merged
+from tasks.lib.finetuning.adapters import fields_of, merged, prepare_model
 from tasks.lib.models.loading import load_policy
 from tasks.lib.stage import Problem
 
@@ -28,7 +28,7 @@ def adapter(base: Path, path: Path, seed: int, method: str = "lora", **fields: A
     """Writes an adapter of random weights; returns the logits of the model that it makes of the base."""
     tokenizer = write_model(base)
     torch.manual_seed(seed)
-    model = adapt(method, fields_of("sft.adapter", method, fields), load_policy(base), tokenizer).eval()
+    model = prepare_model(method, fields_of("sft.adapter", method, fields), load_policy(base), tokenizer).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -83,7 +83,7 @@ def test_ranks_that_were_switched_off_stay_so(tmp_path: Path) -> None:
     tokenizer = write_model(tmp_path / "base")
     torch.manual_seed(3)
     fields = fields_of("sft.adapter", "adalora", {"init_r": 4, "target_r": 2, "tinit": 1, "tfinal": 2})
-    model = adapt("adalora", fields, load_policy(tmp_path / "base"), tokenizer)
+    model = prepare_model("adalora", fields, load_policy(tmp_path / "base"), tokenizer)
     schedule(model.peft_config["default"], 6)
     for step in range(1, 7):
         model.zero_grad()

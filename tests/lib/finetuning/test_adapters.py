@@ -11,7 +11,7 @@ from adapter_cases import COUNTS, FIELDS
 from tiny_models import tiny_llama, tiny_tokenizer, write_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from tasks.lib.finetuning.adapters import METHODS, adapt, fields_of, load_quantised, merged, trainable
+from tasks.lib.finetuning.adapters import METHODS, count_trainable, fields_of, load_quantised, merged, prepare_model
 from tasks.lib.models.loading import load_policy
 from tasks.lib.stage import Problem
 
@@ -28,7 +28,7 @@ def adapted(base: Path, method: str, **fields: Any) -> Any:
     model = load_quantised(base) if method == "qlora" else load_policy(base)
     torch.manual_seed(1)
     given = fields_of("sft.adapter", method, FIELDS.get(method, {}) | fields)
-    return adapt(method, given, model, tiny_tokenizer()).eval()
+    return prepare_model(method, given, model, tiny_tokenizer()).eval()
 
 
 @torch.no_grad()
@@ -49,7 +49,7 @@ def move(model: Any) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_trained_parameters_are_those_of_the_formula(base: Path, method: str) -> None:
-    assert trainable(adapted(base, method)) == COUNTS[method]
+    assert count_trainable(adapted(base, method)) == COUNTS[method]
 
 
 @pytest.mark.parametrize("method", ["lora", "adalora", "ia3", "bitfit", "bottleneck", "head"])
@@ -101,13 +101,13 @@ def test_only_the_new_weights_get_a_gradient(base: Path) -> None:
     model = adapted(base, "bottleneck")
     model(input_ids=IDS, labels=IDS).loss.backward()
     assert {name.split(".mlp.")[1] for name, p in model.named_parameters() if p.grad is not None} == {
-        f"beside.{kind}_proj.weight" for kind in ("gate", "up", "down")
+        f"bottleneck.{kind}_proj.weight" for kind in ("gate", "up", "down")
     }
 
 
 def test_a_soft_prompt_stands_first_in_the_template_and_starts_as_known_tokens() -> None:
     tokenizer = tiny_tokenizer()
-    model = adapt("prompt", {"tokens": 2}, tiny_llama(tokenizer), tokenizer)
+    model = prepare_model("prompt", {"tokens": 2}, tiny_llama(tokenizer), tokenizer)
     model(input_ids=IDS, labels=IDS).loss.backward()
     gradient = model.get_input_embeddings().weight.grad
     assert not gradient[:300].any() and gradient[300:].any()
@@ -117,23 +117,23 @@ def test_a_soft_prompt_stands_first_in_the_template_and_starts_as_known_tokens()
     assert rows.shape[0] == 302
     assert all(bool((rows[:300] == row).all(1).any()) for row in rows[300:])
     with pytest.raises(Problem, match="has a soft prompt"):
-        adapt("prompt", {"tokens": 2}, tiny_llama(tokenizer), tokenizer)
+        prepare_model("prompt", {"tokens": 2}, tiny_llama(tokenizer), tokenizer)
 
 
 def test_a_template_that_begins_a_text_still_begins_it() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = "{{- bos_token -}}" + tokenizer.chat_template
-    adapt("prompt", {"tokens": 1}, tiny_llama(tokenizer), tokenizer)
+    prepare_model("prompt", {"tokens": 1}, tiny_llama(tokenizer), tokenizer)
     assert tokenizer.chat_template.startswith("{{- bos_token -}}<|soft_0|>")
 
 
 def test_biases_that_are_there_are_trained_and_none_added() -> None:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=2, n_positions=16))
-    adapt("bitfit", None, model, None)
-    assert trainable(model) == 24 + 8 + 32 + 8 + 3 * 8  # attention in, out, feed-forward in, out; three norms
+    prepare_model("bitfit", None, model, None)
+    assert count_trainable(model) == 24 + 8 + 32 + 8 + 3 * 8  # attention in, out, feed-forward in, out; three norms
 
 
 def test_a_model_without_a_gated_network_is_told_to_use_lora() -> None:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=2, n_positions=16))
     with pytest.raises(Problem, match="choose the method lora"):
-        adapt("bottleneck", {"size": 4}, model, None)
+        prepare_model("bottleneck", {"size": 4}, model, None)

@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_llama, tiny_tokenizer, write_encoder, write_model
 
-from tasks.lib.finetuning.adapters import trainable
+from tasks.lib.finetuning.adapters import count_trainable
 from tasks.lib.finetuning.classifier import (
-    adapt,
-    collator,
+    collator_of_texts,
     load_classifier,
     predicted,
+    prepare_classifier,
     room,
     summed_loss,
     token_ids,
@@ -86,16 +86,16 @@ def test_a_special_token_written_in_a_text_is_text(folders: dict[str, Path]) -> 
 def test_a_method_trains_what_it_says(folders: dict[str, Path], kind: str, method: Any) -> None:
     """Llama: a linear head of 2 x 16. BERT: pooler 16 x 17, classifier 2 x 17. RoBERTa: dense 16 x 17 and 2 x 17."""
     model, _, new = load_classifier(folders[kind], LABELS, method, 0)
-    everything, head = trainable(model), sum(model.get_parameter(name).numel() for name in new)
+    everything, head = count_trainable(model), sum(model.get_parameter(name).numel() for name in new)
     assert head == (32 if kind == "llama" else 16 * 17 + 2 * 17)
     before = outputs(model, right_pad([[5, 6, 7]], 0))
-    adapted = adapt(model, method, {"r": 2, "target_modules": "all-linear"} if method == "lora" else {}, new)
+    adapted = prepare_classifier(model, method, {"r": 2} if method == "lora" else {}, new)
     torch.testing.assert_close(outputs(adapted, right_pad([[5, 6, 7]], 0)), before)
     linear = {  # of two layers, in + out, without the head
         "llama": 2 * (4 * (16 + 16) + 3 * (16 + 32)), "bert": 2 * (4 * (16 + 16) + 2 * (16 + 32)),
         "roberta": 2 * (4 * (16 + 16) + 2 * (16 + 32)),
     }  # fmt: skip
-    assert trainable(adapted) == {"full": everything, "head": head, "lora": head + 2 * linear[kind]}[method]
+    assert count_trainable(adapted) == {"full": everything, "head": head, "lora": head + 2 * linear[kind]}[method]
 
 
 def test_new_weights_depend_on_the_seed_and_the_body_is_the_given_one(folders: dict[str, Path]) -> None:
@@ -161,16 +161,16 @@ class Outputs:
 
 
 def test_a_batch_is_padded_on_the_right_with_labels_of_their_kind() -> None:
-    batch = collator(9)([{"input_ids": [1, 2], "labels": 1}, {"input_ids": [3], "labels": 0}])
+    batch = collator_of_texts(9)([{"input_ids": [1, 2], "labels": 1}, {"input_ids": [3], "labels": 0}])
     assert batch["input_ids"].tolist() == [[1, 2], [3, 9]] and batch["attention_mask"].tolist() == [
         [1, 1],
         [1, 0],
     ]
     assert batch["labels"].dtype == torch.int64
-    assert collator(9)([{"input_ids": [1], "labels": 0.5}])["labels"].dtype == torch.float32
+    assert collator_of_texts(9)([{"input_ids": [1], "labels": 0.5}])["labels"].dtype == torch.float32
 
 
 def test_settings_that_fit_no_method_are_a_problem(folders: dict[str, Path]) -> None:
     model, _, new = load_classifier(folders["bert"], LABELS, "full", 0)
     with pytest.raises(Problem, match=r"classify\.lora\.rank is not a key of LoraConfig"):
-        adapt(model, "lora", {"rank": 4}, new)
+        prepare_classifier(model, "lora", {"rank": 4}, new)

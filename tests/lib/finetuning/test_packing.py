@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import BloomConfig, BloomForCausalLM, MistralConfig, MistralForCausalLM
 
 from tasks.lib.finetuning.packing import (
-    collator,
+    collator_of_packs,
     packed,
     packs,
     refuse_unless_apart,
@@ -60,10 +60,10 @@ def test_positions_start_anew_and_the_first_token_of_a_sample_is_not_trained() -
     rows = [{"row": i, "id": "ab"[i], "input_ids": [10 + i] * n, "labels": [10 + i] * n} for i, n in enumerate((2, 3))]
     (pack,) = packed(rows, 6)
     assert pack["id"] == "b + a" and pack["lengths"] == [3, 2]
-    batch = collator(0, as_one_row=False)([pack, rows[0]])
+    batch = collator_of_packs(0, as_one_row=False)([pack, rows[0]])
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1], [0, 1, 0, 0, 0]]
     assert batch["labels"].tolist() == [[IGNORED, 11, 11, IGNORED, 10], [10, 10, *[IGNORED] * 3]]
-    one = collator(0, as_one_row=True)([pack, rows[0]])
+    one = collator_of_packs(0, as_one_row=True)([pack, rows[0]])
     assert one["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 1]]
 
 
@@ -75,7 +75,7 @@ def test_loss_and_gradients_are_those_of_samples_alone(kind: str, attention: str
     use_attention(model, attention)
     rows = rows_of(9, 20, 4, 7, 13, 6)
     trained = sum(label != IGNORED for row in rows for label in row["labels"][1:])
-    alone = collator(0, as_one_row=False)
+    alone = collator_of_packs(0, as_one_row=False)
     whole = torch.zeros(())
     for row in rows:
         whole += loss(model, alone([row])) * sum(label != IGNORED for label in row["labels"][1:]) / trained
@@ -84,7 +84,7 @@ def test_loss_and_gradients_are_those_of_samples_alone(kind: str, attention: str
     model.zero_grad()
     together = packed(rows, 32)
     assert [len(pack["lengths"]) for pack in together] == [2, 4]
-    found = loss(model, collator(0, as_one_row=as_one_row)(together))
+    found = loss(model, collator_of_packs(0, as_one_row=as_one_row)(together))
     found.backward()
     assert found.item() == pytest.approx(whole.item(), abs=1e-5)
     for parameter, gradient in zip(model.parameters(), expected, strict=True):
