@@ -43,10 +43,15 @@ MESSAGES = pa.list_(
     pa.struct([pa.field("role", pa.string(), nullable=False), pa.field("content", pa.string(), nullable=False)])
 )
 
-ROLES = {  # the names that files give to the three roles
+ROLES = {  # a role as files and exports name it -> ours
     "system": "system",
-    **dict.fromkeys(("user", "human", "prompter"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot"), "assistant"),
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
 }
 
 
