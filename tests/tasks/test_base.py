@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,8 @@ PARAMS: dict[str, Any] = {
 
 @pytest.fixture
 def world(workspace: Path) -> Path:
-    lines = [
-        f" the {a} {b} sat in the {c} ."
-        for a in ("big", "small")
-        for b in ("cat", "dog", "hen")
-        for c in ("hut", "den")
-    ]
+    words = product(("big", "small"), ("cat", "dog", "hen"), ("hut", "den"))
+    lines = [f" the {size} {animal} sat in the {place} ." for size, animal, place in words]
     (workspace / "text.txt").write_text("\n".join(lines * 12) + "\n")
     return workspace
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def inputs(workspace: Path) -> Path:
     write_model(workspace / "models/base")
     for kind in ("bert", "roberta"):
         write_encoder(workspace / "models" / kind, kind)
-    pairs = [(a, b) for a in WORDS for b in WORDS]
+    pairs = list(product(WORDS, WORDS))
     for name, label in {
         "heat": lambda a, b: "warm" if a in WARM else "cold",
         "count": lambda a, b: 10.0 * ((a in WARM) + (b in WARM)) + 100,
@@ -75,7 +76,8 @@ def killed(monkeypatch: pytest.MonkeyPatch, method: str, step: int, action: Call
 
     with monkeypatch.context() as patch:
         patch.setattr(Watch, method, watched)
-        if (pid := os.fork()) == 0:
+        pid = os.fork()
+        if pid == 0:
             try:
                 action()
             finally:
@@ -94,15 +96,16 @@ def test_every_method_learns_on_a_decoder_and_on_encoders(inputs: Path, model: s
     assert report["validation_loss"] < report["validation_loss_before"]
     ask = pipeline("text-classification", model="models/classify/heat", device="cpu")
     rows = classify.read_labelled(Path("heat.jsonl"), "heat", False)["test"]
-    said = [answer["label"] for answer in ask([row.text for row in rows])]
-    assert sum(s == row.label for s, row in zip(said, rows, strict=True)) / len(rows) == pytest.approx(
-        report["accuracy"]
-    )
-    body = (
-        load_policy("models/base").state_dict() if model == "base" else load_file(f"models/{model}/model.safetensors")
-    )
+    answers = ask([row.text for row in rows])
+    right = [answer["label"] == row.label for answer, row in zip(answers, rows, strict=True)]
+    assert sum(right) / len(rows) == pytest.approx(report["accuracy"])
+    if model == "base":
+        body = load_policy("models/base").state_dict()
+    else:
+        body = load_file(f"models/{model}/model.safetensors")
     written = load_file("models/classify/heat/model.safetensors")
-    same = [torch.equal(body[name], written[name]) for name in written if name in body and "head" not in name]
+    kept = [name for name in written if name in body and "head" not in name]
+    same = [torch.equal(body[name], written[name]) for name in kept]
     assert same and all(same) == (method == "head")  # features are fixed, or they are not
 
 

@@ -52,7 +52,8 @@ def artifacts(workspace: Path, stage: str = "sft") -> dict[str, bytes]:
 
 def child(action: Callable[[], Any]) -> int:
     """Run in a forked process (importing TRL anew takes seconds); the status as from os.waitpid."""
-    if (pid := os.fork()) == 0:
+    pid = os.fork()
+    if pid == 0:
         try:
             action()
         except SystemExit as end:

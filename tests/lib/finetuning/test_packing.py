@@ -48,6 +48,11 @@ def loss(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tenso
     return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels[:, 1:].reshape(-1), ignore_index=IGNORED)
 
 
+def trained_tokens(row: dict[str, Any]) -> int:
+    """How many tokens of a row are predicted and trained: the first has nothing before it."""
+    return len(row["labels"]) - 1 - row["labels"][1:].count(IGNORED)
+
+
 def test_a_row_goes_where_least_room_is_left() -> None:
     """7 opens a pack, 5 another; 3 fits the first without room, 4 the second; 2 opens a third."""
     assert packs([3, 7, 5, 4, 2], 10) == [[1, 0], [2, 3], [4]]
@@ -74,11 +79,11 @@ def test_loss_and_gradients_are_those_of_samples_alone(kind: str, attention: str
     model = tiny(kind)
     use_attention(model, attention)
     rows = rows_of(9, 20, 4, 7, 13, 6)
-    trained = sum(label != IGNORED for row in rows for label in row["labels"][1:])
+    trained = [trained_tokens(row) for row in rows]
     alone = collator_of_packs(0, as_one_row=False)
     whole = torch.zeros(())
-    for row in rows:
-        whole += loss(model, alone([row])) * sum(label != IGNORED for label in row["labels"][1:]) / trained
+    for row, count in zip(rows, trained, strict=True):
+        whole += loss(model, alone([row])) * count / sum(trained)
     whole.backward()
     expected = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
     model.zero_grad()

@@ -54,19 +54,24 @@ def test_an_answer_ends_with_its_first_eos_or_at_the_limit(ending) -> None:
 def test_greedy_answers_are_those_of_transformers(ending) -> None:
     """Rows that ended leave the batch: the others must not notice. Its `generate` keeps them."""
     chance = random.Random(0)
-    prompts = [[chance.randrange(2, 40) for _ in range(chance.randint(1, 12))] for _ in range(64)]
+    prompts = []
+    for _ in range(64):
+        length = chance.randint(1, 12)
+        prompts.append([chance.randrange(2, 40) for _ in range(length)])
     ids, is_token = left_pad(prompts, 0)
     settings = GenerationConfig(max_new_tokens=6, eos_token_id=EOS, pad_token_id=0)
     theirs = ending.generate(input_ids=ids, attention_mask=is_token.long(), generation_config=settings)
     ours = answers(ending, prompts, temperature=0, batch_size=64)
     assert len({len(answer) for answer in ours}) > 2
-    for mine, row in zip(ours, theirs[:, ids.shape[1] :].tolist(), strict=True):
-        assert mine + [0] * (len(row) - len(mine)) == row
+    for answer, row in zip(ours, theirs[:, ids.shape[1] :].tolist(), strict=True):
+        assert answer + [0] * (len(row) - len(answer)) == row
 
 
 def test_draws_share_the_prompts_pass_and_nothing_else(ending) -> None:
-    single = answers(ending, temperature=0)
-    assert answers(ending, temperature=0, draws=3) == [answer for answer in single for _ in range(3)]
+    thrice = []
+    for answer in answers(ending, temperature=0):
+        thrice += [answer] * 3
+    assert answers(ending, temperature=0, draws=3) == thrice
     drawn = answers(ending, draws=3, batch_size=6)
     assert len(drawn) == 12
     assert len({tuple(answer) for answer in drawn[:3]}) > 1
@@ -147,6 +152,7 @@ def test_the_log_probs_of_a_roll_out_are_those_of_its_answers(model) -> None:
     answers, drawn_at = sampled(
         model, prompts, eos_id=1, pad_id=0, max_new_tokens=6, temperature=0.7, batch_size=2, seed=3, draws=2
     )
-    found = answer_logprobs(model, [p for p in prompts for _ in range(2)], answers, batch_size=6, temperature=0.7)
+    asked = [prompts[0]] * 2 + [prompts[1]] * 2 + [prompts[2]] * 2
+    found = answer_logprobs(model, asked, answers, batch_size=6, temperature=0.7)
     for drawn, row in zip(drawn_at, found, strict=True):
         assert drawn == pytest.approx(row.tolist(), abs=1e-5)

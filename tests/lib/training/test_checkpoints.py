@@ -51,7 +51,8 @@ def test_a_kill_while_writing_leaves_the_earlier_one(
             args[1].write_bytes(b"\x10\0\0")
         os.kill(os.getpid(), signal.SIGKILL)
 
-    if (pid := os.fork()) == 0:
+    pid = os.fork()
+    if pid == 0:
         monkeypatch.setattr(checkpoints, "save_file", killed)
         checkpoint.save(2, {"a": torch.zeros(2)}, None)
         os._exit(99)

@@ -127,7 +127,10 @@ def launched(rank: int, stage: str, port: int) -> None:
 
 def curve(stage: str) -> list[list[float]]:
     lines = Path(f"reports/plots/{stage}.csv").read_text().splitlines()
-    return [[float(cell or "nan") for cell in line.split(",")] for line in lines[1:]]
+    rows = []
+    for line in lines[1:]:
+        rows.append([float(cell or "nan") for cell in line.split(",")])
+    return rows
 
 
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
