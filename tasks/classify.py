@@ -61,7 +61,7 @@ def run(params: Params, stage: Stage) -> None:
 
 
 def learn(params: Params, stage: Stage, arguments: list[str]) -> None:
-    from transformers import Trainer, TrainingArguments
+    from transformers import TrainingArguments
 
     # 1. Which task, and its settings: a wrong one should not cost a minute.
     if len(arguments) != 1 or arguments[0] not in params.tasks:
@@ -84,16 +84,7 @@ def learn(params: Params, stage: Stage, arguments: list[str]) -> None:
     texts = {split: tokenized_texts(tokenizer, rows, limit) for split, rows in splits.items()}
 
     # 4. Train. The loss is the mean over the rows of the effective batch.
-    trainer = stage_trainer(Trainer)(
-        model=model,
-        args=config,
-        data_collator=collator_of_texts(tokenizer.pad_token_id),
-        compute_loss_func=summed_loss(config.label_smoothing_factor),
-        train_dataset=examples(texts["train"], labels, scale),
-        eval_dataset=examples(texts["validation"], labels, scale),
-        lengths=[len(text.ids) for text in texts["train"]],
-        ids=[text.row.where for text in texts["train"]],
-    )
+    trainer = made_trainer(config, model, tokenizer, texts, labels, scale)
     log = train(trainer, stage, fingerprint_of(params, name, stage.seed), {"loss": "loss", "eval_loss": "validation"})
     steps = curve(log, {"loss": "loss", "eval_loss": "validation_loss"})
 
@@ -114,15 +105,17 @@ def learn(params: Params, stage: Stage, arguments: list[str]) -> None:
     save_model(trained, tokenizer, Path("models/classify") / name)
     curves(Path("reports/plots/classify") / name, steps, "step", {"Loss": ["loss", "validation_loss"]})
     validation_losses = [row["validation_loss"] for row in steps if "validation_loss" in row]
-    report = dict(figures)
-    report["rows"] = len(texts["train"])
-    report["rows_too_long"] = sum(len(splits[split]) - len(texts[split]) for split in splits)
-    report["validation_rows"] = len(texts["validation"])
-    report["method"] = params.method
-    report["trainable_parameters"] = trainable_parameters
-    report["steps"] = trainer.state.global_step
-    report["validation_loss_before"] = validation_losses[0]
-    report["validation_loss"] = validation_losses[-1]
+    report: dict[str, Any] = {
+        **figures,
+        "rows": len(texts["train"]),
+        "rows_too_long": sum(len(splits[split]) - len(texts[split]) for split in splits),
+        "validation_rows": len(texts["validation"]),
+        "method": params.method,
+        "trainable_parameters": trainable_parameters,
+        "steps": trainer.state.global_step,
+        "validation_loss_before": validation_losses[0],
+        "validation_loss": validation_losses[-1],
+    }
     stage.report(report)
     shutil.rmtree(stage.checkpoints, ignore_errors=True)
 
@@ -153,6 +146,29 @@ def tokenized_texts(tokenizer: Any, rows: Sequence[Labelled], limit: int | None)
             f"{rows[0].where}: this and all other rows are longer than {limit} tokens; set classify.max_length"
         )
     return texts
+
+
+def made_trainer(
+    config: Any,
+    model: Any,
+    tokenizer: Any,
+    texts: dict[str, list[TokenizedText]],
+    labels: Sequence[str],
+    scale: Scale | None,
+) -> Any:
+    """transformers' Trainer for the texts of the splits train and validation."""
+    from transformers import Trainer
+
+    return stage_trainer(Trainer)(
+        model=model,
+        args=config,
+        data_collator=collator_of_texts(tokenizer.pad_token_id),
+        compute_loss_func=summed_loss(config.label_smoothing_factor),
+        train_dataset=examples(texts["train"], labels, scale),
+        eval_dataset=examples(texts["validation"], labels, scale),
+        lengths=[len(text.ids) for text in texts["train"]],
+        ids=[text.row.where for text in texts["train"]],
+    )
 
 
 def examples(texts: Sequence[TokenizedText], labels: Sequence[str], scale: Scale | None) -> list[dict[str, Any]]:

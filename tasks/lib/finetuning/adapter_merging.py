@@ -1,7 +1,7 @@
 """Several adapters on one base: switched by name, or merged into one model with weights.
 
-An adapter is a folder of peft's, as `sft.keep_adapter` writes it to models/sft/adapter; `base.json` beside its weights
-says which base it was trained on.
+An adapter is a folder of peft's, as `sft.keep_adapter` writes it to models/sft/adapter; `base.json` in it says which
+base it was trained on.
 """
 
 from __future__ import annotations

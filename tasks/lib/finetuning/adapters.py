@@ -130,8 +130,11 @@ def merged(method: str, model: Any, base: Path) -> Any:
 
 def load_quantised(base: Path) -> Any:
     """The model of a folder in nf4, to train adapters on."""
-    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    return load_model(base, AutoModelForCausalLM, quantization=nf4(dtype), dtype=dtype)
+    on_gpu = torch.cuda.is_available()
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    # accelerate compares this number with the device that it trains on, and refuses "cuda"
+    place = 0 if on_gpu else "cpu"
+    return load_model(base, AutoModelForCausalLM, quantization=nf4(dtype), dtype=dtype, on=place)
 
 
 def save_adapter(model: Any, tokenizer: Any, path: Path) -> None:

@@ -3,6 +3,7 @@
 row      one sequence of token ids: a prompt, a prompt with its answer, or a pack
 batch    the rows of one forward pass; here their numbers, on a device a tensor (B, T)
 step     what one step of the optimiser sees: a batch, or several whose gradients add up
+pass     in tasks/lib/rl, where a Batch is all the data of an iteration: what is called a batch here
 pack     several samples in one row that do not see each other (tasks/lib/finetuning/packing.py)
 length   how many tokens a row has
 padding  what fills a row up to the longest of its batch; masks come from lengths, for the pad token may be the EOS

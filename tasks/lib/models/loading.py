@@ -49,22 +49,22 @@ def load_partial(
     configure: Callable[[Any], None] = lambda config: None,
     quantization: Any = None,
     dtype: torch.dtype = torch.float32,
-    on: torch.device | str | None = None,
+    on: str | int | None = None,
 ) -> tuple[Any, list[str]]:
     """The model of a folder, and the names of its tensors that the folder lacks or has in another shape, sorted.
 
     transformers fills these with random numbers without a word. `Auto` is a class such as AutoModelForCausalLM,
     `configure` changes the configuration first, `quantization` is a BitsAndBytesConfig. The model is in eval mode on
-    `device()` or the device named. Problem when the folder holds no safetensors, an adapter only, code of its own, what
+    `device()` or the device `on`. Problem when the folder holds no safetensors, an adapter only, code of its own, what
     cannot be read, or numbers that are not finite.
     """
     folder = existing_folder(path)
     files = weight_files(folder)
     refuse_code(folder)
-    place = on or device()
+    place = device() if on is None else on
     settings: dict[str, Any] = {}
     if quantization is not None:
-        settings = {"quantization_config": quantization, "device_map": {"": str(place)}}
+        settings = {"quantization_config": quantization, "device_map": {"": place}}
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         configure(config)
@@ -92,7 +92,7 @@ def load_partial(
     return in_stated_arithmetic(model.eval()), sorted(lacking)
 
 
-def load_policy(path: str | Path, *, on: torch.device | str | None = None) -> Any:
+def load_policy(path: str | Path, *, on: str | int | None = None) -> Any:
     """The causal language model of a folder, in float32 and without dropout. Problem for another kind of model."""
 
     def configure(config: Any) -> None:
