@@ -248,6 +248,8 @@ def test_an_adapter_of_some_tasks_is_kept_beside_the_model(inputs: Path) -> None
     report = train(tasks=["last"], **settings)
     assert (report["rows"], report["validation_rows"]) == (10, 2)
     kept = {file.name: file.read_bytes() for file in (sft.OUT / "adapter").iterdir()}
+    modules = json.loads(kept["adapter_config.json"])["target_modules"]
+    assert modules == sorted(modules)  # peft's set has another order in every process
     model = load_adapters(sft.BASE, {"last": sft.OUT / "adapter"}).merge_and_unload()
     for name, tensor in load_policy(sft.OUT).state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], tensor, rtol=0, atol=1e-6)
