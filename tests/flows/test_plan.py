@@ -104,7 +104,7 @@ def test_the_plan_of_the_reward_model_follows_its_method() -> None:
 @pytest.mark.parametrize("stage", ["dpo", "ppo"])
 def test_adapters_with_the_default_fields_are_planned_as_adapters(stage: str) -> None:
     params = read_yaml(ROOT / "params.yaml")
-    shape = planned.shape_of(params, None)
+    shape = planned.shape_of(planned.read_sections(params).base, None)
     params["ppo"]["critic"] = "policy"
     params[stage]["lora"] = {}
     needs = planned.needs(planned.read_sections(params), shape, False)
