@@ -6,6 +6,7 @@ import difflib
 import importlib
 import re
 from collections.abc import Collection, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +69,20 @@ def _problems_of_section(stage: str, document: Mapping[str, Any], path: Path) ->
     if stage not in document:
         return [f"{path}: the section {stage} is missing"]
     try:
-        settings = importlib.import_module(f"tasks.lib.settings.{stage}")
-        params = validated(stage, settings.Params, document[stage], path)
-    except ImportError as error:
-        return [f"tasks/lib/settings/{stage}.py: {error}"]
+        params = validated(stage, params_of(stage), document[stage], path)
+    except (ImportError, AttributeError) as error:
+        return [f"tasks/{stage}.py: {error}"]
     except Problem as problem:
         return [str(problem)]
     return _misspelt_keys(stage, params, path)
+
+
+def params_of(stage: str) -> type[BaseModel]:
+    """The model of a stage's section: in the settings, or in the stage itself where that imports nothing heavy."""
+    name = f"tasks.lib.settings.{stage}"
+    module = importlib.import_module(name if find_spec(name) else f"tasks.{stage}")
+    model: type[BaseModel] = module.Params
+    return model
 
 
 def _misspelt_keys(stage: str, params: BaseModel, path: Path) -> list[str]:

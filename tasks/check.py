@@ -13,12 +13,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from tasks.lib.data.rows import Row, read_parquet
 from tasks.lib.data.sources import find_sources
-from tasks.lib.settings.check import Params
 from tasks.lib.stage import PARAMS_FILE, Problem, Stage, main, read_yaml
 
 TRAINERS = {"sft_inputs": "sft", "rankings": "dpo"}  # contract: the stage whose trainer.max_length the rows should fit
+
+
+class Params(BaseModel, extra="forbid"):
+    """The contracts have no parameters: what good data is does not change from run to run."""
 
 
 def run(params: Params, stage: Stage) -> None:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_origin
 
 from pydantic import BaseModel
 
+from flows.params import params_of
 from tasks.lib.settings.ppo import PPOConfig
 from tasks.lib.stage import read_yaml, validated
 
 PARAMS = read_yaml(Path(__file__).resolve().parents[1] / "params.yaml")
-
-
-def params_of(stage: str) -> type[BaseModel]:
-    """The model of a stage's section."""
-    return importlib.import_module(f"tasks.lib.settings.{stage}").Params
 
 
 def nested(model: type[BaseModel], key: str) -> type[BaseModel] | None:

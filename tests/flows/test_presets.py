@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from pydantic import BaseModel
@@ -70,7 +68,7 @@ def test_mistakes_in_a_preset_leave_params_as_it_was(project: Path, monkeypatch:
 
 
 def test_every_mistake_is_named_with_the_nearest_right_key(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tasks.lib.settings.tune", SimpleNamespace(Params=Params))
+    monkeypatch.setattr(params, "params_of", lambda stage: Params)
     Path("dvc.yaml").write_text("stages:\n  tune:\n    cmd: python -m tasks.tune\n    params: [tune]\n")
     good = "seed: 1\nthreads: 1\ntune:\n  epochs: 2\n  trainer: {learning_rate: 2e-5}\n"
     Path("params.yaml").write_text(good)
