@@ -25,8 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tasks.lib.annotation.agreement import verdicts
-from tasks.lib.data.prompts import prompt_key
+from tasks.lib.annotation.agreement import verdicts, with_prompt_keys
 from tasks.lib.data.rows import read_parquet
 from tasks.lib.models.chat import load_tokenizer
 from tasks.lib.models.loading import load_policy
@@ -55,7 +54,7 @@ def auroc(sign: np.ndarray, is_wrong: np.ndarray) -> float:
 
 def told(name: str, rows: list[dict[str, Any]], groups: list[Group], members: list[Tensor]) -> None:
     """One line; members: raw rewards (K, M) of every group."""
-    votes = verdicts({**row, "prompt_key": prompt_key(row["prompt"])} for row in rows)
+    votes = verdicts(with_prompt_keys(rows))
     reward_of = {
         (group.prompt_key, answer): (values.mean().item(), values)
         for group, of_group in zip(groups, members, strict=True)

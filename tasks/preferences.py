@@ -16,6 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from tasks.lib.annotation.agreement import with_prompt_keys
 from tasks.lib.annotation.agreement_report import agreement_figures, annotator_rows
 from tasks.lib.data.prompts import prompt_key
 from tasks.lib.data.rows import LEDGER, RANKING, RATING, write_parquet
@@ -84,7 +85,7 @@ def run(params: Params, stage: Stage) -> None:
     rating_figures = _write_ratings(rated, params)
     _write_benchmarks(params, {prompt_key(row["prompt"]) for row in splits["train"]})
 
-    ranked = [{**row, "prompt_key": prompt_key(row["prompt"])} for row in rows]
+    ranked = with_prompt_keys(rows)
     annotators = annotator_rows(ranked, _interval(stage))
     figures = agreement_figures(ranked, annotators, _interval(stage), stage.seed_of("alpha"))
     for name in filter(None, figures.get("low_agreement", "").split(", ")):

@@ -21,7 +21,7 @@ from tasks.lib.evaluation.intervals import mean_interval
 from tasks.lib.models.chat import load_tokenizer
 from tasks.lib.models.loading import load_policy, save_model
 from tasks.lib.models.model_folder import weights_hash
-from tasks.lib.plots import curves, reliability
+from tasks.lib.plots import calibration_diagram, curves
 from tasks.lib.reward import calibration
 from tasks.lib.reward.baselines import bag_of_words
 from tasks.lib.reward.heldout_report import accuracy_by_source, judge
@@ -196,7 +196,7 @@ def _is_best(group: Group) -> list[bool]:
 def _draw(history: list[dict[str, float]], bins: list[dict[str, float]], scores: list[dict[str, float]]) -> None:
     panels = {"Loss": ["loss"], "Pair accuracy in training": ["accuracy"]}
     curves(Path("reports/plots/reward"), history, "step", panels)
-    reliability(Path("reports/plots/reward_reliability"), bins)
+    calibration_diagram(Path("reports/plots/reward_reliability"), bins)
     panels = {"Share of held-out answers by reward": ["best", "others"]}
     curves(Path("reports/plots/reward_scores"), scores, "reward", panels)
 

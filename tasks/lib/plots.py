@@ -94,7 +94,7 @@ def bars(
             axes[0].figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
 
 
-def reliability(stem: Path, rows: Sequence[Row], x: str = "confidence", y: str = "accuracy") -> None:
+def calibration_diagram(stem: Path, rows: Sequence[Row], x: str = "confidence", y: str = "accuracy") -> None:
     """Write `<stem>.csv` and `<stem>.png`: predicted against observed share per bin, beside the diagonal.
 
     A row's `count`, if there, sets the area of its point.

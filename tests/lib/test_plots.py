@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tasks.lib.plots import bars, curves, reliability
+from tasks.lib.plots import bars, calibration_diagram, curves
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -83,6 +83,8 @@ def test_bars_draw_intervals_and_levels_and_skip_what_is_missing(workspace: Path
     assert Path("a.csv").read_text().splitlines()[1] == "rows,sft,0.8,,0.7,0.9,0.3"
 
 
-def test_reliability_takes_bins_with_and_without_counts(workspace: Path) -> None:
-    reliability(Path("a"), [{"confidence": 0.6, "accuracy": 0.5, "count": 7}, {"confidence": 0.9, "accuracy": None}])
+def test_a_calibration_diagram_takes_bins_with_and_without_counts(workspace: Path) -> None:
+    calibration_diagram(
+        Path("a"), [{"confidence": 0.6, "accuracy": 0.5, "count": 7}, {"confidence": 0.9, "accuracy": None}]
+    )
     assert Path("a.csv").read_text() == "confidence,accuracy,count\n0.6,0.5,7\n0.9,,\n"

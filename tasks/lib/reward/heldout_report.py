@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tasks.lib.annotation.agreement import verdicts
-from tasks.lib.data.prompts import prompt_key
+from tasks.lib.annotation.agreement import verdicts, with_prompt_keys
 from tasks.lib.reward import calibration
 from tasks.lib.reward.ensemble import disagreement, ensemble_figures
 from tasks.lib.reward.reward_model import Group, group_scores, grouped, room_of, tokenized
@@ -90,8 +89,7 @@ def accuracy_by_source(
 def _keyed(rows: Sequence[Row], groups: Sequence[Group]) -> list[Row]:
     """The rows about the prompts of the groups, with their `prompt_key`."""
     fits = {group.prompt_key for group in groups}
-    keyed = ({**row, "prompt_key": prompt_key(row["prompt"])} for row in rows)
-    return [row for row in keyed if row["prompt_key"] in fits]
+    return [row for row in with_prompt_keys(rows) if row["prompt_key"] in fits]
 
 
 def _by_answer(groups: Sequence[Group], scores: Sequence[Sequence[float]]) -> Mapping[tuple[str, str], float]:
