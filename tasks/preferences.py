@@ -10,95 +10,61 @@ Run     python -m tasks.preferences
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
-from tasks.lib.annotation.agreement import with_prompt_keys
+from tasks.lib.annotation.agreement import Hits, with_prompt_keys
 from tasks.lib.annotation.agreement_report import agreement_figures, annotator_rows
 from tasks.lib.data.prompts import prompt_key
-from tasks.lib.data.rows import LEDGER, RANKING, RATING, write_parquet
+from tasks.lib.data.rows import LEDGER, RANKING, RATING, Row, write_parquet
 from tasks.lib.evaluation.intervals import Interval, mean_interval
 from tasks.lib.importers.attribute_ratings import has_ratings, ratings
+from tasks.lib.importers.cleaning import cleaned
 from tasks.lib.importers.formats import SUFFIXES, has_no_order, read_export
-from tasks.lib.importers.rankings import Dropped, cleaned, is_heldout
+from tasks.lib.importers.rankings import RULES, Dropped, Ranking, is_heldout
 from tasks.lib.plots import bars
 from tasks.lib.settings.preferences import Params
 from tasks.lib.stage import Problem, Stage, file_hash, main
 
-RULES = (
-    "cancelled",
-    "abstained",
-    "untouched",
-    "annotator_twice",
-    "repeated",
-    "equal_answers",
-    "empty_answer",
-    "too_few_answers",
-    "prompts_differ",
-    "scores_differ",
-    "order_flip",
-    "no_verdict",
-    "unranked_answer",
-    "no_parent",
-    "unannotated",
-    "no_answer",
-    "cycle",
-)
+PREFERENCES = Path("data/preferences")
 
 
 def run(params: Params, stage: Stage) -> None:
     files = _export_files(params.annotations)
-    if unknown := params.formats.keys() - {file.name for file in files}:
+    unknown = params.formats.keys() - {file.name for file in files}
+    if unknown:
         raise Problem(f"preferences.formats: {min(unknown)} is no file of {params.annotations}")
     rated = [file for file in files if params.attributes and has_ratings(file, params.attributes)]
-    found = chain.from_iterable(
-        read_export(
-            file,
-            format=params.formats.get(file.name),
-            buckets=params.buckets,
-            untouched_seconds=params.untouched_seconds,
-        )
-        for file in files
-        if not (file in rated and has_no_order(file))
-    )
-    rows, dropped, counts = cleaned(found, params.license)
+
+    rows, dropped, counts = cleaned(_imported(files, rated, params), params.license)
     for row in rows:
         row["annotator"] = params.annotators.get(row["annotator"], row["annotator"])
-    _tell(dropped)
-    splits: dict[str, list[dict[str, Any]]] = {"train": [], "heldout": []}
-    for row in rows:
-        splits["heldout" if is_heldout(row["prompt"], params.heldout_share) else "train"].append(row)
-    for split, kept in splits.items():
-        if not kept:
+    _print_dropped(dropped)
+    splits = _split(rows, params.heldout_share)
+    for split, of_split in splits.items():
+        if not of_split:
             raise Problem(
                 f"{params.annotations}: no rankings for {split} (of {len(rows)}; {len(dropped)} dropped); "
                 "annotate more prompts or change preferences.heldout_share"
             )
-    for split, kept in splits.items():
-        write_parquet(Path("data/preferences") / f"{split}.parquet", kept, RANKING)
-    ledger = [{"id": item.where, "rule": item.rule, "detail": item.detail} for item in dropped]
-    write_parquet(Path("data/preferences/dropped.parquet"), ledger, LEDGER)
-
+    _write_rankings(splits, dropped)
     rating_figures = _write_ratings(rated, params)
-    _write_benchmarks(params, {prompt_key(row["prompt"]) for row in splits["train"]})
+    _write_benchmarks(params, _prompt_keys(splits["train"]))
 
     ranked = with_prompt_keys(rows)
     annotators = annotator_rows(ranked, _interval(stage))
-    figures = agreement_figures(ranked, annotators, _interval(stage), stage.seed_of("alpha"))
-    for name in filter(None, figures.get("low_agreement", "").split(", ")):
-        print(f"preferences: {name} agrees with the others much less than they with each other; look at them")
-    stage.report({**_figures(ranked, splits, dropped, counts, files), **figures, **rating_figures})
-    bars(
-        Path("reports/plots/preferences"),
-        [{"": "with the others", "chance": 0.5, **row} for row in annotators],
-        group="annotator",
-        bar="",
-        panels={"Agreement with the others' majority": "agreement"},
-        levels={"chance": "chance"},
-    )
+    agreement = agreement_figures(ranked, annotators, _interval(stage), stage.seed_of("alpha"))
+    for row in annotators:
+        if row["low"]:
+            name = row["annotator"]
+            print(f"preferences: {name} agrees with the others much less than they with each other; look at them")
+    figures: Row = {"files": len(files)}
+    figures |= _ranking_figures(ranked, splits, counts)
+    figures |= _dropped_figures(dropped)
+    stage.report(figures | agreement | rating_figures)
+    _draw(annotators)
 
 
 def _export_files(folder: Path) -> list[Path]:
@@ -106,7 +72,8 @@ def _export_files(folder: Path) -> list[Path]:
         raise Problem(
             f"{folder} is not a folder; run annotate, or set preferences.annotations to where the exports are"
         )
-    if not (files := _tables(folder)):
+    files = _tables(folder)
+    if not files:
         raise Problem(f"{folder}: holds no export ({', '.join(SUFFIXES)}); put the annotation exports there")
     return _without_copies(files)
 
@@ -126,62 +93,101 @@ def _without_copies(files: list[Path]) -> list[Path]:
     return list(first.values())
 
 
+def _imported(files: list[Path], rated: list[Path], params: Params) -> Iterator[Ranking | Dropped]:
+    """The rankings of all files but those that only rate answers by attribute."""
+    for file in files:
+        if file in rated and has_no_order(file):
+            continue
+        yield from read_export(
+            file,
+            format=params.formats.get(file.name),
+            buckets=params.buckets,
+            untouched_seconds=params.untouched_seconds,
+        )
+
+
+def _split(rows: Iterable[Row], heldout_share: float) -> dict[str, list[Row]]:
+    """Rows by split; all rows of a prompt are in one."""
+    splits: dict[str, list[Row]] = {"train": [], "heldout": []}
+    for row in rows:
+        split = "heldout" if is_heldout(row["prompt"], heldout_share) else "train"
+        splits[split].append(row)
+    return splits
+
+
+def _write_rankings(splits: dict[str, list[Row]], dropped: list[Dropped]) -> None:
+    for split, of_split in splits.items():
+        write_parquet(PREFERENCES / f"{split}.parquet", of_split, RANKING)
+    ledger: list[Row] = []
+    for item in dropped:
+        ledger.append({"id": item.where, "rule": item.rule, "detail": item.detail})
+    write_parquet(PREFERENCES / "dropped.parquet", ledger, LEDGER)
+
+
 def _write_ratings(files: list[Path], params: Params) -> dict[str, int]:
-    """Ratings by attribute, split as the rankings are; the same rating twice counts once. Figures."""
+    """Write ratings by attribute, split as the rankings are; the same rating twice counts once. Figures."""
     if not params.attributes:
         return {}
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, Row] = {}
+    rated_attributes = set()
     for file in files:
-        rows |= {row["id"]: row for row in ratings(file, params.attributes, params.license)}
+        for row in ratings(file, params.attributes, params.license):
+            rows[row["id"]] = row
+            rated_attributes.add(row["attribute"])
     for name in params.attributes:
-        if not any(row["attribute"] == name for row in rows.values()):
+        if name not in rated_attributes:
             raise Problem(f"preferences.attributes: no row of {params.annotations} rates an answer by {name}")
-    splits: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
     for row in rows.values():
         row["annotator"] = params.annotators.get(row["annotator"], row["annotator"])
-        splits[is_heldout(row["prompt"], params.heldout_share)].append(row)
-    for heldout, split in ((False, "train"), (True, "heldout")):
-        write_parquet(Path(f"data/preferences/ratings_{split}.parquet"), splits[heldout], RATING)
-    return {"ratings_train": len(splits[False]), "ratings_heldout": len(splits[True])}
+    splits = _split(rows.values(), params.heldout_share)
+    for split, of_split in splits.items():
+        write_parquet(PREFERENCES / f"ratings_{split}.parquet", of_split, RATING)
+    return {"ratings_train": len(splits["train"]), "ratings_heldout": len(splits["heldout"])}
 
 
-def _write_benchmarks(params: Params, trained: set[str]) -> None:
-    """Preferences from elsewhere, a file each, which judge reward models and train none."""
+def _write_benchmarks(params: Params, trained_prompts: set[str]) -> None:
+    """Write preferences from elsewhere, a file each, which judge reward models and train none."""
     folder = params.benchmarks
     if not folder.is_dir():
         raise Problem(f"preferences.benchmarks: {folder} is not a folder; name one, which may hold no file")
-    files = {file.name.split(".")[0]: file for file in _tables(folder)}
-    if len(files) < len(_tables(folder)):
-        raise Problem(f"{folder}: two files have the same name but for its ending; rename one of them")
+    files: dict[str, Path] = {}
+    for file in _tables(folder):
+        name = file.name.split(".")[0]
+        if name in files:
+            raise Problem(f"{folder}: two files have the same name but for its ending; rename one of them")
+        files[name] = file
     for name, file in files.items():
         rows, dropped, _ = cleaned(read_export(file, buckets=params.buckets), params.license)
         if not rows:
             raise Problem(f"{file}: no pair of different answers is ordered; take it out of {folder}")
-        write_parquet(Path(f"data/preferences/benchmarks/{name}.parquet"), rows, RANKING)
-        _tell(dropped)
-        prompts = {prompt_key(row["prompt"]) for row in rows}
-        if seen := prompts & trained:
+        write_parquet(PREFERENCES / f"benchmarks/{name}.parquet", rows, RANKING)
+        _print_dropped(dropped)
+        prompts = _prompt_keys(rows)
+        seen = prompts & trained_prompts
+        if seen:
             print(f"preferences: {file}: {len(seen)} of {len(prompts)} prompts are trained on, too")
 
 
-def _tell(dropped: list[Dropped]) -> None:
+def _prompt_keys(rows: list[Row]) -> set[str]:
+    return {prompt_key(row["prompt"]) for row in rows}
+
+
+def _print_dropped(dropped: list[Dropped]) -> None:
     """One line per rule with its first place: where to start looking."""
-    for rule, count in Counter(item.rule for item in dropped).most_common():
-        first = next(item for item in dropped if item.rule == rule)
+    counts = Counter[str]()
+    firsts: dict[str, Dropped] = {}
+    for item in dropped:
+        counts[item.rule] += 1
+        firsts.setdefault(item.rule, item)
+    for rule, count in counts.most_common():
+        first = firsts[rule]
         print(f"preferences: {count} dropped, {rule}: first {first.where} ({first.detail})")
 
 
-def _figures(
-    ranked: list[dict[str, Any]],
-    splits: dict[str, list[dict[str, Any]]],
-    dropped: list[Dropped],
-    counts: Counter[str],
-    files: list[Path],
-) -> dict[str, Any]:
-    rules = Counter(item.rule for item in dropped)
-    pairs = sum(len(row["ranks"]) * (len(row["ranks"]) - 1) // 2 for row in ranked)
+def _ranking_figures(ranked: list[Row], splits: dict[str, list[Row]], counts: Counter[str]) -> Row:
+    """How many rankings, prompts, annotators and pairs there are. `ranked`: rankings with their prompt_key."""
+    pairs = sum(math.comb(len(row["ranks"]), 2) for row in ranked)
     return {
-        "files": len(files),
         "rankings": len(ranked),
         "rankings_train": len(splits["train"]),
         "rankings_heldout": len(splits["heldout"]),
@@ -192,17 +198,42 @@ def _figures(
         "changed_minds": counts["changed_minds"],
         "removed_equal_answers": counts["removed_equal_answers"],
         "removed_empty_answers": counts["removed_empty_answer"],
-        **{f"dropped_{rule}": rules[rule] for rule in RULES},
     }
 
 
+def _dropped_figures(dropped: list[Dropped]) -> dict[str, int]:
+    """How many annotations each of RULES dropped, and then each rule that only one importer has, if it dropped any."""
+    counts = dict.fromkeys(RULES, 0)
+    for rule in sorted({item.rule for item in dropped} - {*RULES}):
+        counts[rule] = 0
+    for item in dropped:
+        counts[item.rule] += 1
+    return {f"dropped_{rule}": count for rule, count in counts.items()}
+
+
 def _interval(stage: Stage) -> Callable[..., Interval]:
-    """Bootstrap over whole prompts, because the pairs of one prompt are not independent."""
-    return lambda hits, *words: mean_interval(
-        [hit for _, hit in hits],
-        seed=stage.seed_of(*words),
-        groups=[prompt for prompt, _ in hits],
-        bounds=(0, 1),
+    """Of hits, and words that name the draw: the share of hits with its bootstrap interval.
+
+    Whole prompts are drawn, because the pairs of one prompt are not independent.
+    """
+
+    def interval(hits: Hits, *words: str) -> Interval:
+        is_hit = [hit for _, hit in hits]
+        prompts = [prompt for prompt, _ in hits]
+        return mean_interval(is_hit, seed=stage.seed_of(*words), groups=prompts, bounds=(0, 1))
+
+    return interval
+
+
+def _draw(annotators: list[Row]) -> None:
+    """The agreement of every annotator with the others, and the level of chance."""
+    bars(
+        Path("reports/plots/preferences"),
+        [{"": "with the others", "chance": 0.5, **row} for row in annotators],
+        group="annotator",
+        bar="",
+        panels={"Agreement with the others' majority": "agreement"},
+        levels={"chance": "chance"},
     )
 
 

@@ -17,7 +17,7 @@ import torch  # noqa: F401  so that main seeds it and limits its threads
 
 from tasks.lib.annotation.tool_tasks import task_files
 from tasks.lib.data.rows import CANDIDATE, content_id, read_parquet, write_parquet
-from tasks.lib.importers.rankings import words
+from tasks.lib.importers.rankings import collapse_whitespace
 from tasks.lib.models.chat import all_prompt_ids, answer_text, load_tokenizer
 from tasks.lib.models.generation import generate
 from tasks.lib.models.loading import load_policy
@@ -114,7 +114,7 @@ def _different(draws: list[tuple[str, bool]], wanted: int) -> list[str]:
     seen: dict[str, str] = {}
     for text, _ in sorted(draws, key=lambda draw: not draw[1]):
         if text and _is_readable(text):
-            seen.setdefault(words(text), text)
+            seen.setdefault(collapse_whitespace(text), text)
     return list(seen.values())[:wanted]
 
 
@@ -147,7 +147,8 @@ def _figures(
         "prompts_kept": len(candidates),  # the others had fewer than two different answers
         "prompts_with_all_answers": sum(len(c["answers"]) == wanted for c in candidates),
         "answers": len(kept),
-        "distinct_share": sum(len({words(text) for text, _ in of_prompt}) for of_prompt in drawn) / max(len(draws), 1),
+        "distinct_share": sum(len({collapse_whitespace(text) for text, _ in of_prompt}) for of_prompt in drawn)
+        / max(len(draws), 1),
         "ended_share": sum(ended for _, ended in draws) / max(len(draws), 1),
         "empty_share": sum(not text for text, _ in draws) / max(len(draws), 1),
         "mean_tokens": sum(len(tokenizer.encode(text, add_special_tokens=False)) for text in kept) / max(len(kept), 1),

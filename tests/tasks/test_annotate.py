@@ -10,8 +10,8 @@ import pytest
 from sections import section
 
 from tasks import annotate
+from tasks.lib.importers.cleaning import cleaned
 from tasks.lib.importers.formats import read_export
-from tasks.lib.importers.rankings import cleaned
 from tasks.lib.stage import Problem, Stage
 
 EXPORT = Path("data/annotations/panel.json")

@@ -1,7 +1,15 @@
-"""Argilla: records as its SDK writes them (JSON, flat list, exported dataset), one verdict per user.
+"""Argilla: records as its SDK writes them, with the responses of every user. Checked with Argilla 2.8.
 
-A ranking question lists fields best first (or {value, rank} with ties), a label question names the better of
-two fields or a tie, a rating question rates the answer that its name names. Checked with Argilla 2.8.
+    {"fields": {"prompt": "Q", "response_a": "Yes.", "response_b": "No."},
+     "responses": {"preference": [{"value": ["response_a", "response_b"], "user_id": "u", "status": "submitted"}]}}
+
+A ranking question lists fields best first, or as {value, rank}; a label question names the better of two fields or a
+tie; a rating question rates the answer that its name names. Read, too, are the SDK's flat list, records of
+Argilla 1, and an exported data set, whose questions are columns of the row.
+
+Equal ranks, the label `tie` and equal ratings are ties. Dropped are records without responses (`unannotated`), users
+whose responses are all drafts or discarded (`cancelled`), and users who answered no question on the answers
+(`abstained`).
 """
 
 from __future__ import annotations
@@ -9,105 +17,126 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from tasks.lib.importers.rankings import PROMPTS, Dropped, Judgement, Row, prompt_of
+from tasks.lib.data.rows import Row
+from tasks.lib.importers.rankings import PROMPTS, Dropped, Export, Ranking, prompt_of
 from tasks.lib.importers.ratings import ANSWERS, Rating, ranks_of
-from tasks.lib.importers.two_answers import of_word, two_answers
+from tasks.lib.importers.two_answers import ranks_of_word, two_answers
 from tasks.lib.stage import Problem
 
-Verdict = tuple[str, Any, str]  # question, value, status
+
+class Response(NamedTuple):
+    """What a user answered to one question about a record."""
+
+    question: str
+    value: Any
+    status: str
 
 
-def is_record(row: Mapping[str, Any]) -> bool:
-    """True for the three shapes of a record: nested, flat, and the columns of an exported dataset."""
+Responses = dict[str, list[Response]]  # by user
+
+
+def is_record(row: Row) -> bool:
     if isinstance(row.get("fields"), dict) and "responses" in row:
         return True
-    return any(name.endswith((".responses", ".responses.users")) for name in row) or any(
-        _is_column(value) for value in row.values()
-    )
+    is_flat = any(name.endswith((".responses", ".responses.users")) for name in row)
+    return is_flat or any(_is_column(value) for value in row.values())
 
 
 def _is_column(value: Any) -> bool:
-    return (
-        isinstance(value, list) and bool(value) and isinstance(value[0], dict) and "user_id" in value[0]
-        and "value" in value[0]
-    )  # fmt: skip
+    """Whether a column of an exported data set holds the responses to a question."""
+    if not isinstance(value, list) or not value or not isinstance(value[0], dict):
+        return False
+    return {"user_id", "value"} <= value[0].keys()
 
 
-def read(path: Path, rows: Iterator[tuple[int, Row]]) -> Iterator[Judgement | Dropped | Rating]:
-    """The verdicts of every user on every record, and what is none: drafts, discarded, empty records."""
-    for number, row in rows:
-        where = f"{path}:{number}"
-        fields, users = _record(where, row)
-        if not users:
+def read(export: Export) -> Iterator[Ranking | Dropped | Rating]:
+    """What every user says on every record."""
+    for where, row in export.rows:
+        fields, responses_of = _record(where, row)
+        if not responses_of:
             yield Dropped(where, "unannotated", "a record without responses")
-        for user, verdicts in users.items():
+        for user, responses in responses_of.items():
             place = f"{where}:user {user}"
-            said = [v for v in verdicts if v[2] not in ("draft", "discarded")]
-            if not said:
-                yield Dropped(place, "cancelled", f"the response is {verdicts[0][2]}")
+            submitted = [response for response in responses if response.status not in ("draft", "discarded")]
+            if not submitted:
+                yield Dropped(place, "cancelled", f"the response is {responses[0].status}")
                 continue
-            if found := list(_verdicts(place, fields, said, user, str(row.get("source") or path.stem))):
-                yield from found
-            else:
+            verdicts = list(_verdicts(place, fields, submitted, user, export.source_of(row)))
+            yield from verdicts
+            if not verdicts:
                 yield Dropped(place, "abstained", "no response compares or rates the answers")
 
 
-def _record(where: str, row: Row) -> tuple[Row, dict[str, list[Verdict]]]:
-    """(fields, user -> verdicts) of a record in any of its shapes."""
-    users: dict[str, list[Verdict]] = defaultdict(list)
-    if isinstance(row.get("fields"), dict):
-        given = row["responses"] or {}
-        if isinstance(given, list):  # Argilla 1: a response per user, all questions in it
-            for response in given:
-                for question, said in (response.get("values") or {"": {}}).items():
-                    users[str(response.get("user_id"))].append(
-                        (question, said.get("value"), str(response.get("status")))
-                    )
-        else:
-            _columns(where, given, users)
-        return row["fields"], users
+def _record(where: str, row: Row) -> tuple[Row, Responses]:
+    """The fields of a record in any of its shapes, and the responses to it."""
+    if not isinstance(row.get("fields"), dict):
+        return _flat_record(where, row)
+    responses_of: Responses = defaultdict(list)
+    given = row["responses"] or {}
+    if isinstance(given, list):  # Argilla 1: a response per user, all questions in it
+        for response in given:
+            for question, answered in (response.get("values") or {"": {}}).items():
+                verdict = Response(question, answered.get("value"), str(response.get("status")))
+                responses_of[str(response.get("user_id"))].append(verdict)
+    else:
+        _add_columns(where, given, responses_of)
+    return row["fields"], responses_of
+
+
+def _flat_record(where: str, row: Row) -> tuple[Row, Responses]:
+    """A row {field: text, <question>.responses: [...], <question>.responses.users: [...], ...status: [...]}, or of an
+    exported data set, where each question is a column of responses."""
+    responses_of: Responses = defaultdict(list)
     for name in row:
-        if name.endswith(".responses"):
-            values = row[name] or []
-            who, status = row.get(f"{name}.users") or [], row.get(f"{name}.status") or [None] * len(values)
-            if not len(values) == len(who) == len(status):
-                raise Problem(f"{where}:{name}: expected as many users as responses, {len(values)}")
-            for user, value, state in zip(who, values, status, strict=True):
-                users[str(user)].append((name.removesuffix(".responses"), value, str(state)))
-    _columns(where, {name: value for name, value in row.items() if _is_column(value)}, users)
-    fields = {k: v for k, v in row.items() if ".responses" not in k and ".suggestion" not in k}
-    return fields, users
+        if not name.endswith(".responses"):
+            continue
+        values = row[name] or []
+        users = row.get(f"{name}.users") or []
+        statuses = row.get(f"{name}.status") or [None] * len(values)
+        if not len(values) == len(users) == len(statuses):
+            raise Problem(f"{where}:{name}: expected as many users as responses, {len(values)}")
+        for user, value, status in zip(users, values, statuses, strict=True):
+            responses_of[str(user)].append(Response(name.removesuffix(".responses"), value, str(status)))
+    columns = {name: value for name, value in row.items() if _is_column(value)}
+    _add_columns(where, columns, responses_of)
+    fields = {name: value for name, value in row.items() if ".responses" not in name and ".suggestion" not in name}
+    return fields, responses_of
 
 
-def _columns(where: str, given: Mapping[str, Any], users: dict[str, list[Verdict]]) -> None:
-    for question, responses in given.items():
-        if not isinstance(responses, list) or not all(isinstance(r, dict) for r in responses):
+def _add_columns(where: str, columns: Mapping[str, Any], responses_of: Responses) -> None:
+    """Add the responses of columns {question: [{value, user_id, status}]} to those of their users."""
+    for question, responses in columns.items():
+        if not isinstance(responses, list) or not all(isinstance(response, dict) for response in responses):
             raise Problem(f"{where}:{question}: expected a list of responses, found {str(responses)[:60]!r}")
         for response in responses:
-            verdict = question, response.get("value"), str(response.get("status"))
-            users[str(response.get("user_id"))].append(verdict)
+            verdict = Response(question, response.get("value"), str(response.get("status")))
+            responses_of[str(response.get("user_id"))].append(verdict)
 
 
-def _verdicts(where: str, fields: Row, said: list[Verdict], user: str, source: str) -> Iterator[Judgement | Rating]:
+def _verdicts(where: str, fields: Row, submitted: list[Response], user: str, source: str) -> Iterator[Ranking | Rating]:
+    """A user's rankings and labels, and then the ratings: of several answers a ranking, of one a rating."""
     prompt = prompt_of(where, fields)
-    rated: dict[str, list[float]] = defaultdict(list)
-    for question, value, _ in said:
-        if isinstance(value, list) and (order := _ranking(where, question, value, fields)):
-            answers = [fields[name] for name in order]
-            yield Judgement(where, prompt, answers, list(order.values()), user, source)
-        elif isinstance(value, str) and (ranks := of_word(value, fields)):
-            yield Judgement(where, prompt, two_answers(where, fields), ranks, user, source)
+    ratings_of: dict[str, list[float]] = defaultdict(list)  # by field
+    for question, value, _ in submitted:
+        if isinstance(value, list):
+            rank_of = _ranking(where, question, value, fields)
+            if rank_of:
+                answers = [fields[name] for name in rank_of]
+                yield Ranking(where, prompt, answers, list(rank_of.values()), user, source)
+        elif isinstance(value, str):
+            ranks = ranks_of_word(value, fields)
+            if ranks:
+                yield Ranking(where, prompt, two_answers(where, fields), ranks, user, source)
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            rated[_rated_field(where, question, fields)].append(float(value))
-    values = {name: sum(given) / len(given) for name, given in rated.items()}
-    if len(values) > 1:
-        ranks = ranks_of(list(values.values()))
-        yield Judgement(where, prompt, [fields[name] for name in values], ranks, user, source)
-    for name, value in values.items() if len(values) == 1 else ():
-        yield Rating(where, prompt, fields[name], value, user, source)
+            ratings_of[_rated_field(where, question, fields)].append(float(value))
+    answers = [fields[name] for name in ratings_of]
+    means = [sum(ratings) / len(ratings) for ratings in ratings_of.values()]
+    if len(answers) > 1:
+        yield Ranking(where, prompt, answers, ranks_of(means), user, source)
+    elif answers:
+        yield Rating(where, prompt, answers[0], means[0], user, source)
 
 
 def _ranking(where: str, question: str, value: list[Any], fields: Row) -> dict[str, int] | None:
@@ -128,10 +157,10 @@ def _rated_field(where: str, question: str, fields: Row) -> str:
     """The answer that a rating question is about: the one its name ends or begins with, or the only one."""
     texts = [name for name, value in fields.items() if isinstance(value, str) and name not in PROMPTS]
     named = [name for name in texts if re.search(rf"(^|[_\-.]){re.escape(name)}($|[_\-.])", question)]
-    found = named or [name for name in texts if name in ANSWERS]
-    if len(found) != 1:
+    rated = named or [name for name in texts if name in ANSWERS]
+    if len(rated) != 1:
         raise Problem(
             f"{where}:{question}: a rating of which answer? Name the question after the field "
             f"({', '.join(texts)}), such as rating_{texts[0] if texts else 'answer'}"
         )
-    return found[0]
+    return rated[0]

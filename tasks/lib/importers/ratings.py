@@ -1,8 +1,15 @@
 """Ratings of single answers become rankings: what one annotator gave to the answers of one prompt.
 
-ultrafeedback  {instruction, completions: [{response, scores}]}, the scores of a judge
-thumbs         KTO rows {prompt, completion, label} or {messages, label}, label true or false
-scores         {prompt, answer, score} or {prompt, answer, rank}, a row per answer, as in a table
+`thumbs` reads KTO rows, an answer with its label, true or false; a dialogue may stand in place of prompt and answer:
+
+    {"prompt": "Q", "completion": "Yes.", "label": true}
+
+`scores` reads a row per answer with a score (larger is better) or a rank (smaller is better), as in a table:
+
+    {"prompt": "Q", "answer": "Yes.", "score": 3.5, "annotator": "ada"}
+
+Equal values are a tie. A prompt of which an annotator rated one answer alone is dropped (`too_few_answers`), and so is
+the earlier of two ratings of one answer (`annotator_twice`). Nobody abstains: a row without a value is an error.
 """
 
 from __future__ import annotations
@@ -10,16 +17,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from tasks.lib.data.prompts import prompt_key
-from tasks.lib.importers.rankings import Dropped, Judgement, Messages, messages_of, prompt_of
+from tasks.lib.data.rows import Row
+from tasks.lib.importers.rankings import Dropped, Export, Messages, Ranking, messages_of, prompt_of
 from tasks.lib.stage import Problem
 
-Row = dict[str, Any]
-Rows = Iterator[tuple[int, Row]]
 ANSWERS = ("answer", "response", "completion")  # names of the field that holds one answer
 
 
@@ -37,34 +41,31 @@ class Rating:
     order: tuple[str, int] = ("", 0)  # of two ratings of the same answer the later counts
 
 
-def ranked(found: Iterable[Judgement | Dropped | Rating]) -> Iterator[Judgement | Dropped]:
-    """Judgements as they are; the ratings of a prompt by an annotator as one ranking, equal values as ties."""
-    groups: dict[tuple[str, str, str], dict[str, Rating]] = {}
-    for item in found:
+def ranked(imported: Iterable[Ranking | Dropped | Rating]) -> Iterator[Ranking | Dropped]:
+    """Rankings as they are; the ratings of a prompt by an annotator as one ranking, equal values as ties."""
+    groups: dict[tuple[str, str, str], dict[str, Rating]] = {}  # prompt, annotator and source -> answer -> rating
+    for item in imported:
         if not isinstance(item, Rating):
             yield item
             continue
         group = groups.setdefault((prompt_key(item.prompt), item.annotator, item.source), {})
-        if (earlier := group.get(item.answer)) and earlier.order > item.order:
-            item, earlier = earlier, item
-        if earlier:
-            yield Dropped(earlier.where, "annotator_twice", f"{item.where} rates the same answer")
-        group[item.answer] = item
+        earlier, later = group.get(item.answer), item
+        if earlier is not None:
+            if earlier.order > later.order:
+                earlier, later = later, earlier
+            yield Dropped(earlier.where, "annotator_twice", f"{later.where} rates the same answer")
+        group[item.answer] = later
     for group in groups.values():
         ratings = list(group.values())
-        if len(ratings) == 1:
-            yield Dropped(ratings[0].where, "too_few_answers", "a rated answer without a rival")
-            continue
         first = ratings[0]
-        yield Judgement(
-            first.where,
-            first.prompt,
-            [rating.answer for rating in ratings],
-            ranks_of([rating.value for rating in ratings]),
-            first.annotator,
-            first.source,
-            first.license,
-            order=max(rating.order for rating in ratings),
+        if len(ratings) == 1:
+            yield Dropped(first.where, "too_few_answers", "a rated answer without a rival")
+            continue
+        answers = [rating.answer for rating in ratings]
+        ranks = ranks_of([rating.value for rating in ratings])
+        order = max(rating.order for rating in ratings)
+        yield Ranking(
+            first.where, first.prompt, answers, ranks, first.annotator, first.source, first.license, order=order
         )
 
 
@@ -75,7 +76,7 @@ def ranks_of(values: list[float]) -> list[int]:
 
 
 def number(where: str, value: Any) -> float:
-    """A finite number, also as text (tables, judges' JSON); Problem otherwise."""
+    """A finite number, also as text (tables, the JSON of models); Problem otherwise."""
     try:
         found = float(value) if isinstance(value, (int, float, str)) else math.nan
     except ValueError:
@@ -85,60 +86,37 @@ def number(where: str, value: Any) -> float:
     return found
 
 
-def completions(path: Path, rows: Rows) -> Iterator[Judgement | Dropped]:
-    """UltraFeedback (arXiv 2310.01377): the judge's scores of every completion of an instruction."""
-    for line, row in rows:
-        where = f"{path}:{line}"
-        answers, values = [], []
-        for place, completion in enumerate(row["completions"]):
-            answer = completion.get("response") if isinstance(completion, dict) else None
-            if not isinstance(answer, str):
-                raise Problem(f"{where}:completions: expected a response as text in completion {place}")
-            if (value := _score(f"{where}:completions", completion)) is None:
-                yield Dropped(f"{where}:completion {place}", "unranked_answer", "a completion without a score")
-            else:
-                answers.append(answer)
-                values.append(value)
-        source = str(row.get("source") or path.stem)
-        annotator = str(row.get("annotator") or path.stem)
-        yield Judgement(where, prompt_of(where, row), answers, ranks_of(values), annotator, source)
+def is_thumb(row: Row) -> bool:
+    label = row.get("label", row.get("kto_tag"))
+    has_answer = {*ANSWERS, "messages", "conversations"} & row.keys()
+    return bool(has_answer) and (isinstance(label, bool) or str(label).lower() in ("true", "false"))
 
 
-def _score(where: str, completion: Row) -> float | None:
-    """The mean of the judge's aspects (helpfulness, honesty, ...), or else the one score that there is.
-
-    `overall_score` is asked last: the published data set holds 10s in it that were meant as 1s.
-    """
-    aspects = completion.get("annotations")
-    given = [a.get("Rating") for a in aspects.values()] if isinstance(aspects, dict) else []
-    if stated := [number(where, value) for value in given if value not in (None, "N/A")]:
-        return fmean(stated)
-    for name in ("fine-grained_score", "score", "overall_score"):
-        if completion.get(name) is not None:
-            return number(f"{where}:{name}", completion[name])
-    return None
+def is_score(row: Row) -> bool:
+    return bool({*ANSWERS} & row.keys() and {"score", "rank"} & row.keys())
 
 
-def thumbs(path: Path, rows: Rows) -> Iterator[Rating]:
+def thumbs(export: Export) -> Iterator[Rating]:
     """KTO rows. A prompt needs two rated answers before they say anything about each other."""
-    for line, row in rows:
-        where = f"{path}:{line}"
+    for where, row in export.rows:
         label = row.get("label", row.get("kto_tag"))
         if isinstance(label, str) and label.lower() in ("true", "false"):
             label = label.lower() == "true"
         if not isinstance(label, bool):
             raise Problem(f"{where}:label: expected true or false, found {str(label)[:60]!r}")
         prompt, answer = prompt_and_answer(where, row)
-        yield Rating(where, prompt, answer, float(label), *_said(path, row))
+        annotator, source = export.annotator_of(row), export.source_of(row)
+        yield Rating(where, prompt, answer, float(label), annotator, source, row.get("license"))
 
 
-def scores(path: Path, rows: Rows) -> Iterator[Rating]:
+def scores(export: Export) -> Iterator[Rating]:
     """A row per answer with its score (larger is better) or its rank (smaller is better)."""
-    for line, row in rows:
-        where = f"{path}:{line}"
+    for where, row in export.rows:
         name, sign = ("rank", -1) if "rank" in row else ("score", 1)
         prompt, answer = prompt_and_answer(where, row)
-        yield Rating(where, prompt, answer, sign * number(f"{where}:{name}", row[name]), *_said(path, row))
+        value = sign * number(f"{where}:{name}", row[name])
+        annotator, source = export.annotator_of(row), export.source_of(row)
+        yield Rating(where, prompt, answer, value, annotator, source, row.get("license"))
 
 
 def prompt_and_answer(where: str, row: Row) -> tuple[Messages, str]:
@@ -156,8 +134,3 @@ def prompt_and_answer(where: str, row: Row) -> tuple[Messages, str]:
     if not isinstance(answer, str):
         raise Problem(f"{where}:{name}: expected text, found {str(answer)[:60]!r}")
     return prompt_of(where, row), answer
-
-
-def _said(path: Path, row: Row) -> tuple[str, str, str | None]:
-    """(annotator, source, license) of a row, or of its file."""
-    return str(row.get("annotator") or path.stem), str(row.get("source") or path.stem), row.get("license")

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from tasks.lib.data.rows import read_table
+from tasks.lib.importers.cleaning import cleaned
 from tasks.lib.importers.formats import read_export
-from tasks.lib.importers.rankings import cleaned, prompt_of
+from tasks.lib.importers.rankings import prompt_of
 from tasks.lib.importers.ratings import ANSWERS
 from tasks.lib.models.chat import answer_ids, load_tokenizer, prompt_ids
 from tasks.lib.reward.ensemble import disagreement

@@ -19,8 +19,8 @@ import browser
 import pytest
 
 from tasks.lib.annotation.page import Round, application, read_prompts
+from tasks.lib.importers.cleaning import cleaned
 from tasks.lib.importers.formats import read_export
-from tasks.lib.importers.rankings import cleaned
 from tasks.lib.stage import Problem
 
 ROOT = Path(__file__).parents[3]

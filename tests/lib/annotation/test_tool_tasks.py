@@ -8,8 +8,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 from tasks.lib.annotation.tool_tasks import task_files
+from tasks.lib.importers.cleaning import cleaned
 from tasks.lib.importers.formats import read_export
-from tasks.lib.importers.rankings import cleaned
 
 ANSWERS = ["w", "x", "y", "z"]
 CANDIDATES = [{"id": f"c{n}", "prompt": [{"role": "user", "content": f"Q{n}"}], "answers": ANSWERS} for n in range(20)]

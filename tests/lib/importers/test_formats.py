@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from tasks.lib.importers.cleaning import cleaned
 from tasks.lib.importers.formats import read_export
-from tasks.lib.importers.rankings import cleaned
 from tasks.lib.stage import Problem
 
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from tasks.lib.data.prompts import prompt_key
-from tasks.lib.importers.rankings import Judgement, cleaned, is_heldout, words
+from tasks.lib.importers.cleaning import cleaned
+from tasks.lib.importers.rankings import Ranking, collapse_whitespace, is_heldout
 
 PROMPT = [{"role": "user", "content": "Q"}]
 
 
-def judged(
-    answers: list[str], ranks: list[int], where: str = "f:1", annotator: str = "ann", time: str = ""
-) -> Judgement:
-    return Judgement(where, PROMPT, answers, ranks, annotator, "test", order=(time, 0))
+def judged(answers: list[str], ranks: list[int], where: str = "f:1", annotator: str = "ann", time: str = "") -> Ranking:
+    return Ranking(where, PROMPT, answers, ranks, annotator, "test", order=(time, 0))
 
 
 def test_equal_answers_are_one_answer_with_the_better_rank():
     (row,), dropped, counts = cleaned([judged(["x", "y", " x\n"], [2, 1, 0])], "MIT")
-    assert dict(zip(map(words, row["answers"]), row["ranks"], strict=True)) == {"x": 0, "y": 1}
+    assert dict(zip(map(collapse_whitespace, row["answers"]), row["ranks"], strict=True)) == {"x": 0, "y": 1}
     assert counts["removed_equal_answers"] == 1 and not dropped
 
 
