@@ -1,8 +1,8 @@
 """A page on loopback where one person ranks answers, with ties, by keyboard or mouse.
 
-Every verdict is a line of a JSONL file in the format `rankings` (exports.py), on the disk before the page shows
-the next prompt: what was submitted survives a crash, and going on is starting the page again. Answers stand in
-the line in the order in which they were shown, an order of its own for each prompt and annotator.
+Every verdict is a line of a JSONL file in the format `rankings` (importers/listwise.py), on the disk before the page
+shows the next prompt: what was submitted survives a crash, and starting the page again goes on. A line holds the
+answers in the order in which they were shown, an order of its own for each prompt and annotator.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import random
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 from pydantic import BaseModel, Field
 
-from tasks.lib.data.rows import content_id, read_table
+from tasks.lib.data.rows import Row, content_id, read_table
 from tasks.lib.importers.rankings import prompt_of
 from tasks.lib.stage import Problem
 
@@ -30,7 +30,7 @@ HOSTS = ["127.0.0.1", "localhost"]  # any other name in a request is another sit
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
 
 
-def read_prompts(path: Path) -> list[dict[str, Any]]:
+def read_prompts(path: Path) -> list[Row]:
     """Prompts with two or more answers of a file of candidates: {prompt, answers} and optionally id."""
     prompts = []
     for number, row in read_table(path):
@@ -55,9 +55,9 @@ class Verdict(BaseModel, extra="forbid"):
 
 
 class Round:
-    """One annotator's rankings of a list of prompts, kept in an append-only file."""
+    """One annotator's rankings of a list of prompts, kept in a file that lines are only added to."""
 
-    def __init__(self, prompts: Sequence[dict[str, Any]], annotator: str, path: Path) -> None:
+    def __init__(self, prompts: Sequence[Row], annotator: str, path: Path) -> None:
         """Take up the file where it ends. Problem when another page writes to it, or it is no such file."""
         self.prompts, self.annotator, self.path = list(prompts), annotator, path
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,9 +66,9 @@ class Round:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Problem(f"{path}: another annotation page writes to it; close that one first") from None
-        self.said = self._read()
+        self.last_rows = self._read()
 
-    def _read(self) -> dict[str, dict[str, Any]]:
+    def _read(self) -> dict[str, Row]:
         """Candidate id -> the last line about it. Half a line at the end, of a crash, is taken off."""
         self._file.seek(0)
         content = self._file.read()
@@ -76,14 +76,14 @@ class Round:
         if whole < len(content):
             self._file.truncate(whole)
             print(f"anneal: {self.path}: half a line at its end was taken off (a crash while it was written)")
-        said = {}
+        last_rows = {}
         for number, line in enumerate(content[:whole].splitlines(), 1):
             try:
                 row = json.loads(line)
-                said[row["candidate"]] = row
+                last_rows[row["candidate"]] = row
             except (ValueError, KeyError, TypeError):
                 raise Problem(f"{self.path}:{number}: expected a line of an annotation page") from None
-        return said
+        return last_rows
 
     def shown(self, number: int) -> list[str]:
         """The answers to a prompt in the order in which this annotator sees them."""
@@ -92,26 +92,27 @@ class Round:
         random.Random(f"{self.annotator}/{item['id']}").shuffle(answers)
         return answers
 
-    def task(self, number: int) -> dict[str, Any]:
+    def task(self, number: int) -> Row:
         """What the page shows of a prompt, with the verdict there is."""
         item = self.prompts[number]
-        said = self.said.get(item["id"])
-        return {
+        last_row = self.last_rows.get(item["id"], {})
+        shown: Row = {
             "number": number,
             "prompt": item["prompt"],
             "answers": self.shown(number),
-            "ranks": said and said.get("ranks"),
-            "skipped": bool(said and said.get("skipped")),
-            **self.progress(),
+            "ranks": last_row.get("ranks"),
+            "skipped": bool(last_row.get("skipped")),
         }
+        return shown | self.progress()
 
-    def progress(self) -> dict[str, Any]:
-        open_ones = [n for n, item in enumerate(self.prompts) if item["id"] not in self.said]
+    def progress(self) -> Row:
+        """How many prompts have a verdict, and the number of the first one without."""
+        waiting = [number for number, item in enumerate(self.prompts) if item["id"] not in self.last_rows]
         return {
             "annotator": self.annotator,
             "total": len(self.prompts),
-            "done": len(self.prompts) - len(open_ones),
-            "next": open_ones[0] if open_ones else None,
+            "done": len(self.prompts) - len(waiting),
+            "next": waiting[0] if waiting else None,
         }
 
     def submit(self, number: int, ranks: list[int] | None, seconds: float) -> None:
@@ -119,7 +120,7 @@ class Round:
         item, answers = self.prompts[number], self.shown(number)
         if ranks is not None and (len(ranks) != len(answers) or min(ranks) < 0):
             raise ValueError(f"expected {len(answers)} ranks from 0, found {ranks}")
-        row = {
+        row: Row = {
             "prompt": item["prompt"],
             "answers": answers,
             "ranks": ranks,
@@ -128,12 +129,13 @@ class Round:
             "candidate": item["id"],
             "seconds": round(seconds, 1),
             "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            **({"skipped": True} if ranks is None else {}),
         }
+        if ranks is None:
+            row["skipped"] = True
         self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
-        self.said[item["id"]] = row
+        self.last_rows[item["id"]] = row
 
 
 def application(rankings: Round) -> FastAPI:
@@ -155,15 +157,15 @@ def application(rankings: Round) -> FastAPI:
         return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers={"Content-Security-Policy": POLICY})
 
     @app.get("/progress")
-    def progress() -> dict[str, Any]:
+    def progress() -> Row:
         return rankings.progress()
 
     @app.get("/prompts/{number}")
-    def task(number: int) -> dict[str, Any]:
+    def task(number: int) -> Row:
         return rankings.task(known(number))
 
     @app.post("/prompts/{number}")
-    async def submit(number: int, verdict: Verdict) -> dict[str, Any]:
+    async def submit(number: int, verdict: Verdict) -> Row:
         try:
             rankings.submit(known(number), verdict.ranks, verdict.seconds)
         except ValueError as error:

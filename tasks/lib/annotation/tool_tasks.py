@@ -1,4 +1,4 @@
-"""Candidates as files to import into an annotation tool; its export comes back through exports.py.
+"""Candidates as files to import into an annotation tool; its export comes back through importers/formats.py.
 
 buckets   Label Studio, a bucket ranker: answers in one bucket are equal
 ranker    Label Studio, a plain ranker: quicker, without ties
@@ -11,11 +11,12 @@ Answers are shown in an order shuffled by task, which the files record.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
+from tasks.lib.data.rows import Row
 from tasks.lib.settings.sample import Kind
 
 RANKER = """<View>
@@ -38,15 +39,15 @@ PAIRWISE = """<View>
 """
 
 
-def task_files(
-    kind: Kind, candidates: Sequence[Mapping[str, Any]], answers: int, seed: int
-) -> dict[str, str | list[Any]]:
+def task_files(kind: Kind, candidates: Sequence[Row], answers: int, seed: int) -> dict[str, str | list[Any]]:
     """File name -> what it holds: text, or a list to write as JSON."""
     if kind == "argilla":
         return {"argilla_records.json": [_record(candidate, seed) for candidate in candidates]}
     if kind == "pairwise":
-        tasks = [{"data": pair} for candidate in candidates for pair in _pairs(candidate, seed)]
-        return {"labelstudio_pairwise_tasks.json": tasks, "labelstudio_pairwise_config.xml": PAIRWISE}
+        pairs = []
+        for candidate in candidates:
+            pairs += [{"data": pair} for pair in _pairs(candidate, seed)]
+        return {"labelstudio_pairwise_tasks.json": pairs, "labelstudio_pairwise_config.xml": PAIRWISE}
     tasks = [{"data": task(candidate, seed)} for candidate in candidates]
     if kind == "ranker":
         return {"labelstudio_ranker_tasks.json": tasks, "labelstudio_ranker_config.xml": RANKER}
@@ -60,7 +61,10 @@ def bucket_names(answers: int) -> list[str]:
 
 def labelling_config(answers: int) -> str:
     """The labelling configuration for `task`: a bucket ranker, because a plain ranker cannot say "equal"."""
-    buckets = "".join(f"<Bucket name={quoteattr(n)} title={quoteattr(n)}/>" for n in bucket_names(answers))
+    buckets = ""
+    for name in bucket_names(answers):
+        quoted = quoteattr(name)
+        buckets += f"<Bucket name={quoted} title={quoted}/>"
     return (
         '<View>\n  <Text name="prompt" value="$prompt"/>\n'
         '  <List name="responses" value="$responses" title="Answers"/>\n'
@@ -68,17 +72,17 @@ def labelling_config(answers: int) -> str:
     )
 
 
-def task(candidate: Mapping[str, Any], seed: int) -> dict[str, Any]:
+def task(candidate: Row, seed: int) -> Row:
     """The `data` of one task. Answers are shown in an order shuffled by task, so that position says nothing.
 
     The list records the shown order; the number in an answer's id is its place in the candidate.
     """
     shown = list(range(len(candidate["answers"])))
     random.Random(f"{seed}/{candidate['id']}").shuffle(shown)
-    responses = [
-        {"id": f"{candidate['id']}-{place}", "title": f"Answer {number}", "body": candidate["answers"][place]}
-        for number, place in enumerate(shown, 1)
-    ]
+    responses = []
+    for number, place in enumerate(shown, 1):
+        body = candidate["answers"][place]
+        responses.append({"id": f"{candidate['id']}-{place}", "title": f"Answer {number}", "body": body})
     return {
         "prompt": _as_text(candidate["prompt"]),
         "prompt_id": candidate["id"],
@@ -93,23 +97,23 @@ def _as_text(messages: list[dict[str, str]]) -> str:
     return "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
 
 
-def _pairs(candidate: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:
-    """Every two of the answers, which of them stands left by chance."""
-    data = task(candidate, seed)
+def _pairs(candidate: Row, seed: int) -> list[Row]:
+    """The `data` of a task for every two of the answers; chance says which of them is on the left."""
+    shared = task(candidate, seed)
+    responses = shared.pop("responses")
     draw = random.Random(f"{seed}/{candidate['id']}/sides")
-    shared = {name: data[name] for name in ("prompt", "prompt_id", "messages")}
-    found = []
-    for pair in combinations(data["responses"], 2):
+    pairs = []
+    for pair in combinations(responses, 2):
         left, right = draw.sample(pair, 2)
-        found.append({**shared, "response_a": left["body"], "response_b": right["body"]})
-    return found
+        pairs.append({**shared, "response_a": left["body"], "response_b": right["body"]})
+    return pairs
 
 
-def _record(candidate: Mapping[str, Any], seed: int) -> dict[str, Any]:
+def _record(candidate: Row, seed: int) -> Row:
+    """An Argilla record of a candidate; its metadata record the shown order."""
     data = task(candidate, seed)
-    answers = {f"answer_{place}": item["body"] for place, item in enumerate(data["responses"], 1)}
-    return {
-        "id": candidate["id"],
-        "fields": {"prompt": data["prompt"], **answers},
-        "metadata": {"shown": [item["id"] for item in data["responses"]]},
-    }
+    fields = {"prompt": data["prompt"]}
+    for place, item in enumerate(data["responses"], 1):
+        fields[f"answer_{place}"] = item["body"]
+    shown = [item["id"] for item in data["responses"]]
+    return {"id": candidate["id"], "fields": fields, "metadata": {"shown": shown}}
