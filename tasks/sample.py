@@ -11,12 +11,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch  # noqa: F401  so that main seeds it and limits its threads
 
 from tasks.lib.annotation.tool_tasks import task_files
-from tasks.lib.data.rows import CANDIDATE, content_id, read_parquet, write_parquet
+from tasks.lib.data.rows import CANDIDATE, Row, content_id, read_parquet, write_parquet
 from tasks.lib.importers.rankings import collapse_whitespace
 from tasks.lib.models.chat import all_prompt_ids, answer_text, load_tokenizer
 from tasks.lib.models.generation import generate
@@ -31,68 +31,50 @@ CANDIDATES = Path("data/candidates")
 BATCHES_PER_CALL = 8  # rows of like length share a batch within a call; progress is shown between calls
 
 
+class Draw(NamedTuple):
+    """One sampled answer."""
+
+    text: str
+    ended: bool  # by EOS, not by max_new_tokens
+
+
 def run(params: Params, stage: Stage) -> None:
     model, tokenizer = load_policy(MODEL), load_tokenizer(MODEL)
     rows = sorted(read_parquet(Path("data/curated/preference.parquet")), key=lambda row: row["id"])
-    # ids are hashes: the first are a random choice that stays when rows are added
     ensemble = load_ensemble(params.reward) if params.choice == "disagreement" else None
+    # ids are hashes: the first are a random choice that stays when rows are added
     rows = rows[: params.prompts * (params.pool if ensemble else 1)]
-    drawn = _draw(model, tokenizer, [row["messages"] for row in rows], params, stage)
-
-    sampling = params.model_dump(include={"temperatures", "top_p", "max_new_tokens", "oversample"})
-    shared = {
-        "model": weights_hash(MODEL),
-        "sampling": json.dumps({**sampling, "seed": stage.seed}, sort_keys=True),
-    }
-    candidates = []
-    for row, draws in zip(rows, drawn, strict=True):
-        answers = _different(draws, params.answers)
-        if len(answers) >= 2:
-            identity = content_id(row["messages"], answers)
-            candidates.append(
-                {
-                    "id": identity,
-                    "prompt": row["messages"],
-                    "answers": answers,
-                    "instruction": row["id"],
-                    **shared,
-                }
-            )
-    figures = _figures(drawn, candidates, params.answers, tokenizer)
+    draws_of = _draw(model, tokenizer, [row["messages"] for row in rows], params, stage)
+    candidates = _candidates(rows, draws_of, params, stage.seed)
+    figures = _figures(draws_of, candidates, params.answers, tokenizer)
     if ensemble:
-        candidates, asked = _most_disputed(candidates, ensemble, params)
-        figures |= asked
+        candidates, disagreement = _most_disputed(candidates, ensemble, params)
+        figures |= disagreement
     if not candidates:
         raise Problem(
             f"sample: the model gave the same answer every time to each of {len(rows)} prompts; there is "
             f"nothing to rank: raise sample.temperatures (now {params.temperatures}) or sample.oversample"
         )
     write_parquet(CANDIDATES / "candidates.parquet", candidates, CANDIDATE)
-    for kind in params.tasks:
-        for name, content in task_files(kind, candidates, params.answers, stage.seed).items():
-            if isinstance(content, list):
-                write_json(CANDIDATES / name, content)
-            else:
-                with replaced(CANDIDATES / name) as temporary:
-                    temporary.write_text(content)
+    _write_tasks(candidates, params, stage.seed)
     stage.report(figures)
 
 
 def _draw(
     model: Any, tokenizer: Any, prompts: list[list[dict[str, str]]], params: Params, stage: Stage
-) -> list[list[tuple[str, bool]]]:
-    """Per prompt `answers * oversample` draws, in the order of the temperatures: (text, whether it ended)."""
+) -> list[list[Draw]]:
+    """Per prompt `answers * oversample` draws, in the order of the temperatures."""
     repeats, temperatures = params.answers * params.oversample, params.temperatures
     encoded = all_prompt_ids(tokenizer, prompts)
-    texts: list[list[tuple[str, bool]]] = [[] for _ in prompts]
+    draws_of: list[list[Draw]] = [[] for _ in prompts]
     prompts_per_call = max(1, params.batch_size * BATCHES_PER_CALL // repeats)
     for start in range(0, len(prompts), prompts_per_call):
-        places = range(start, min(start + prompts_per_call, len(prompts)))
+        end = min(start + prompts_per_call, len(prompts))
         for turn, temperature in enumerate(temperatures[:repeats]):
-            draws = len(range(turn, repeats, len(temperatures)))
+            draws = len(range(turn, repeats, len(temperatures)))  # of a prompt at this temperature
             answers = generate(
                 model,
-                [encoded[place] for place in places],
+                encoded[start:end],
                 eos_id=tokenizer.eos_token_id,
                 pad_id=tokenizer.pad_token_id,
                 max_new_tokens=params.max_new_tokens,
@@ -102,19 +84,41 @@ def _draw(
                 seed=stage.seed_of(start, turn),
                 draws=draws,
             )
-            for i, ids in enumerate(answers):
+            for number, ids in enumerate(answers):  # all draws of the first prompt, then those of the next
                 ended = ids[-1:] == [tokenizer.eos_token_id]
-                texts[places[i // draws]].append((answer_text(tokenizer, ids), ended))
-        stage.progress(places[-1] + 1, len(prompts))
-    return texts
+                draws_of[start + number // draws].append(Draw(answer_text(tokenizer, ids), ended))
+        stage.progress(end, len(prompts))
+    return draws_of
 
 
-def _different(draws: list[tuple[str, bool]], wanted: int) -> list[str]:
+def _candidates(rows: list[Row], draws_of: list[list[Draw]], params: Params, seed: int) -> list[Row]:
+    """The prompts with two or more different answers, as rows of the schema CANDIDATE."""
+    weights = weights_hash(MODEL)
+    sampling = params.model_dump(include={"temperatures", "top_p", "max_new_tokens", "oversample"})
+    sampling["seed"] = seed
+    candidates = []
+    for row, draws in zip(rows, draws_of, strict=True):
+        answers = _different(draws, params.answers)
+        if len(answers) < 2:
+            continue
+        candidate: Row = {
+            "id": content_id(row["messages"], answers),
+            "prompt": row["messages"],
+            "answers": answers,
+            "instruction": row["id"],
+            "model": weights,
+            "sampling": json.dumps(sampling, sort_keys=True),
+        }
+        candidates.append(candidate)
+    return candidates
+
+
+def _different(draws: list[Draw], wanted: int) -> list[str]:
     """The first `wanted` answers that differ in more than white space; those that ended come first."""
     seen: dict[str, str] = {}
-    for text, _ in sorted(draws, key=lambda draw: not draw[1]):
-        if text and _is_readable(text):
-            seen.setdefault(collapse_whitespace(text), text)
+    for draw in sorted(draws, key=lambda draw: not draw.ended):
+        if draw.text and _is_readable(draw.text):
+            seen.setdefault(collapse_whitespace(draw.text), draw.text)
     return list(seen.values())[:wanted]
 
 
@@ -123,36 +127,53 @@ def _is_readable(text: str) -> bool:
     return "\ufffd" not in text and all(c.isprintable() or c in "\n\t" for c in text)
 
 
-def _most_disputed(
-    candidates: list[dict[str, Any]], ensemble: tuple[Any, Any], params: Params
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _most_disputed(candidates: list[Row], ensemble: tuple[Any, Any], params: Params) -> tuple[list[Row], Row]:
     """The candidates that the heads of a reward ensemble disagree about most, in their order, and figures."""
-    apart = dict(disputes(*ensemble, candidates, batch_size=params.batch_size))
-    chosen = sorted(apart, key=lambda place: (-apart[place], candidates[place]["id"]))[: params.prompts]
-    figures = {
-        "pool": len(candidates),
-        "disagreement_pool": fmean(apart.values()) if apart else 0.0,
-        "disagreement_chosen": fmean(apart[place] for place in chosen) if chosen else 0.0,
-    }
-    return [candidates[place] for place in sorted(chosen)], figures
+    disagreement_of = dict(disputes(*ensemble, candidates, batch_size=params.batch_size))  # by place
+    most_first = sorted(disagreement_of, key=lambda place: (-disagreement_of[place], candidates[place]["id"]))
+    chosen = sorted(most_first[: params.prompts])
+    figures: Row = {"pool": len(candidates), "disagreement_pool": 0.0, "disagreement_chosen": 0.0}
+    if chosen:
+        figures["disagreement_pool"] = fmean(disagreement_of.values())
+        figures["disagreement_chosen"] = fmean(disagreement_of[place] for place in chosen)
+    return [candidates[place] for place in chosen], figures
 
 
-def _figures(
-    drawn: list[list[tuple[str, bool]]], candidates: list[dict[str, Any]], wanted: int, tokenizer: Any
-) -> dict[str, Any]:
-    draws = [draw for of_prompt in drawn for draw in of_prompt]
-    kept = [answer for candidate in candidates for answer in candidate["answers"]]
+def _figures(draws_of: list[list[Draw]], candidates: list[Row], wanted: int, tokenizer: Any) -> Row:
+    """How many prompts and answers are kept, and what the draws were like."""
+    draws = distinct = ended = empty = 0
+    for of_prompt in draws_of:
+        draws += len(of_prompt)
+        distinct += len({collapse_whitespace(draw.text) for draw in of_prompt})
+        ended += sum(draw.ended for draw in of_prompt)
+        empty += sum(not draw.text for draw in of_prompt)
+    complete = answers = tokens = 0
+    for candidate in candidates:
+        complete += len(candidate["answers"]) == wanted
+        answers += len(candidate["answers"])
+        for answer in candidate["answers"]:
+            tokens += len(tokenizer.encode(answer, add_special_tokens=False))
     return {
-        "prompts": len(drawn),
+        "prompts": len(draws_of),
         "prompts_kept": len(candidates),  # the others had fewer than two different answers
-        "prompts_with_all_answers": sum(len(c["answers"]) == wanted for c in candidates),
-        "answers": len(kept),
-        "distinct_share": sum(len({collapse_whitespace(text) for text, _ in of_prompt}) for of_prompt in drawn)
-        / max(len(draws), 1),
-        "ended_share": sum(ended for _, ended in draws) / max(len(draws), 1),
-        "empty_share": sum(not text for text, _ in draws) / max(len(draws), 1),
-        "mean_tokens": sum(len(tokenizer.encode(text, add_special_tokens=False)) for text in kept) / max(len(kept), 1),
+        "prompts_with_all_answers": complete,
+        "answers": answers,
+        "distinct_share": distinct / max(draws, 1),
+        "ended_share": ended / max(draws, 1),
+        "empty_share": empty / max(draws, 1),
+        "mean_tokens": tokens / max(answers, 1),
     }
+
+
+def _write_tasks(candidates: list[Row], params: Params, seed: int) -> None:
+    """Write what annotation tools import, for every tool of sample.tasks."""
+    for kind in params.tasks:
+        for name, content in task_files(kind, candidates, params.answers, seed).items():
+            if isinstance(content, list):
+                write_json(CANDIDATES / name, content)
+            else:
+                with replaced(CANDIDATES / name) as temporary:
+                    temporary.write_text(content)
 
 
 if __name__ == "__main__":

@@ -68,15 +68,8 @@ def test_the_tasks_for_label_studio_show_answers_in_a_shuffled_order(model):
 
 
 def test_answers_that_ended_come_before_those_that_were_cut():
-    draws = [
-        ("cut", False),
-        ("a", True),
-        (" a ", True),
-        ("", True),
-        ("b", True),
-        ("\0x", True),
-        ("\ufffd", True),
-    ]
+    ended = ["a", " a ", "", "b", "\0x", "\ufffd"]
+    draws = [sample.Draw("cut", ended=False), *(sample.Draw(text, ended=True) for text in ended)]
     assert sample._different(draws, 2) == ["a", "b"]
     assert sample._different(draws, 4) == ["a", "b", "cut"]
 
