@@ -2,9 +2,9 @@
 
     python -m benchmarks.reward_ensemble WORKSPACE [--heads 4] [--seeds 1 2 3]
 
-WORKSPACE has been through the line as far as `preferences`; nothing is written in it. For every seed one head and an
-ensemble on one body are trained as the `reward` section of its params.yaml says; the single heads of all seeds
-together are an ensemble of models, at as many times the cost. Each is judged on the held-out pairs:
+WORKSPACE has been through the pipeline as far as `preferences`; nothing is written in it. For every seed one head and
+an ensemble on one body are trained as the `reward` section of its params.yaml says; the single heads of all seeds
+together are an ensemble of models, at as many times the cost. Each is compared with the annotators on held-out pairs:
 
 accuracy     share of pairs ordered as an annotator did
 disagreement AUROC of the standard deviation over the members of a pair's probability, as a sign that the pair is wrong
@@ -25,13 +25,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tasks.lib.annotation.agreement import verdicts, with_prompt_keys
-from tasks.lib.data.rows import read_parquet
+from tasks.lib.annotation.agreement import Verdicts, verdicts, with_prompt_keys
+from tasks.lib.data.rows import Row, read_parquet
 from tasks.lib.models.chat import load_tokenizer
 from tasks.lib.models.loading import load_policy
-from tasks.lib.reward.calibration import judged_pairs, temperature
+from tasks.lib.reward.accuracy import ordered_pairs
+from tasks.lib.reward.calibration import temperature
 from tasks.lib.reward.ensemble import disagreement
-from tasks.lib.reward.reward_model import Group, from_policy, group_heads, grouped, tokenized
+from tasks.lib.reward.groups import Group, group_heads, grouped, tokenize
+from tasks.lib.reward.reward_model import from_policy
 from tasks.lib.reward.reward_training import train
 from tasks.lib.settings.reward import Training
 from tasks.lib.stage import read_yaml
@@ -52,33 +54,53 @@ def auroc(sign: np.ndarray, is_wrong: np.ndarray) -> float:
     return float(((wrong > right) + (wrong == right) / 2).mean())
 
 
-def told(name: str, rows: list[dict[str, Any]], groups: list[Group], members: list[Tensor]) -> None:
-    """One line; members: raw rewards (K, M) of every group."""
+def print_figures(name: str, rows: list[Row], groups: list[Group], members: list[Tensor]) -> None:
+    """One line of figures; members: raw rewards (K, M) of the K answers of every group by M members."""
     votes = verdicts(with_prompt_keys(rows))
-    reward_of = {
-        (group.prompt_key, answer): (values.mean().item(), values)
-        for group, of_group in zip(groups, members, strict=True)
-        for answer, values in zip(group.answers, of_group, strict=True)
-    }
-    mean_of = {key: mean for key, (mean, _) in reward_of.items()}
-    judged = judged_pairs(votes, mean_of)
-    scale = temperature([pair.margin for pair in judged])
-    differences = [
-        reward_of[prompt, a][1] - reward_of[prompt, b][1]
-        for (prompt, a, b), said in votes.items()
-        for vote in said.values()
-        if vote
-    ]
-    apart = torch.sigmoid(torch.stack(differences).double() / scale).std(1, correction=0).numpy()
-    is_wrong = np.array([pair.hit < 0.5 for pair in judged])
-    margin = np.array([-abs(pair.margin) for pair in judged])
+    rewards_of: dict[tuple[str, str], Tensor] = {}  # (M,) by prompt_key and answer
+    for group, of_group in zip(groups, members, strict=True):
+        for answer, rewards in zip(group.answers, of_group, strict=True):
+            rewards_of[group.prompt_key, answer] = rewards
+    pairs = ordered_pairs(votes, {key: rewards.mean().item() for key, rewards in rewards_of.items()})
+    is_wrong = np.array([pair.hit < 0.5 for pair in pairs])
+    margin = np.array([-abs(pair.margin) for pair in pairs])
     line = f"{name:28} accuracy {1 - is_wrong.mean():.3f}   margin {auroc(margin, is_wrong):.3f}"
     if members[0].shape[1] > 1:
-        of_prompt = {g.prompt_key: disagreement(m, scale) for g, m in zip(groups, members, strict=True)}
-        asked = set(sorted(of_prompt, key=lambda key: -of_prompt[key])[: len(of_prompt) // 4])
-        hardest = fmean(pair.hit for pair in judged if pair.prompt_key in asked)
-        line += f"   disagreement {auroc(apart, is_wrong):.3f}   hardest {hardest:.3f}"
+        scale = temperature([pair.margin for pair in pairs])
+        sign = auroc(pair_disagreements(votes, rewards_of, scale), is_wrong)
+        asked = most_disputed_quarter(groups, members, scale)
+        hardest = fmean(pair.hit for pair in pairs if pair.prompt_key in asked)
+        line += f"   disagreement {sign:.3f}   hardest {hardest:.3f}"
     print(line, flush=True)
+
+
+def pair_disagreements(votes: Verdicts, rewards_of: dict[tuple[str, str], Tensor], scale: float) -> np.ndarray:
+    """The standard deviation over the members of the probability of every ordered pair, in their order."""
+    differences = []
+    for (prompt, first, second), vote_of in votes.items():
+        for vote in vote_of.values():
+            if vote != 0:
+                differences.append(rewards_of[prompt, first] - rewards_of[prompt, second])
+    return torch.sigmoid(torch.stack(differences).double() / scale).std(1, correction=0).numpy()
+
+
+def most_disputed_quarter(groups: list[Group], members: list[Tensor], scale: float) -> set[str]:
+    """The keys of the quarter of the prompts that the members disagree about most."""
+    of_prompt = {}
+    for group, of_group in zip(groups, members, strict=True):
+        of_prompt[group.prompt_key] = disagreement(of_group, scale)
+    most_first = sorted(of_prompt, key=lambda key: -of_prompt[key])
+    return set(most_first[: len(most_first) // 4])
+
+
+def joined(models: list[list[Tensor]]) -> list[Tensor]:
+    """Raw rewards (K, 1) of every group by several models as those of one ensemble (K, M), on one scale."""
+    scales = [torch.cat(of_model).std() for of_model in models]
+    together = []
+    for of_group in zip(*models, strict=True):
+        scaled = [rewards / scale for rewards, scale in zip(of_group, scales, strict=True)]
+        together.append(torch.cat(scaled, 1))
+    return together
 
 
 def main() -> None:
@@ -91,10 +113,10 @@ def main() -> None:
     section = read_yaml(options.workspace / "params.yaml")["reward"]
     how = Training(**{**section["training"], "attributes": []})
     tokenizer = load_tokenizer(options.workspace / "models/sft")
-    train_rows, rows = (
-        read_parquet(options.workspace / f"data/preferences/{split}.parquet") for split in ("train", "heldout")
-    )
-    groups, heldout = (tokenized(tokenizer, grouped(some), None) for some in (train_rows, rows))
+    preferences = options.workspace / "data/preferences"
+    rows = read_parquet(preferences / "heldout.parquet")
+    groups = tokenize(tokenizer, grouped(read_parquet(preferences / "train.parquet")), None)
+    heldout = tokenize(tokenizer, grouped(rows), None)
     print(f"{len(groups)} prompts to train on, {len(heldout)} held out", flush=True)
     alone = []
     for seed in options.seeds:
@@ -103,12 +125,10 @@ def main() -> None:
             model = trained(options.workspace, groups, how, heads, seed)
             seconds = time.process_time() - begun
             members = group_heads(model, heldout, batch_size=256)
-            told(f"seed {seed}, {heads} heads, {seconds:.0f} CPU s", rows, heldout, members)
+            print_figures(f"seed {seed}, {heads} heads, {seconds:.0f} CPU s", rows, heldout, members)
             if heads == 1:
                 alone.append(members)
-    together = [torch.cat([m / torch.cat(of_one).std() for m, of_one in zip(ms, alone, strict=True)], 1)
-                for ms in zip(*alone, strict=True)]  # fmt: skip
-    told(f"the {len(alone)} models of one head", rows, heldout, together)
+    print_figures(f"the {len(alone)} models of one head", rows, heldout, joined(alone))
 
 
 if __name__ == "__main__":

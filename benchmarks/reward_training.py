@@ -26,8 +26,9 @@ from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tasks.lib.evaluation.intervals import mean_interval
+from tasks.lib.reward.groups import Group
 from tasks.lib.reward.ranking_loss import ranking_loss
-from tasks.lib.reward.reward_model import Group, from_policy, rewards
+from tasks.lib.reward.reward_model import from_policy, rewards
 from tasks.lib.reward.reward_training import train
 from tasks.lib.settings.reward import Training
 from tasks.lib.stage import read_yaml
@@ -61,25 +62,24 @@ def world(prompt_tokens: int, prompts: int, seed: int, noise: float = 0.0) -> li
 
 def pairs_of(groups: list[Group]) -> list[dict[str, list[int]]]:
     """Every pair of every ranking, as TRL takes it."""
-    found = []
+    pairs = []
     for group in groups:
         best_first = sorted(zip(group.ranks[0], group.sequences, strict=True))
-        found += [
-            {"chosen_ids": better, "rejected_ids": worse} for (_, better), (_, worse) in combinations(best_first, 2)
-        ]
-    return found
+        for (_, better), (_, worse) in combinations(best_first, 2):
+            pairs.append({"chosen_ids": better, "rejected_ids": worse})
+    return pairs
 
 
 @torch.no_grad()
-def shares(model: Any, groups: list[Group]) -> list[float]:
+def pair_shares(model: Any, groups: list[Group]) -> list[float]:
     """Per prompt the share of its pairs that are ordered right."""
-    found = []
+    shares = []
     for group in groups:
         scores = rewards(model, group.sequences).tolist()
         best_first = [score for _, score in sorted(zip(group.ranks[0], scores, strict=True))]
         hits = [better > worse for better, worse in combinations(best_first, 2)]
-        found.append(sum(hits) / len(hits))
-    return found
+        shares.append(sum(hits) / len(hits))
+    return shares
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -177,7 +177,7 @@ def compare(prompt_tokens: int, share_prompt: bool) -> None:
         other.train()
         their_seconds = time.process_time() - begun
     seconds = (seconds + ours(again, groups, share_prompt)) / 2  # other work on the machine costs both the same
-    here, there = shares(mine, heldout), shares(theirs, heldout)
+    here, there = pair_shares(mine, heldout), pair_shares(theirs, heldout)
     gain = mean_interval([a - b for a, b in zip(here, there, strict=True)], seed=1)
     print(f"  held-out accuracy    {fmean(here):.4f} here, {fmean(there):.4f} in TRL")
     print(f"  difference           {gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}], 95 % over prompts")

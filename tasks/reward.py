@@ -11,10 +11,12 @@ Run     python -m tasks.reward
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tasks.lib.data.rows import read_parquet
 from tasks.lib.evaluation.intervals import mean_interval
@@ -22,32 +24,26 @@ from tasks.lib.models.chat import load_tokenizer
 from tasks.lib.models.loading import load_policy, save_model
 from tasks.lib.models.model_folder import weights_hash
 from tasks.lib.plots import calibration_diagram, curves
-from tasks.lib.reward import calibration
 from tasks.lib.reward.baselines import bag_of_words
-from tasks.lib.reward.heldout_report import accuracy_by_source, judge
+from tasks.lib.reward.groups import Group, group_heads, grouped, tokenize
+from tasks.lib.reward.heldout_report import Interval, accuracy_by_source, heldout_figures
 from tasks.lib.reward.reward_adapters import adapt, merge
-from tasks.lib.reward.reward_attributes import Rated, attribute_figures, rated_answers
-from tasks.lib.reward.reward_model import (
-    Group,
-    attributes_of,
-    from_policy,
-    group_heads,
-    grouped,
-    normalise,
-    raw_outputs,
-    room_of,
-    tokenized,
-)
+from tasks.lib.reward.reward_attributes import Rated, attribute_figures, rated_answers, sequences_of, values_of
+from tasks.lib.reward.reward_model import attributes_of, from_policy, normalise, raw_outputs, room_of
 from tasks.lib.reward.reward_training import train
+from tasks.lib.reward.score_distribution import histogram, ranked_first, score_figures
 from tasks.lib.settings.reward import Params
 from tasks.lib.stage import Problem, Stage, file_hash, main
 from tasks.lib.training.checkpoints import Checkpoint
 
 CANDIDATES = Path("data/candidates/candidates.parquet")
 TRAIN, HELDOUT = Path("data/preferences/train.parquet"), Path("data/preferences/heldout.parquet")
-RATINGS = {split: Path(f"data/preferences/ratings_{split}.parquet") for split in ("train", "heldout")}
+RATINGS = {
+    "train": Path("data/preferences/ratings_train.parquet"),
+    "heldout": Path("data/preferences/ratings_heldout.parquet"),
+}
 BENCHMARKS = Path("data/preferences/benchmarks")
-BESIDE = {
+COMPARED_WITH = {  # figures of the report
     "noise_ceiling": "what one annotator reaches against the majority of the others",
     "best_possible": "what no ordering can exceed: annotators contradict each other",
     "accuracy_bag_of_words": "the words of the answer alone, without the prompt",
@@ -56,11 +52,14 @@ BESIDE = {
 
 
 def run(params: Params, stage: Stage) -> None:
+    # 1. The rankings by prompt, and the model that learns them.
     train_rows, heldout_rows = read_parquet(TRAIN), read_parquet(HELDOUT)
     tokenizer = load_tokenizer("models/sft")
     model = from_policy(load_policy("models/sft"), stage.seed_of("head"), params.heads, params.training.attributes)
     adapt(model, params.method, params.lora)
     groups = _fitting(model, tokenizer, grouped(train_rows), TRAIN)
+
+    # 2. Train.
     checkpoint = Checkpoint(stage.checkpoints, _fingerprint(params, stage.seed))
     history = train(
         model,
@@ -73,74 +72,69 @@ def run(params: Params, stage: Stage) -> None:
     )
     if params.method == "lora":
         merge(model)
+    _normalise(model, tokenizer, params)
 
-    candidates = read_parquet(CANDIDATES)[: params.reference_prompts]
-    reference = [Group(c["id"], c["prompt"], c["answers"]) for c in candidates]
-    reference = _fitting(model, tokenizer, reference, CANDIDATES)
-    normalise(model, torch.cat(group_heads(model, reference, batch_size=params.batch_size)))
-
+    # 3. Compare with annotators on prompts that were not trained on.
     heldout = _fitting(model, tokenizer, grouped(heldout_rows), HELDOUT)
-    by_head = group_heads(model, heldout, batch_size=params.batch_size)
-    figures, bins = judge(
-        heldout_rows,
-        heldout,
-        by_head,
-        bag_of_words(groups, heldout),
-        (params.training.ties, params.training.tie_parameter),
-        lambda values, prompts, word, bounds: mean_interval(
-            values, seed=stage.seed_of(word), groups=prompts, bounds=bounds
-        ),
-    )
+    by_head = group_heads(model, heldout, batch_size=params.batch_size)  # (K, heads) per prompt
+    by_words = bag_of_words(groups, heldout)
+    ties = (params.training.ties, params.training.tie_parameter)
+    figures, bins = heldout_figures(heldout_rows, heldout, by_head, by_words, ties, _interval(stage))
     if params.require_above_chance and figures["pair_accuracy"] <= 0.5:
         raise Problem(
             f"reward: held-out pairs are ordered right in {figures['pair_accuracy']:.3f} of "
             f"{figures['heldout_pairs']} cases, no better than a coin; the model is not written. Do the "
             "annotators agree (reports/preferences.json)? Then try reward.training.learning_rate and epochs"
         )
+
+    # 4. Save and report.
     model.config.reward_temperature = figures["temperature"]
     save_model(model, tokenizer, "models/reward")
-
-    mean, std = model.config.reward_mean, model.config.reward_std
-    scores = [[(raw - mean) / std for raw in of_group.mean(-1).tolist()] for of_group in by_head]
-    stage.report(
-        {
-            **figures,
-            **calibration.score_figures(
-                [reward for of_group in scores for reward in of_group],
-                [answer for group in heldout for answer in group.answers],
-            ),
-            "steps": len(history),
-            "train_prompts": len(groups),
-            "train_rankings": len(train_rows),
-            "train_loss_first": history[0]["loss"],
-            "train_loss_last": history[-1]["loss"],
-            "reward_mean": mean,
-            "reward_std": std,
-            **_attribute_figures(model, tokenizer, params),
-            **_benchmarks(model, tokenizer, params.batch_size),
-        }
-    )
-    _tell(figures)
-    _draw(history, bins, calibration.histogram(scores, [_is_best(group) for group in heldout]))
+    scores = _normalised(model, by_head)
+    report = dict(figures)
+    report |= _score_figures(scores, heldout)
+    report["steps"] = len(history)
+    report["train_prompts"] = len(groups)
+    report["train_rankings"] = len(train_rows)
+    report["train_loss_first"] = history[0]["loss"]
+    report["train_loss_last"] = history[-1]["loss"]
+    report["reward_mean"] = model.config.reward_mean
+    report["reward_std"] = model.config.reward_std
+    report |= _attribute_figures(model, tokenizer, params)
+    report |= _benchmark_figures(model, tokenizer, params.batch_size)
+    stage.report(report)
+    _print_comparison(figures)
+    _draw(history, bins, histogram(scores, [ranked_first(group) for group in heldout]))
     checkpoint.clear()
 
 
 def _fingerprint(params: Params, seed: int) -> dict[str, Any]:
     """What decides the weights: a checkpoint of anything else is of another run."""
-    data = [TRAIN, *([RATINGS["train"]] if params.training.attributes else [])]
-    return {
-        **params.training.model_dump(exclude={"checkpoint_every"}),
-        **params.model_dump(include={"heads", "method", "lora"}),
-        "seed": seed,
-        "models/sft": weights_hash("models/sft"),
-        **{str(file): file_hash(file) for file in data},
-    }
+    fingerprint = params.training.model_dump(exclude={"checkpoint_every"})
+    fingerprint |= params.model_dump(include={"heads", "method", "lora"})
+    fingerprint["seed"] = seed
+    fingerprint["models/sft"] = weights_hash("models/sft")
+    fingerprint[str(TRAIN)] = file_hash(TRAIN)
+    if params.training.attributes:
+        fingerprint[str(RATINGS["train"])] = file_hash(RATINGS["train"])
+    return fingerprint
+
+
+def _interval(stage: Stage) -> Interval:
+    """Bootstrap over whole prompts, because the pairs of one prompt are not independent."""
+
+    def interval(
+        values: Sequence[float], prompts: Sequence[str], word: str, bounds: tuple[float, float]
+    ) -> tuple[float, float, float]:
+        return mean_interval(values, seed=stage.seed_of(word), groups=prompts, bounds=bounds)
+
+    return interval
 
 
 def _fitting(model: Any, tokenizer: Any, groups: list[Group], path: Path) -> list[Group]:
-    """The groups that fit the model, tokenized; how many do not is said. Problem when none does."""
+    """The groups that fit the model, tokenized; the others are counted on the screen. Problem when none fits."""
     room = room_of(model)
-    fitting = tokenized(tokenizer, groups, room)
+    fitting = tokenize(tokenizer, groups, room)
     if len(fitting) < len(groups):
         print(f"reward: {path}: {len(groups) - len(fitting)} prompts left out, longer than {room} tokens")
     if not fitting:
@@ -156,22 +150,53 @@ def _rated(model: Any, tokenizer: Any, split: str, names: list[str]) -> list[Rat
     if not path.is_file():
         raise Problem(f"reward.training.attributes: {path} does not exist; name them in preferences.attributes")
     room = room_of(model)
-    found = rated_answers(read_parquet(path), names, tokenizer, room)
+    rated = rated_answers(read_parquet(path), names, tokenizer, room)
     for place, name in enumerate(names):
-        if all(math.isnan(answer.values[place]) for answer in found):
+        if all(math.isnan(answer.values[place]) for answer in rated):
             raise Problem(f"reward.training.attributes: {path} has no answer of {room} tokens rated by {name}")
-    return found
+    return rated
+
+
+def _normalise(model: Any, tokenizer: Any, params: Params) -> None:
+    """Give the rewards of the first candidates mean 0 and standard deviation 1."""
+    candidates = []
+    for row in read_parquet(CANDIDATES)[: params.reference_prompts]:
+        candidates.append(Group(row["id"], row["prompt"], row["answers"]))
+    reference = _fitting(model, tokenizer, candidates, CANDIDATES)
+    normalise(model, torch.cat(group_heads(model, reference, batch_size=params.batch_size)))
+
+
+def _normalised(model: Any, by_head: list[Tensor]) -> list[list[float]]:
+    """The normalised rewards of every group's answers, from their raw ones (K, heads)."""
+    mean, std = model.config.reward_mean, model.config.reward_std
+    scores = []
+    for of_group in by_head:
+        raw = of_group.mean(-1).double()
+        scores.append(((raw - mean) / std).tolist())
+    return scores
+
+
+def _score_figures(scores: list[list[float]], groups: list[Group]) -> dict[str, float]:
+    """Where the normalised rewards of the groups' answers lie."""
+    all_scores: list[float] = []
+    all_answers: list[str] = []
+    for of_group, group in zip(scores, groups, strict=True):
+        all_scores += of_group
+        all_answers += group.answers
+    return score_figures(all_scores, all_answers)
 
 
 def _attribute_figures(model: Any, tokenizer: Any, params: Params) -> dict[str, float]:
-    if not (heldout := _rated(model, tokenizer, "heldout", params.training.attributes)):
+    """How well the attributes of held-out answers are predicted; nothing without attributes."""
+    names = params.training.attributes
+    heldout = _rated(model, tokenizer, "heldout", names)
+    if not heldout:
         return {}
-    found = raw_outputs(model, [answer.sequence for answer in heldout], batch_size=params.batch_size)
-    given = torch.tensor([answer.values for answer in heldout])
-    return attribute_figures(params.training.attributes, attributes_of(model, found), given)
+    raw = raw_outputs(model, sequences_of(heldout), batch_size=params.batch_size)
+    return attribute_figures(names, attributes_of(model, raw), values_of(heldout).float())
 
 
-def _benchmarks(model: Any, tokenizer: Any, batch_size: int) -> dict[str, float]:
+def _benchmark_figures(model: Any, tokenizer: Any, batch_size: int) -> dict[str, float]:
     """`benchmark_<file>` and `benchmark_<file>_<subset>`: the share of pairs ordered right, of every file."""
     figures = {}
     for file in sorted(BENCHMARKS.glob("*.parquet")):
@@ -183,14 +208,10 @@ def _benchmarks(model: Any, tokenizer: Any, batch_size: int) -> dict[str, float]
         name = f"benchmark_{file.stem}"
         figures[name] = sum(share * count for share, count in shares.values()) / pairs
         if len(shares) > 1:
-            figures |= {f"{name}_{'_'.join(subset.split())}": share for subset, (share, _) in shares.items()}
+            for subset, (share, _) in shares.items():
+                figures[f"{name}_{'_'.join(subset.split())}"] = share
         print(f"reward: {file}: {figures[name]:.3f} of {pairs} pairs ordered right")
     return figures
-
-
-def _is_best(group: Group) -> list[bool]:
-    """Whether somebody ranked the answer first, per answer."""
-    return [any(ranks[place] == 0 for ranks in group.ranks) for place in range(len(group.answers))]
 
 
 def _draw(history: list[dict[str, float]], bins: list[dict[str, float]], scores: list[dict[str, float]]) -> None:
@@ -201,11 +222,11 @@ def _draw(history: list[dict[str, float]], bins: list[dict[str, float]], scores:
     curves(Path("reports/plots/reward_scores"), scores, "reward", panels)
 
 
-def _tell(figures: dict[str, Any]) -> None:
-    """The comparison that decides whether the reward model is worth something, in the run's output."""
-    accuracy = f"[{figures['pair_accuracy_low']:.3f}, {figures['pair_accuracy_high']:.3f}]"
-    print(f"reward: held-out pairs ordered right {figures['pair_accuracy']:.3f} {accuracy}; against")
-    for name, meaning in BESIDE.items():
+def _print_comparison(figures: dict[str, Any]) -> None:
+    """The comparison that decides whether the reward model is worth something."""
+    interval = f"[{figures['pair_accuracy_low']:.3f}, {figures['pair_accuracy_high']:.3f}]"
+    print(f"reward: held-out pairs ordered right {figures['pair_accuracy']:.3f} {interval}; against")
+    for name, meaning in COMPARED_WITH.items():
         if name in figures:
             print(f"reward:   {figures[name]:.3f}  {meaning}")
 

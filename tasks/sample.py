@@ -22,7 +22,7 @@ from tasks.lib.models.chat import all_prompt_ids, answer_text, load_tokenizer
 from tasks.lib.models.generation import generate
 from tasks.lib.models.loading import load_policy
 from tasks.lib.models.model_folder import weights_hash
-from tasks.lib.reward.ensemble import disputes, load_ensemble
+from tasks.lib.reward.ensemble import disagreements, load_ensemble
 from tasks.lib.settings.sample import Params
 from tasks.lib.stage import Problem, Stage, main, replaced, write_json
 
@@ -129,7 +129,7 @@ def _is_readable(text: str) -> bool:
 
 def _most_disputed(candidates: list[Row], ensemble: tuple[Any, Any], params: Params) -> tuple[list[Row], Row]:
     """The candidates that the heads of a reward ensemble disagree about most, in their order, and figures."""
-    disagreement_of = dict(disputes(*ensemble, candidates, batch_size=params.batch_size))  # by place
+    disagreement_of = disagreements(*ensemble, candidates, batch_size=params.batch_size)  # by place
     most_first = sorted(disagreement_of, key=lambda place: (-disagreement_of[place], candidates[place]["id"]))
     chosen = sorted(most_first[: params.prompts])
     figures: Row = {"pool": len(candidates), "disagreement_pool": 0.0, "disagreement_chosen": 0.0}

@@ -19,8 +19,8 @@ from tasks.lib.data.labels import read_labelled
 from tasks.lib.data.prompts import prompt_key
 from tasks.lib.data.rows import Row, read_parquet
 from tasks.lib.dpo.kto_labels import labels_of_pairs, labels_of_ratings
+from tasks.lib.reward.groups import grouped
 from tasks.lib.reward.reward_attributes import rated_answers
-from tasks.lib.reward.reward_model import grouped
 from tasks.lib.stage import Stage
 
 ASKED = [f"Hello, what is NUMBER {n}?" for n in range(60)]

@@ -15,6 +15,7 @@ from sections import section
 
 from tasks import annotate, preferences, reward
 from tasks.lib.models.loading import load_policy
+from tasks.lib.reward.accuracy import OrderedPair
 from tasks.lib.reward.reward_model import load_reward
 from tasks.lib.reward.scoring import scored
 from tasks.lib.stage import Problem, Stage, read_params
@@ -133,7 +134,7 @@ def test_settings_of_lora_without_lora_or_misspelt_are_refused(annotated):
 
 
 def test_a_model_no_better_than_a_coin_is_not_written(annotated, monkeypatch):
-    monkeypatch.setattr(reward.calibration.Judged, "hit", property(lambda self: 0.5))
+    monkeypatch.setattr(OrderedPair, "hit", property(lambda self: 0.5))
     with pytest.raises(Problem, match=r"0\.500 of \d+ cases, no better than a coin"):
         run(epochs=1)
     assert not Path("models/reward").exists() and not Path("reports/reward.json").exists()

@@ -14,7 +14,7 @@ from tasks import sample
 from tasks.lib.data.rows import read_parquet
 from tasks.lib.importers.rankings import collapse_whitespace
 from tasks.lib.models.loading import save_model
-from tasks.lib.reward.ensemble import disputes, load_ensemble
+from tasks.lib.reward.ensemble import disagreements, load_ensemble
 from tasks.lib.reward.reward_model import from_policy, normalise
 from tasks.lib.stage import Problem, Stage
 
@@ -96,7 +96,7 @@ def test_an_ensemble_chooses_the_prompts_that_its_heads_disagree_about(model):
     assert len(chosen) == 6 and {row["id"] for row in chosen} <= everything.keys()
     rows = list(everything.values())
     earlier = load_ensemble(Path("models/earlier"))
-    apart = {rows[place]["id"]: d for place, d in disputes(*earlier, rows, batch_size=8)}
+    apart = {rows[place]["id"]: d for place, d in disagreements(*earlier, rows, batch_size=8).items()}
     left = [d for name, d in apart.items() if name not in {row["id"] for row in chosen}]
     assert min(apart[row["id"]] for row in chosen) >= max(left)
     figures = json.loads(Path(FILES[2]).read_text())

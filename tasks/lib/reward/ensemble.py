@@ -1,9 +1,10 @@
 """An ensemble of reward heads on one body, and how far its members disagree.
 
 Another head costs a vector, another model a whole training: heads share every pass. They differ by how they begin
-and by the prompts they learn from, a bootstrap sample for each (Osband et al., arXiv 1602.04621). On one body they
-know less of what they do not know than models apart, above all models pre-trained apart (Eisenstein et al., arXiv
-2312.09244; Gleave and Irving, arXiv 2203.07472): `ensemble_figures` measures what their disagreement is worth.
+and by the prompts they learn from, a bootstrap sample for each (Osband et al., arXiv 1602.04621). Heads on one body
+notice less of what they do not know than separate models do, above all models that were pre-trained separately
+(Eisenstein et al., arXiv 2312.09244; Gleave and Irving, arXiv 2203.07472): `ensemble_figures` measures what their
+disagreement is worth.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tasks.lib.data.rows import Row
 from tasks.lib.models.chat import load_tokenizer
-from tasks.lib.reward.calibration import Judged, accuracy
-from tasks.lib.reward.reward_model import Group, group_heads, load_reward, room_of, tokenized
+from tasks.lib.reward.accuracy import OrderedPair, accuracy
+from tasks.lib.reward.groups import Group, group_heads, tokenize
+from tasks.lib.reward.reward_model import load_reward, room_of
 from tasks.lib.stage import Problem
 
 
@@ -28,51 +31,64 @@ def bootstrap_counts(prompt_key: str, heads: int, seed: int) -> list[int]:
     (Oza and Russell, AISTATS 2001). One head alone learns from all prompts."""
     if heads == 1:
         return [1]
-    counts = []
-    for head in range(heads):
-        draw, count = random.Random(f"{seed}/{head}/{prompt_key}"), 0
-        product = draw.random()
-        while product > math.exp(-1):
-            product, count = product * draw.random(), count + 1
-        counts.append(count)
-    return counts
+    return [_poisson(random.Random(f"{seed}/{head}/{prompt_key}")) for head in range(heads)]
 
 
-def disagreement(of_prompt: Tensor, temperature: float = 1.0) -> float:
+def _poisson(draw: random.Random) -> int:
+    """A draw from Poisson(1): how many uniform numbers can be multiplied before the product falls to 1/e (Knuth)."""
+    count = 0
+    product = draw.random()
+    while product > math.exp(-1):
+        product *= draw.random()
+        count += 1
+    return count
+
+
+def disagreement(by_head: Tensor, temperature: float = 1.0) -> float:
     """How far the heads are apart about a prompt's answers: raw rewards (K, heads) -> 0 to 0.5.
 
     The standard deviation over the heads of P(a before b) = sigmoid((r_a - r_b) / T), mean over pairs: what
-    Christiano et al. (arXiv 1706.03741, section 2.2.4) choose questions to people by.
+    Christiano et al. (arXiv 1706.03741, section 2.2.4) choose questions to people by. One answer: 0.
     """
-    first, second = torch.triu_indices(len(of_prompt), len(of_prompt), offset=1)
-    probability = torch.sigmoid((of_prompt[first] - of_prompt[second]).double() / temperature)
-    return float(probability.std(1, correction=0).mean()) if len(first) else 0.0
+    answers = len(by_head)
+    if answers < 2:
+        return 0.0
+    first, second = torch.triu_indices(answers, answers, offset=1)
+    difference = by_head[first] - by_head[second]  # (pairs, heads)
+    probability = torch.sigmoid(difference.double() / temperature)
+    return float(probability.std(1, correction=0).mean())
 
 
 def ensemble_figures(
-    pairs: Sequence[Judged], by_head: Sequence[Sequence[Judged]], apart: Sequence[float]
+    pairs: Sequence[OrderedPair], by_head: Sequence[Sequence[OrderedPair]], disagreements: Sequence[float]
 ) -> dict[str, float]:
-    """What the heads are worth apart, and whether they know where they are wrong.
+    """What the heads are worth apart, and whether they know where they are wrong. Of one head there is nothing to say.
 
-    `pairs`: judged by the mean reward; `by_head`: the same pairs by each head; `apart`: disagreement of
-    every prompt.
+    `pairs`: with the mean reward; `by_head`: the same pairs with the reward of each head; `disagreements`: of every
+    prompt.
     disagreement: mean over prompts; accuracy_head_mean: of one head alone; accuracy_agreed and
     accuracy_contested: of the mean reward, where all heads order the pair alike and where they do not.
     """
     if len(by_head) == 1:
         return {}
-    signs = [{pair.margin > 0 for pair in of_pair} for of_pair in zip(*by_head, strict=True)]
-    parts = {
-        "agreed": [pair for pair, said in zip(pairs, signs, strict=True) if len(said) == 1],
-        "contested": [pair for pair, said in zip(pairs, signs, strict=True) if len(said) > 1],
+    agreed, contested = [], []
+    for pair, *of_heads in zip(pairs, *by_head, strict=True):
+        signs = {of_head.margin > 0 for of_head in of_heads}
+        if len(signs) == 1:
+            agreed.append(pair)
+        else:
+            contested.append(pair)
+    head_accuracies = [accuracy(of_head) or 0.0 for of_head in by_head]
+    figures = {
+        "disagreement": sum(disagreements) / len(disagreements),
+        "accuracy_head_mean": sum(head_accuracies) / len(by_head),
+        "contested_share": len(contested) / len(pairs),
     }
-    found = {
-        "disagreement": sum(apart) / len(apart),
-        "accuracy_head_mean": sum(accuracy(of_head) or 0.0 for of_head in by_head) / len(by_head),
-        "contested_share": len(parts["contested"]) / len(pairs),
-    }
-    shares = {f"accuracy_{name}": accuracy(part) for name, part in parts.items()}
-    return found | {name: share for name, share in shares.items() if share is not None}
+    for name, part in (("accuracy_agreed", agreed), ("accuracy_contested", contested)):
+        share = accuracy(part)
+        if share is not None:
+            figures[name] = share
+    return figures
 
 
 def load_ensemble(folder: Path) -> tuple[Any, Any]:
@@ -83,10 +99,15 @@ def load_ensemble(folder: Path) -> tuple[Any, Any]:
     return model, load_tokenizer(folder)
 
 
-def disputes(model: Any, tokenizer: Any, rows: list[dict[str, Any]], *, batch_size: int) -> list[tuple[int, float]]:
-    """(place, disagreement) of the rows {prompt, answers} that fit the reward model."""
-    groups = [Group(str(place), row["prompt"], row["answers"]) for place, row in enumerate(rows)]
-    groups = tokenized(tokenizer, groups, room_of(model))
-    by_head = group_heads(model, groups, batch_size=batch_size)
-    scale = getattr(model.config, "reward_temperature", 1.0)
-    return [(int(g.prompt_key), disagreement(of, scale)) for g, of in zip(groups, by_head, strict=True)]
+def disagreements(model: Any, tokenizer: Any, rows: Sequence[Row], *, batch_size: int) -> dict[int, float]:
+    """Place among the rows {prompt, answers} -> disagreement about it, of the rows that fit the reward model."""
+    groups = []
+    for place, row in enumerate(rows):
+        groups.append(Group(str(place), row["prompt"], row["answers"]))
+    fitting = tokenize(tokenizer, groups, room_of(model))
+    heads_of = group_heads(model, fitting, batch_size=batch_size)
+    temperature = getattr(model.config, "reward_temperature", 1.0)
+    found = {}
+    for group, by_head in zip(fitting, heads_of, strict=True):
+        found[int(group.prompt_key)] = disagreement(by_head, temperature)
+    return found

@@ -1,8 +1,9 @@
-"""Attributes that a reward model predicts beside the reward: regression on ratings of single answers (SteerLM, arXiv
-2310.05344; HelpSteer2, arXiv 2406.08673), on outputs of the same body."""
+"""Attributes that a reward model predicts along with the reward: regression on ratings of single answers (SteerLM,
+arXiv 2310.05344; HelpSteer2, arXiv 2406.08673), on outputs of the same body."""
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,15 +14,15 @@ import torch
 from torch import Tensor
 
 from tasks.lib.data.prompts import prompt_key
+from tasks.lib.data.rows import Row
+from tasks.lib.importers.rankings import Messages
 from tasks.lib.models.chat import answer_ids, prompt_ids
 from tasks.lib.reward.reward_model import outputs
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Rated:
-    """One answer with what it was given: ids of prompt, answer and EOS, a value per attribute (NaN: none)."""
+    """One rated answer: ids of prompt, answer and EOS, and a value per attribute (NaN: not rated by it)."""
 
     sequence: list[int]
     values: list[float]
@@ -29,61 +30,74 @@ class Rated:
 
 def rated_answers(rows: Sequence[Row], names: Sequence[str], tokenizer: Any, room: int | None) -> list[Rated]:
     """The answers of rows of the schema RATING, annotators averaged; what is longer than `room` is left out."""
-    given: dict[tuple[str, str], dict[str, list[float]]] = {}
-    prompts = {}
+    prompt_of: dict[tuple[str, str], Messages] = {}  # by (prompt_key, answer)
+    ratings_of: dict[tuple[str, str], dict[str, list[float]]] = {}  # the same, then by attribute
     for row in rows:
         if row["attribute"] in names:
             key = prompt_key(row["prompt"]), row["answer"]
-            prompts[key] = row["prompt"]
-            given.setdefault(key, {}).setdefault(row["attribute"], []).append(row["value"])
-    found = []
-    for key in sorted(given):
-        sequence = [*prompt_ids(tokenizer, prompts[key]), *answer_ids(tokenizer, key[1])]
+            prompt_of[key] = row["prompt"]
+            ratings_of.setdefault(key, {}).setdefault(row["attribute"], []).append(row["value"])
+    rated = []
+    for key in sorted(ratings_of):
+        _, answer = key
+        sequence = prompt_ids(tokenizer, prompt_of[key]) + answer_ids(tokenizer, answer)
         if not room or len(sequence) <= room:
-            values = [fmean(given[key].get(name, [float("nan")])) for name in names]
-            found.append(Rated(sequence, values))
-    return found
+            values = [fmean(ratings_of[key].get(name, [math.nan])) for name in names]
+            rated.append(Rated(sequence, values))
+    return rated
 
 
-def attribute_figures(names: Sequence[str], said: torch.Tensor, given: torch.Tensor) -> dict[str, float]:
-    """Held-out figures per attribute from what the model says and what was given, both (B, attributes).
+def sequences_of(rated: Sequence[Rated]) -> list[list[int]]:
+    return [answer.sequence for answer in rated]
 
-    correlation: Pearson's r; rmse: in the attribute's own units; spread: the error of always saying the mean.
+
+def values_of(rated: Sequence[Rated]) -> Tensor:
+    """What the answers were given, (B, A) in double precision; NaN where an attribute does not rate an answer."""
+    return torch.tensor([answer.values for answer in rated], dtype=torch.float64)
+
+
+def attribute_figures(names: Sequence[str], predicted: Tensor, given: Tensor) -> dict[str, float]:
+    """Held-out figures per attribute from what the model predicts and what was given (NaN: nothing), both (B, A).
+
+    correlation: Pearson's r; rmse: in the attribute's own units; spread: the error of always predicting the mean.
     """
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     for place, name in enumerate(names):
-        known = ~given[:, place].isnan()
-        x, y = said[known, place].double(), given[known, place].double()
+        is_rated = ~given[:, place].isnan()
+        x, y = predicted[is_rated, place].double(), given[is_rated, place].double()
         if len(y):
-            found[f"attribute_{name}_rmse"] = (x - y).square().mean().sqrt().item()
-            found[f"attribute_{name}_spread"] = y.std(correction=0).item()
+            figures[f"attribute_{name}_rmse"] = (x - y).square().mean().sqrt().item()
+            figures[f"attribute_{name}_spread"] = y.std(correction=0).item()
         if len(y) > 1 and x.std() > 0 and y.std() > 0:
-            found[f"attribute_{name}_correlation"] = torch.corrcoef(torch.stack([x, y]))[0, 1].item()
-    return found
+            figures[f"attribute_{name}_correlation"] = torch.corrcoef(torch.stack([x, y]))[0, 1].item()
+    return figures
 
 
 def attribute_loss(model: Any, rated: Sequence[Rated]) -> Tensor:
     """Mean squared error of the attributes' outputs against their standardised values, over what was rated."""
-    said = outputs(model, [answer.sequence for answer in rated])[:, model.config.reward_heads :]
-    scales = said.new_tensor(model.config.reward_attribute_scales)
-    given = (said.new_tensor([answer.values for answer in rated]) - scales[:, 0]) / scales[:, 1]
-    is_known = ~given.isnan()
-    return (said - given.nan_to_num()).square()[is_known].mean()
+    predicted = outputs(model, sequences_of(rated))[:, model.config.reward_heads :]  # (B, A)
+    scales = predicted.new_tensor(model.config.reward_attribute_scales)  # (A, 2): mean and standard deviation
+    given = (values_of(rated).to(predicted) - scales[:, 0]) / scales[:, 1]
+    is_rated = ~given.isnan()
+    return (predicted - given.nan_to_num()).square()[is_rated].mean()
 
 
 def rated_batches(model: Any, rated: Sequence[Rated], epochs: int, steps: int, seed: int) -> list[list[Rated]]:
     """All epochs over the rated answers, spread evenly over the steps; keeps the attributes' scales in the model."""
     if not rated:
         return [[] for _ in range(steps)]
-    values = torch.tensor([answer.values for answer in rated], dtype=torch.float64)
     scales = []
-    for column in values.T:
-        known = column[~column.isnan()]
-        scales.append([known.mean().item(), max(known.std(correction=0).item(), 1e-6)])
+    for column in values_of(rated).T:
+        given = column[~column.isnan()]
+        scales.append([given.mean().item(), max(given.std(correction=0).item(), 1e-6)])  # not 0: it divides
     model.config.reward_attribute_scales = scales
     order: list[Rated] = []
     for epoch in range(epochs):
         shuffled = list(rated)
         random.Random(f"{seed}/rated/{epoch}").shuffle(shuffled)
         order += shuffled
-    return [order[len(order) * step // steps : len(order) * (step + 1) // steps] for step in range(steps)]
+    batches = []
+    for step in range(steps):
+        start, end = len(order) * step // steps, len(order) * (step + 1) // steps
+        batches.append(order[start:end])
+    return batches

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tasks.lib.annotation.agreement import reliability, verdicts
+from tasks.lib.reward.annotator_weights import reliability_weights
 from tasks.lib.reward.ensemble import bootstrap_counts
+from tasks.lib.reward.groups import Group, all_sequences, batch_ranks
 from tasks.lib.reward.ranking_loss import pairs, ranking_loss
 from tasks.lib.reward.reward_attributes import Rated, attribute_loss, rated_batches
-from tasks.lib.reward.reward_model import Group, batch_ranks, heads_of, outputs
+from tasks.lib.reward.reward_model import heads_of, outputs
 from tasks.lib.reward.shared_prompt import refuse_unless_equal, shared_outputs
 from tasks.lib.settings.reward import Training
 from tasks.lib.stage import Problem
@@ -22,6 +23,7 @@ from tasks.lib.training.loop import train_steps, warmup_then_cosine
 from tasks.lib.training.muon import Muon
 
 History = list[dict[str, float]]
+LEAST_WEIGHT = 1e-6  # added to the weight of a ranking: a batch in which none counts is no division by 0
 
 
 def train(
@@ -73,28 +75,6 @@ def train(
     )
 
 
-def reliability_weights(groups: Sequence[Group]) -> dict[str, float]:
-    """annotator -> 2p - 1 for the probability p of being right (agreement.reliability): a coin counts nothing.
-
-    Problem when nobody is better than a coin.
-    """
-    rankings = (
-        {
-            "prompt_key": group.prompt_key,
-            "annotator": annotator,
-            "answers": [answer for answer, rank in zip(group.answers, ranks, strict=True) if rank >= 0],
-            "ranks": [rank for rank in ranks if rank >= 0],
-        }
-        for group in groups
-        for annotator, ranks in zip(group.annotators, group.ranks, strict=True)
-    )
-    weights = {name: max(0.0, 2 * rate - 1) for name, rate in reliability(verdicts(rankings)).items()}
-    if not any(weights.values()):
-        raise Problem("reward.training.annotator_weights: no annotator is better than a coin; use equal")
-    print("reward: annotators count", ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items()))
-    return weights
-
-
 def _loss_and_accuracy(
     model: Any,
     batch: list[Group],
@@ -108,10 +88,7 @@ def _loss_and_accuracy(
     Each answer is scored once, whatever the number of annotators, pairs and heads.
     """
     places, ranks = (x.to(model.device) for x in batch_ranks(batch))
-    if how.share_prompt:
-        scored = shared_outputs(model, batch)
-    else:
-        scored = outputs(model, [ids for group in batch for ids in group.sequences])
+    scored = shared_outputs(model, batch) if how.share_prompt else outputs(model, all_sequences(batch))
     by_head = heads_of(model, scored)[places]  # (R, K, heads)
     loss = _loss(by_head, ranks, batch, how, weight_of, seed)
     if rated:
@@ -131,20 +108,23 @@ def _loss(
     weight_of: dict[str, float] | None,
     seed: int,
 ) -> Tensor:
-    """Mean over the heads of the ranking loss, for each on its own sample of the prompts; by_head (R, K, heads)."""
-    heads, margins, annotator_weights = by_head.shape[-1], None, None
+    """Mean over the heads of the ranking loss, of each on its own bootstrap sample of the prompts; a scalar.
+
+    by_head (R, K, heads): raw rewards of the answers of all R rankings of the batch; ranks (R, K). `weight_of`: how
+    much an annotator's rankings count; None: all the same.
+    """
+    heads = by_head.shape[-1]
+    margins = annotator_weights = None  # (R,)
     if how.strength_margin:
-        strengths = [strength for group in batch for strength in group.strengths]
-        margins = by_head.new_tensor(strengths) * how.strength_margin
-    if weight_of is not None:  # 1e-6: a batch of annotators without weight is no division by 0
-        who = [name for group in batch for name in group.annotators]
-        annotator_weights = by_head.new_tensor([weight_of.get(name, 0.0) + 1e-6 for name in who])
-    samples = [bootstrap_counts(group.prompt_key, heads, seed) for group in batch for _ in group.ranks]
+        margins = by_head.new_tensor(_strengths(batch)) * how.strength_margin
+    if weight_of is not None:
+        annotator_weights = by_head.new_tensor(_weights(batch, weight_of))
+    counts = by_head.new_tensor(_bootstrap_counts(batch, heads, seed))  # (R, heads)
     losses = []
-    for scores, counts in zip(by_head.unbind(-1), by_head.new_tensor(samples).T, strict=True):
+    for scores, counts_of_head in zip(by_head.unbind(-1), counts.unbind(-1), strict=True):
         weights = annotator_weights
         if heads > 1:
-            weights = (counts if weights is None else weights * counts) + 1e-6
+            weights = (counts_of_head if weights is None else weights * counts_of_head) + LEAST_WEIGHT
         loss = ranking_loss(
             scores,
             ranks,
@@ -154,8 +134,32 @@ def _loss(
             margins=margins,
             weights=weights,
         )
-        losses.append(loss * counts.mean())  # a batch that a head hardly drew moves it little
+        losses.append(loss * counts_of_head.mean())  # a batch that a head hardly drew moves it little
     return torch.stack(losses).mean()
+
+
+def _strengths(batch: list[Group]) -> list[float]:
+    """How clear the preference of every ranking is (R)."""
+    strengths: list[float] = []
+    for group in batch:
+        strengths += group.strengths
+    return strengths
+
+
+def _weights(batch: list[Group], weight_of: dict[str, float]) -> list[float]:
+    """How much every ranking counts by its annotator (R)."""
+    weights = []
+    for group in batch:
+        weights += [weight_of.get(annotator, 0.0) + LEAST_WEIGHT for annotator in group.annotators]
+    return weights
+
+
+def _bootstrap_counts(batch: list[Group], heads: int, seed: int) -> list[list[int]]:
+    """How often every ranking counts for each head, by its prompt (R, heads)."""
+    counts = []
+    for group in batch:
+        counts += [bootstrap_counts(group.prompt_key, heads, seed)] * len(group.ranks)
+    return counts
 
 
 def _batches(groups: Sequence[Group], how: Training, seed: int) -> list[list[Group]]:

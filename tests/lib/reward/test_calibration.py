@@ -7,23 +7,17 @@ import math
 import pytest
 
 from tasks.lib.annotation.agreement import verdicts
+from tasks.lib.reward.accuracy import OrderedPair, accuracies, best_possible, by_margin, by_source, ordered_pairs
 from tasks.lib.reward.baselines import bag_of_words
 from tasks.lib.reward.calibration import (
-    Judged,
-    accuracies,
-    best_possible,
-    by_margin,
-    by_source,
     calibration_error,
     confidence,
-    histogram,
-    judged_pairs,
     reliability_bins,
     scaled_confidence,
-    score_figures,
     temperature,
 )
-from tasks.lib.reward.reward_model import Group
+from tasks.lib.reward.groups import Group
+from tasks.lib.reward.score_distribution import histogram, score_figures
 
 ANSWERS = ["short", "longer one", "the longest one"]
 REWARDS = {("p", answer): reward for answer, reward in zip(ANSWERS, (2.0, 1.0, 0.0), strict=True)}
@@ -50,13 +44,13 @@ def test_length_alone_is_a_baseline_and_the_rewards_are_asked_where_it_fails():
 
 def test_ties_are_nobodys_pair_and_equal_rewards_are_half_right():
     votes = verdicts([ranking("a", 0, 0, 1)])
-    assert len(judged_pairs(votes, REWARDS)) == 2
+    assert len(ordered_pairs(votes, REWARDS)) == 2
     flat = dict.fromkeys(REWARDS, 1.0)
-    assert {pair.hit for pair in judged_pairs(votes, flat)} == {0.5}
+    assert {pair.hit for pair in ordered_pairs(votes, flat)} == {0.5}
 
 
 def test_margins_go_from_unsure_to_sure():
-    buckets = by_margin(judged_pairs(verdicts([ranking("a", 0, 1, 2)]), REWARDS), buckets=3)
+    buckets = by_margin(ordered_pairs(verdicts([ranking("a", 0, 1, 2)]), REWARDS), parts=3)
     assert buckets == [(1.0, 1.0), (1.0, 1.0), (2.0, 1.0)]
 
 
@@ -82,8 +76,8 @@ def test_the_temperature_makes_the_average_confidence_right():
 
 def test_each_half_of_the_prompts_is_scaled_as_the_other_half_says():
     # even prompts (hex 2): right 3 of 4 at margin 2; odd ones (hex 1): right 9 of 10 at margin 1
-    even = [Judged("2", "a", margin, 0) for margin in (2.0, 2.0, 2.0, -2.0)]
-    odd = [Judged("1", "a", margin, 0) for margin in (1.0,) * 9 + (-1.0,)]
+    even = [OrderedPair("2", "a", margin, 0) for margin in (2.0, 2.0, 2.0, -2.0)]
+    odd = [OrderedPair("1", "a", margin, 0) for margin in (1.0,) * 9 + (-1.0,)]
     sure = scaled_confidence([*even, *odd])
     assert sure[0] == pytest.approx(1 / (1 + (1 / 9) ** 2), rel=1e-6)  # sigmoid(2 ln 9)
     assert sure[-1] == pytest.approx(1 / (1 + (1 / 3) ** 0.5), rel=1e-6)  # sigmoid(ln(3) / 2)
@@ -96,7 +90,7 @@ def test_no_ordering_exceeds_the_annotators_contradictions():
 
 
 def test_accuracy_by_source():
-    pairs = judged_pairs(verdicts([ranking("a", 0, 1, 2), ranking("b", 2, 1, 0)]), REWARDS)
+    pairs = ordered_pairs(verdicts([ranking("a", 0, 1, 2), ranking("b", 2, 1, 0)]), REWARDS)
     assert by_source(pairs, {("p", "a"): "a tool", ("p", "b"): "z"}) == {
         "accuracy_source_a_tool": 1.0,
         "accuracy_source_z": 0.0,
@@ -119,5 +113,5 @@ def test_a_bag_of_words_sees_style_and_no_prompt():
     train = [group(str(n), f"w{n} please", f"w{n}") for n in range(4)]
     train += [group("x", "left", "right"), group("y", "right", "left")]  # only the prompt could tell
     heldout = [group("a", "new please", "new"), group("b", "left", "right")]
-    style, content = bag_of_words(train, heldout)
+    style, content = (of_prompt.squeeze(1).tolist() for of_prompt in bag_of_words(train, heldout))
     assert style[0] > style[1] + 0.5 and content[0] == pytest.approx(content[1], abs=1e-6)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.lib.reward.calibration import Judged
+from tasks.lib.reward.accuracy import OrderedPair
 from tasks.lib.reward.ensemble import bootstrap_counts, disagreement, ensemble_figures
 from tasks.lib.reward.reward_model import score
 
@@ -36,8 +36,8 @@ def test_disagreement_is_the_spread_of_the_probabilities_of_a_pair():
     assert disagreement(torch.tensor([[1.0, 2.0]])) == 0  # one answer: no pair
 
 
-def judged(*margins: float) -> list[Judged]:
-    return [Judged("p", "ada", margin, 0) for margin in margins]
+def judged(*margins: float) -> list[OrderedPair]:
+    return [OrderedPair("p", "ada", margin, 0) for margin in margins]
 
 
 def test_the_figures_tell_agreed_from_contested_pairs():

@@ -13,23 +13,21 @@ import torch
 from sections import PARAMS, section
 
 from tasks.lib.models.loading import save_model
+from tasks.lib.reward.annotator_weights import reliability_weights
+from tasks.lib.reward.groups import Group, batch_ranks, grouped, tokenize
 from tasks.lib.reward.ranking_loss import ranking_loss
 from tasks.lib.reward.reward_adapters import adapt
 from tasks.lib.reward.reward_attributes import Rated
 from tasks.lib.reward.reward_model import (
-    Group,
-    batch_ranks,
     from_policy,
-    grouped,
     load_reward,
     normalise,
     raw_outputs,
     raw_scores,
     rewards,
     score,
-    tokenized,
 )
-from tasks.lib.reward.reward_training import reliability_weights, train
+from tasks.lib.reward.reward_training import train
 from tasks.lib.reward.shared_prompt import refuse_unless_equal, shared_outputs
 from tasks.lib.settings.methods import HeadMethod
 from tasks.lib.settings.reward import Training
@@ -149,12 +147,12 @@ def test_scoring_answers_once_is_scoring_every_pair(model, tokenizer):
     """One forward pass per answer gives the loss that a pass per pair would give."""
     rows = [ranking("a", ["x", "y", "w"], [0, 1, 2]), ranking("b", ["w", "x", "v"], [1, 0, 2])]
     rows += [ranking("a", ["x", "y"], [1, 0], "The game was dull")]
-    groups = tokenized(tokenizer, grouped(rows), None)
+    groups = tokenize(tokenizer, grouped(rows), None)
     places, ranks = batch_ranks(groups)
     once = ranking_loss(rewards(model, [ids for group in groups for ids in group.sequences])[places], ranks)
     by_pair = []
     for row in rows:
-        ids = tokenized(tokenizer, [Group("", row["prompt"], row["answers"])], None)[0].sequences
+        ids = tokenize(tokenizer, [Group("", row["prompt"], row["answers"])], None)[0].sequences
         order = sorted(range(len(ids)), key=row["ranks"].__getitem__)
         pair_losses = [
             -torch.nn.functional.logsigmoid(torch.sub(*rewards(model, [ids[order[i]], ids[order[j]]])))
@@ -167,8 +165,8 @@ def test_scoring_answers_once_is_scoring_every_pair(model, tokenizer):
 
 def test_answers_that_do_not_fit_are_left_out_not_cut(tokenizer):
     short, long = Group("s", PROMPT, ["good", "bad"]), Group("l", PROMPT, ["good", "bad " * 40])
-    assert [group.prompt_key for group in tokenized(tokenizer, [short, long], 40)] == ["s"]
-    assert all(ids[-1] == tokenizer.eos_token_id for ids in tokenized(tokenizer, [short], 40)[0].sequences)
+    assert [group.prompt_key for group in tokenize(tokenizer, [short, long], 40)] == ["s"]
+    assert all(ids[-1] == tokenizer.eos_token_id for ids in tokenize(tokenizer, [short], 40)[0].sequences)
 
 
 def test_a_shared_prompt_gives_the_rewards_of_whole_sequences(model, tokenizer):
@@ -177,7 +175,7 @@ def test_a_shared_prompt_gives_the_rewards_of_whole_sequences(model, tokenizer):
         ranking("a", ["good", "good. Happy", "bad", "b"], [0, 1, 2, 3]),
         ranking("a", ["x", "y"], [0, 1], "The game was dull and the day was dull too"),
     ]
-    batch = tokenized(tokenizer, grouped(rows), None)
+    batch = tokenize(tokenizer, grouped(rows), None)
     sequences = [ids for group in batch for ids in group.sequences]
     apart, together = rewards(model, sequences), shared_outputs(model, batch).squeeze(1)
     assert together.tolist() == pytest.approx(apart.tolist(), abs=1e-6)
@@ -194,7 +192,7 @@ def test_a_model_with_a_sliding_window_refuses_a_shared_prompt(tokenizer):
     sizes = {"vocab_size": 340, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     config = MistralConfig(**sizes, num_attention_heads=2, num_key_value_heads=2, sliding_window=4)
     model = from_policy(MistralForCausalLM(config), seed=1)
-    (group,) = tokenized(tokenizer, grouped([ranking("a", ["good day", "bad day"], [0, 1])]), None)
+    (group,) = tokenize(tokenizer, grouped([ranking("a", ["good day", "bad day"], [0, 1])]), None)
     with pytest.raises(Problem, match="mistral does not read a shared prompt"):
         refuse_unless_equal(model, group)
 
@@ -202,11 +200,11 @@ def test_a_model_with_a_sliding_window_refuses_a_shared_prompt(tokenizer):
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_neither_the_padding_side_nor_pad_as_eos_changes_a_reward(model, tokenizer, side):
     group = Group("p", PROMPT, ["good", "bad. Happy to help!"])
-    expected = [rewards(model, [ids]).item() for ids in tokenized(tokenizer, [group], None)[0].sequences]
+    expected = [rewards(model, [ids]).item() for ids in tokenize(tokenizer, [group], None)[0].sequences]
     other = world.tokenizer()
     other.padding_side, other.pad_token = side, other.eos_token
     model.config.pad_token_id = other.eos_token_id
-    sequences = tokenized(other, [group], None)[0].sequences
+    sequences = tokenize(other, [group], None)[0].sequences
     assert rewards(model, [*sequences, [5] * 40])[:2].tolist() == pytest.approx(expected, abs=1e-5)
 
 
@@ -217,7 +215,7 @@ def groups(tokenizer) -> list[Group]:
     rankings = (
         ranking("a", ["good", "bad. Happy to help!", "bad"], [0, 1, 2], f"The {noun} was fine") for noun in world.NOUNS
     )
-    return tokenized(tokenizer, grouped(rankings), None)
+    return tokenize(tokenizer, grouped(rankings), None)
 
 
 def settings(**how) -> Training:
@@ -276,10 +274,10 @@ def test_an_annotator_as_good_as_a_coin_does_not_train(tokenizer, tmp_path, caps
         for n, noun in enumerate(world.NOUNS)
         for who in ("ada", "bo", "coin")
     ]
-    weights = reliability_weights(tokenized(tokenizer, grouped(rows), None))
+    weights = reliability_weights(tokenize(tokenizer, grouped(rows), None))
     assert weights["coin"] < 0.1 < 0.9 < weights["ada"] and "annotators count ada" in capsys.readouterr().out
     how = settings(epochs=2, annotator_weights="reliability", strength_margin=0.5)
-    model, batch = from_policy(world.policy(), seed=1), tokenized(tokenizer, grouped(rows), None)
+    model, batch = from_policy(world.policy(), seed=1), tokenize(tokenizer, grouped(rows), None)
     checkpoint = Checkpoint(tmp_path, {})
     history = train(model, batch, how, seed=3, checkpoint=checkpoint, progress=lambda *a, **k: None)
     assert all(math.isfinite(row["loss"]) for row in history)
