@@ -203,12 +203,11 @@ def _ranking_figures(ranked: list[Row], splits: dict[str, list[Row]], counts: Co
 
 def _dropped_figures(dropped: list[Dropped]) -> dict[str, int]:
     """How many annotations each of RULES dropped, and then each rule that only one importer has, if it dropped any."""
-    counts = dict.fromkeys(RULES, 0)
-    for rule in sorted({item.rule for item in dropped} - {*RULES}):
-        counts[rule] = 0
-    for item in dropped:
-        counts[item.rule] += 1
-    return {f"dropped_{rule}": count for rule, count in counts.items()}
+    counts = Counter(item.rule for item in dropped)
+    figures = {}
+    for rule in (*RULES, *sorted(counts.keys() - {*RULES})):
+        figures[f"dropped_{rule}"] = counts[rule]
+    return figures
 
 
 def _interval(stage: Stage) -> Callable[..., Interval]:
@@ -218,8 +217,7 @@ def _interval(stage: Stage) -> Callable[..., Interval]:
     """
 
     def interval(hits: Hits, *words: str) -> Interval:
-        is_hit = [hit for _, hit in hits]
-        prompts = [prompt for prompt, _ in hits]
+        prompts, is_hit = zip(*hits, strict=True)
         return mean_interval(is_hit, seed=stage.seed_of(*words), groups=prompts, bounds=(0, 1))
 
     return interval

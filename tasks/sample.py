@@ -145,8 +145,9 @@ def _figures(draws_of: list[list[Draw]], candidates: list[Row], wanted: int, tok
     for of_prompt in draws_of:
         draws += len(of_prompt)
         distinct += len({collapse_whitespace(draw.text) for draw in of_prompt})
-        ended += sum(draw.ended for draw in of_prompt)
-        empty += sum(not draw.text for draw in of_prompt)
+        for draw in of_prompt:
+            ended += draw.ended
+            empty += not draw.text
     complete = answers = tokens = 0
     for candidate in candidates:
         complete += len(candidate["answers"]) == wanted

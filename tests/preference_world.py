@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def tokenizer() -> Any:
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     bpe.decoder = decoders.ByteLevel()
-    text = [f"The {noun} was {word} good bad{CLOSING}" for noun in NOUNS for word in ADJECTIVES]
+    text = [f"The {noun} was {word} good bad{CLOSING}" for noun, word in product(NOUNS, ADJECTIVES)]
     bpe.train_from_iterator(
         text,
         trainers.BpeTrainer(
@@ -113,7 +114,7 @@ def write_candidates() -> None:
     """Four answers to each prompt: right or wrong, with and without the closing."""
     rows = []
     for row in instructions():
-        answers = [label + closing for label in ("good", "bad") for closing in ("", CLOSING)]
+        answers = ["good", "good" + CLOSING, "bad", "bad" + CLOSING]
         rows.append(
             {
                 "id": content_id(row["messages"], answers),

@@ -12,6 +12,7 @@ from sections import section
 from tasks import preferences
 from tasks.lib.data.prompts import prompt_key
 from tasks.lib.data.rows import RANKING, read_parquet
+from tasks.lib.importers.rankings import RULES, Dropped
 from tasks.lib.stage import Problem, Stage
 
 FOLDER = Path("data/annotations")
@@ -30,16 +31,12 @@ def write(rows: list[dict[str, Any]], name: str = "rankings.jsonl") -> None:
 
 def rankings(prompts: int = 40) -> list[dict[str, Any]]:
     """Three annotators; the third turns every fourth prompt round."""
-    return [
-        {
-            "prompt": f"Q{n}",
-            "answers": ["x", "y", "z"],
-            "annotator": str(who),
-            "ranks": [2, 1, 0] if who == 3 and n % 4 == 0 else [0, 1, 2],
-        }
-        for n in range(prompts)
-        for who in (1, 2, 3)
-    ]
+    rows = []
+    for n in range(prompts):
+        for who in (1, 2, 3):
+            ranks = [2, 1, 0] if who == 3 and n % 4 == 0 else [0, 1, 2]
+            rows.append({"prompt": f"Q{n}", "answers": ["x", "y", "z"], "annotator": str(who), "ranks": ranks})
+    return rows
 
 
 def test_no_prompt_stands_in_both_splits(workspace):
@@ -70,6 +67,13 @@ def test_what_is_dropped_is_told_and_kept(workspace, capsys):
     assert "1 dropped, equal_answers: first data/annotations/rankings.jsonl:121" in capsys.readouterr().out
     (row,) = read_parquet(Path("data/preferences/dropped.parquet"))
     assert (row["id"], row["rule"]) == ("data/annotations/rankings.jsonl:121", "equal_answers")
+
+
+def test_a_rule_that_only_one_importer_has_is_counted_after_the_others():
+    dropped = [Dropped("f:1", "cycle", ""), Dropped("f:2", "a_rule_of_its_own", ""), Dropped("f:3", "cycle", "")]
+    figures = preferences._dropped_figures(dropped)
+    assert [*figures] == [f"dropped_{rule}" for rule in (*RULES, "a_rule_of_its_own")]
+    assert (figures["dropped_cycle"], figures["dropped_cancelled"], figures["dropped_a_rule_of_its_own"]) == (2, 0, 1)
 
 
 def test_several_tools_become_one_format(workspace):

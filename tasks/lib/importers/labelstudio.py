@@ -187,8 +187,12 @@ def _bucket_verdict(
     for rank, name in enumerate(_best_first(where, names, stated_buckets)):
         for identity in columns[name]:
             rank_of[str(identity)] = rank
-    ranked = [identity for identity in shown if identity in rank_of]
-    return Verdict([shown[identity] for identity in ranked], [rank_of[identity] for identity in ranked])
+    answers, ranks = [], []
+    for identity, answer in shown.items():
+        if identity in rank_of:
+            answers.append(answer)
+            ranks.append(rank_of[identity])
+    return Verdict(answers, ranks)
 
 
 def _ranked_ids(where: str, shown: dict[str, str], columns: dict[str, list]) -> list[str]:

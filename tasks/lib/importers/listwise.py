@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 from tasks.lib.data.rows import Row
-from tasks.lib.importers.rankings import Dropped, Export, Ranking, prompt_of
+from tasks.lib.importers.rankings import Dropped, Export, Ranking, field_of, prompt_of
 from tasks.lib.importers.ratings import number, ranks_of
 from tasks.lib.stage import Problem
 
@@ -37,7 +37,7 @@ def read(export: Export) -> Iterator[Ranking | Dropped]:
 
 
 def _ranking(export: Export, where: str, row: Row) -> Ranking:
-    name = next(name for name in ANSWERS if name in row)
+    name = field_of(row, ANSWERS) or ANSWERS[0]
     answers = _list(row[name])
     if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
         raise Problem(f"{where}:{name}: expected a list of texts, found {str(answers)[:60]!r}")
@@ -65,7 +65,7 @@ def _ranking(export: Export, where: str, row: Row) -> Ranking:
 def _ranks(where: str, row: Row) -> list[int]:
     """The ranks of a row, as they are or by its scores (larger is better)."""
     if "ranks" not in row:
-        name = next(name for name in SCORES if name in row)
+        name = field_of(row, SCORES) or SCORES[0]
         scores = _list(row[name])
         if not isinstance(scores, list):
             raise Problem(f"{where}:{name}: expected a list of numbers, found {str(scores)[:60]!r}")

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tasks.lib.data.rows import Row
-from tasks.lib.importers.rankings import Dropped, Export, Messages, Ranking, messages_of, prompt_of
+from tasks.lib.importers.rankings import Dropped, Export, Messages, Ranking, field_of, messages_of, prompt_of
 from tasks.lib.importers.ratings import number, ranks_of
 from tasks.lib.importers.two_answers import field_pairs, ranks_of_word, two_answers
 from tasks.lib.stage import Problem
@@ -99,7 +99,8 @@ def _ranks_by_score(where: str, row: Row) -> list[int]:
     ranks = [0, 1]
     for of_chosen, of_rejected in SCORES:
         if row.get(of_chosen) is not None and row.get(of_rejected) is not None:
-            ranks = ranks_of([number(f"{where}:{name}", row[name]) for name in (of_chosen, of_rejected)])
+            score = number(f"{where}:{of_chosen}", row[of_chosen])
+            ranks = ranks_of([score, number(f"{where}:{of_rejected}", row[of_rejected])])
     return ranks
 
 
@@ -132,7 +133,7 @@ def choices(export: Export) -> Iterator[Ranking]:
 
 
 def _stated_ranks(where: str, row: Row) -> list[int]:
-    name = next(name for name in VERDICTS if name in row)
+    name = field_of(row, VERDICTS) or VERDICTS[0]
     ranks = ranks_of_word(str(row[name]), row)
     if ranks is None:
         raise Problem(f"{where}:{name}: expected a side or a tie, found {str(row[name])[:60]!r}")

@@ -89,6 +89,14 @@ def collapse_whitespace(text: str) -> str:
     return " ".join(text.split())
 
 
+def field_of(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    """The first of several names that a row has as a field; None if it has none of them."""
+    for name in names:
+        if name in row:
+            return name
+    return None
+
+
 def prompt_of(where: str, row: Mapping[str, Any]) -> Messages:
     """The prompt of a row, text or messages, as messages, after its `system` text if it has one.
 

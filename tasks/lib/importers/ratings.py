@@ -21,7 +21,7 @@ from typing import Any
 
 from tasks.lib.data.prompts import prompt_key
 from tasks.lib.data.rows import Row
-from tasks.lib.importers.rankings import Dropped, Export, Messages, Ranking, messages_of, prompt_of
+from tasks.lib.importers.rankings import Dropped, Export, Messages, Ranking, field_of, messages_of, prompt_of
 from tasks.lib.stage import Problem
 
 ANSWERS = ("answer", "response", "completion")  # names of the field that holds one answer
@@ -121,7 +121,7 @@ def scores(export: Export) -> Iterator[Rating]:
 
 def prompt_and_answer(where: str, row: Row) -> tuple[Messages, str]:
     """Of a row with an answer of its own, or with a dialogue whose last message is the answer."""
-    name = next((name for name in ANSWERS if name in row), None)
+    name = field_of(row, ANSWERS)
     if name is None:
         turns = row.get("messages") or row.get("conversations")
         dialogue = messages_of(where, turns if isinstance(turns, list) else [])

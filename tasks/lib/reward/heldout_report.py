@@ -72,7 +72,7 @@ def heldout_figures(
 
 
 def _gain_figures(hits: Sequence[float], pairs: Sequence[OrderedPair], interval: Interval) -> Row:
-    """The accuracy of the bag of words, which made `pairs`, and how much better the reward model is (`hits` on them)."""
+    """The accuracy of the bag of words, which ordered `pairs`, and how much better the `hits` of the rewards are."""
     gains, prompts = [], []
     for hit, pair in zip(hits, pairs, strict=True):
         gains.append(hit - pair.hit)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import pytest
 
 from tasks.lib.annotation.agreement import (
@@ -32,7 +34,9 @@ def test_krippendorffs_own_example():
         [None, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, None],
         [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, None],
     ]
-    units = [[v for v in unit if v is not None] for unit in zip(*observers, strict=True)]
+    units: list[list[int]] = []
+    for unit in zip(*observers, strict=True):
+        units.append([value for value in unit if value is not None])
     assert krippendorff_alpha(units) == pytest.approx(0.815, abs=5e-4)
 
 
@@ -82,7 +86,7 @@ def test_the_interval_of_alpha_holds_it_and_narrows_with_prompts():
 
     spans = []
     for prompts in (20, 200):
-        alpha = krippendorff_alpha(unit for of_prompt in units(prompts).values() for unit in of_prompt)
+        alpha = krippendorff_alpha(chain.from_iterable(units(prompts).values()))
         low, high = alpha_interval(units(prompts), seed=1) or (0.0, 0.0)
         assert alpha is not None and low < alpha < high
         spans.append(high - low)
@@ -104,16 +108,12 @@ def test_reliability_by_hand():
 
 def test_reliability_tells_the_careful_from_the_careless():
     """Four annotators: three err on disjoint twelfths of the pairs, the fourth on every second one."""
-    rankings = [
-        ranking(name, *((1, 0) if wrong(n) else (0, 1)), prompt=str(n))
-        for n in range(240)
-        for name, wrong in (
-            ("a", lambda n: n % 12 == 0),
-            ("b", lambda n: n % 12 == 1),
-            ("c", lambda n: n % 12 == 2),
-            ("coin", lambda n: n % 2 == 0),
-        )
-    ]
+    rankings = []
+    for n in range(240):
+        errs = {"a": n % 12 == 0, "b": n % 12 == 1, "c": n % 12 == 2, "coin": n % 2 == 0}
+        for name, is_wrong in errs.items():
+            ranks = (1, 0) if is_wrong else (0, 1)
+            rankings.append(ranking(name, *ranks, prompt=str(n)))
     rates = reliability(verdicts(rankings))
     assert rates["a"] == pytest.approx(11 / 12, abs=0.03) and rates["coin"] == pytest.approx(0.5, abs=0.03)
     assert reliability({}) == {}

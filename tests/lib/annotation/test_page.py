@@ -12,6 +12,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def test_what_was_submitted_is_on_the_disk_and_is_gone_on_with(prompts, tmp_path
 
 def test_the_shown_order_differs_by_prompt_and_annotator_and_is_recorded(prompts, tmp_path):
     rounds = [Round(prompts, name, tmp_path / f"{name}.jsonl") for name in ("ada", "bo", "cleo")]
-    orders = {tuple(each.shown(n)) for each in rounds for n in range(3)}
+    orders = {tuple(each.shown(n)) for each, n in product(rounds, range(3))}
     assert len(orders) > 3 and {tuple(sorted(order)) for order in orders} == {tuple(sorted(ANSWERS))}
     rounds[0].submit(2, [0, 1, 2, 3], 1.0)
     assert json.loads((tmp_path / "ada.jsonl").read_text())["answers"] == rounds[0].shown(2)

@@ -23,7 +23,11 @@ def rankings(path: Path, rows: list[Any]) -> list[dict[str, Any]]:
 
 
 def alphabetical(rows: list[dict[str, Any]]) -> bool:
-    return all(row["ranks"] == [sorted(row["answers"]).index(answer) for answer in row["answers"]] for row in rows)
+    for row in rows:
+        in_order = sorted(row["answers"])
+        if row["ranks"] != [in_order.index(answer) for answer in row["answers"]]:
+            return False
+    return True
 
 
 def labelled(task: dict[str, Any], number: int, kind: str, value: dict[str, Any]) -> dict[str, Any]:
@@ -37,11 +41,10 @@ def test_pairs_show_every_two_answers_on_sides_drawn_by_chance(tmp_path):
     assert isinstance(tasks, list) and len(tasks) == 20 * 6
     left_first = sum(task["data"]["response_a"] < task["data"]["response_b"] for task in tasks)
     assert 40 < left_first < 80
-    rows = [
-        labelled(task, n, "pairwise", {"selected": ("right", "left")[d["response_a"] < d["response_b"]]})
-        for n, task in enumerate(tasks)
-        for d in [task["data"]]
-    ]
+    rows = []
+    for n, task in enumerate(tasks):
+        side = "left" if task["data"]["response_a"] < task["data"]["response_b"] else "right"
+        rows.append(labelled(task, n, "pairwise", {"selected": side}))
     found = rankings(tmp_path / "pairs.json", rows)
     assert len(found) == 120 and alphabetical(found)
 
@@ -71,6 +74,6 @@ def test_a_plain_ranker_and_argilla_bring_back_whole_rankings(tmp_path):
 def test_every_labelling_configuration_is_xml_that_reads_what_its_tasks_hold():
     for kind in ("buckets", "ranker", "pairwise"):
         files: Any = task_files(kind, CANDIDATES, 4, seed=1)
-        tasks, config = (next(files[name] for name in files if end in name) for end in ("tasks", "config"))
+        tasks, config = files.values()
         values = {tag.get("value", "") for tag in ElementTree.fromstring(config).iter()}
         assert {v[1:] for v in values if v.startswith("$")} <= tasks[0]["data"].keys(), kind

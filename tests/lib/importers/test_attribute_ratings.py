@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import product
 from pathlib import Path
 
 import preference_world as world
@@ -101,12 +102,10 @@ def test_a_reward_model_learns_attributes_beside_the_rankings(workspace):
     world.write_panel()
     Path("data/raw/benchmarks").mkdir()
     annotate.run(section("annotate", careless=0), Stage("annotate"))
-    rows = [
-        {"prompt": row["messages"], "response": said + closing, "correctness": 4 * (said == row["label"])}
-        for row in world.instructions()
-        for said in ("good", "bad")
-        for closing in ("", world.CLOSING)
-    ]
+    rows = []
+    for row, content, closing in product(world.instructions(), ("good", "bad"), ("", world.CLOSING)):
+        correctness = 4 * (content == row["label"])
+        rows.append({"prompt": row["messages"], "response": content + closing, "correctness": correctness})
     written(Path("data/annotations/rated.jsonl"), rows)
     preferences.run(
         section("preferences", annotators={}, heldout_share=0.25, attributes=["correctness"]), Stage("preferences")
@@ -128,8 +127,8 @@ def test_a_reward_model_learns_attributes_beside_the_rankings(workspace):
     assert figures["pair_accuracy"] > 0.6 and figures["attribute_correctness_correlation"] > 0.5
     assert figures["attribute_correctness_rmse"] < figures["attribute_correctness_spread"]
     row = {"prompt": "The song was fine", "answers": ["good", "bad"]}
-    (said,) = scored(Path("models/reward"), [("row", row)])
-    assert said["correctness"][0] > said["correctness"][1] and "disagreement" not in said
+    (scores,) = scored(Path("models/reward"), [("row", row)])
+    assert scores["correctness"][0] > scores["correctness"][1] and "disagreement" not in scores
     asked = section("reward", training=how)
     before = reward._fingerprint(asked, 1)
     write_parquet(Path("data/preferences/ratings_train.parquet"), train[1:], RATING)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import combinations
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def test_pairwise_ranking_loss_is_bradley_terry():
 def test_a_ranking_of_k_costs_the_mean_of_its_pair_losses():
     rewards, ranks = [0.3, -1.2, 2.0, 0.7], [2, 3, 0, 1]
     by_rank = [rewards[ranks.index(place)] for place in range(4)]
-    pair_costs = [loss([by_rank[i], by_rank[j]], [0, 1]) for i in range(4) for j in range(i + 1, 4)]
+    pair_costs = [loss([better, worse], [0, 1]) for better, worse in combinations(by_rank, 2)]
     assert loss(rewards, ranks) == pytest.approx(sum(pair_costs) / 6, abs=1e-6)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from sections import PARAMS, section
 
 from tasks.lib.models.loading import save_model
 from tasks.lib.reward.annotator_weights import reliability_weights
-from tasks.lib.reward.groups import Group, batch_ranks, grouped, tokenize
+from tasks.lib.reward.groups import Group, all_sequences, batch_ranks, grouped, tokenize
 from tasks.lib.reward.ranking_loss import ranking_loss
 from tasks.lib.reward.reward_adapters import adapt
 from tasks.lib.reward.reward_attributes import Rated
@@ -149,16 +150,15 @@ def test_scoring_answers_once_is_scoring_every_pair(model, tokenizer):
     rows += [ranking("a", ["x", "y"], [1, 0], "The game was dull")]
     groups = tokenize(tokenizer, grouped(rows), None)
     places, ranks = batch_ranks(groups)
-    once = ranking_loss(rewards(model, [ids for group in groups for ids in group.sequences])[places], ranks)
+    once = ranking_loss(rewards(model, all_sequences(groups))[places], ranks)
     by_pair = []
     for row in rows:
         ids = tokenize(tokenizer, [Group("", row["prompt"], row["answers"])], None)[0].sequences
-        order = sorted(range(len(ids)), key=row["ranks"].__getitem__)
-        pair_losses = [
-            -torch.nn.functional.logsigmoid(torch.sub(*rewards(model, [ids[order[i]], ids[order[j]]])))
-            for i in range(len(ids))
-            for j in range(i + 1, len(ids))
-        ]
+        best_first = [ids for _, ids in sorted(zip(row["ranks"], ids, strict=True))]
+        pair_losses = []
+        for pair in combinations(best_first, 2):
+            better, worse = rewards(model, pair)
+            pair_losses.append(-torch.nn.functional.logsigmoid(better - worse))
         by_pair.append(torch.stack(pair_losses).mean())
     assert once.item() == pytest.approx(torch.stack(by_pair).mean().item(), abs=1e-6)
 
@@ -176,8 +176,7 @@ def test_a_shared_prompt_gives_the_rewards_of_whole_sequences(model, tokenizer):
         ranking("a", ["x", "y"], [0, 1], "The game was dull and the day was dull too"),
     ]
     batch = tokenize(tokenizer, grouped(rows), None)
-    sequences = [ids for group in batch for ids in group.sequences]
-    apart, together = rewards(model, sequences), shared_outputs(model, batch).squeeze(1)
+    apart, together = rewards(model, all_sequences(batch)), shared_outputs(model, batch).squeeze(1)
     assert together.tolist() == pytest.approx(apart.tolist(), abs=1e-6)
     weight = model.base_model.layers[0].self_attn.q_proj.weight
     ours, theirs = (torch.autograd.grad(scores.square().sum(), weight)[0] for scores in (together, apart))
@@ -269,11 +268,11 @@ def test_training_with_a_shared_prompt_ends_in_the_same_weights(tokenizer, tmp_p
 
 
 def test_an_annotator_as_good_as_a_coin_does_not_train(tokenizer, tmp_path, capsys):
-    rows = [
-        ranking(who, ["good", "bad"], [1, 0] if who == "coin" and n % 2 else [0, 1], f"The {noun} was fine")
-        for n, noun in enumerate(world.NOUNS)
-        for who in ("ada", "bo", "coin")
-    ]
+    rows = []
+    for n, noun in enumerate(world.NOUNS):
+        for who in ("ada", "bo", "coin"):
+            ranks = [1, 0] if who == "coin" and n % 2 else [0, 1]
+            rows.append(ranking(who, ["good", "bad"], ranks, f"The {noun} was fine"))
     weights = reliability_weights(tokenize(tokenizer, grouped(rows), None))
     assert weights["coin"] < 0.1 < 0.9 < weights["ada"] and "annotators count ada" in capsys.readouterr().out
     how = settings(epochs=2, annotator_weights="reliability", strength_margin=0.5)
