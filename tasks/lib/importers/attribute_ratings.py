@@ -1,8 +1,8 @@
 """Ratings of single answers by attribute: helpfulness, correctness ... as numbers, or a thumb as 0 or 1.
 
-A ranking says which answer is better, a rating how good one is. A reward model can learn ratings beside the rankings
-(SteerLM, arXiv 2310.05344), and thumbs train a policy without any pair (KTO, arXiv 2402.01306). Read are rows that hold
-an attribute in a field of its name, HelpSteer's or KTO's, and UltraFeedback's completions with their aspects:
+A ranking says which answer is better, a rating how good one is. A reward model can learn ratings in addition to
+rankings (SteerLM, arXiv 2310.05344), and thumbs train a policy without any pair (KTO, arXiv 2402.01306). A row holds
+an attribute in a field of its name, as HelpSteer's and KTO's do, or completions with aspects, as UltraFeedback's do:
 
     {"prompt": "Q", "response": "Yes.", "helpfulness": 4, "correctness": "3"}
     {"prompt": "Q", "completion": "Yes.", "label": true}

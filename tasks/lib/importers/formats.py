@@ -39,7 +39,7 @@ class Format(NamedTuple):
     read: Callable[[Export], Iterator[Ranking | Dropped | Rating]]
 
 
-FORMATS = (  # a row is of the first format that it matches: the narrow ones stand before the wide ones
+FORMATS = (  # a row is of the first format that it matches: the narrow ones come before the wide ones
     Format("labelstudio", labelstudio.is_task, labelstudio.read),
     Format("openassistant", openassistant.is_tree, openassistant.trees),
     Format("messages", openassistant.is_message, openassistant.messages),
@@ -62,7 +62,7 @@ def read_export(
 ) -> Iterator[Ranking | Dropped]:
     """Everything that one export file holds; ratings of single answers joined to rankings.
 
-    The format is found by the first row; `format` states it. `buckets` and `untouched_seconds`: see Export. A file of
+    The first row tells the format; `format` states it. `buckets` and `untouched_seconds`: see Export. A file of
     no known format, of another one than is stated, or with a row of another one is a Problem that says why.
     """
     names = [known.name for known in FORMATS]
@@ -70,11 +70,11 @@ def read_export(
         raise Problem(f"{path}: {format} is no format of preferences; known: {', '.join(names)}")
     rows = read_table(path)
     first = next(rows)
-    found = format_of(path, first[1])
-    if format and format != found.name:
-        raise Problem(f"{path}: is stated to be {format}, but its rows look like {found.name}")
-    alike = _rows_of_one_format(path, found, chain([first], rows))
-    return ratings.ranked(found.read(Export(path, alike, buckets, untouched_seconds)))
+    recognised = format_of(path, first[1])
+    if format and format != recognised.name:
+        raise Problem(f"{path}: is stated to be {format}, but its rows look like {recognised.name}")
+    export = Export(path, _rows_of_one_format(path, recognised, chain([first], rows)), buckets, untouched_seconds)
+    return ratings.ranked(recognised.read(export))
 
 
 def has_no_order(path: Path) -> bool:

@@ -113,7 +113,7 @@ def _verdict(export: Export, where: str, data: Row, annotation: Row) -> Verdict 
 
 
 def _pairwise(where: str, data: Row, side: Any, words: list[str]) -> Verdict:
-    """The better side of two answers; a choice beside it may say how clearly, or that they tie."""
+    """The better side of two answers; an additional choice may say how clearly it is better, or that they tie."""
     answers = two_answers(where, data)
     if "tie" in words:
         return Verdict(answers, [0, 0], 0.0)

@@ -2,7 +2,7 @@
 
     {"prompt": "Q", "answers": ["Yes.", "No.", "So what?"], "ranks": [0, 1, 1], "annotator": "ada", "strength": 0.5}
 
-Rank 0 is the best, equal ranks are a tie, gaps are closed. `scores`, larger is better, may stand in place of ranks. In
+Rank 0 is the best, equal ranks are a tie, gaps are closed. `scores`, larger is better, may replace `ranks`. In
 a table the lists are JSON in a cell. A row with `skipped` is dropped (`cancelled`): the annotator abstained.
 """
 

@@ -1,6 +1,6 @@
 """MT-bench (arXiv 2306.05685) and Chatbot Arena: the answers of two models to one question.
 
-`verdicts` reads what a model said of both orders of the answers; what it was shown is in its prompt:
+`verdicts` reads the verdicts of a model on both orders of the answers; its prompt holds question and answers:
 
     {"g1_winner": "model_1", "g2_winner": "model_1", "judge": ["gpt-4", "pair-v2"], "turn": 1,
      "g1_user_prompt": "[User Question]\\n..."}

@@ -71,7 +71,7 @@ def pairs(export: Export) -> Iterator[Ranking | Dropped]:
 def _prompt(where: str, row: Row) -> Messages | None:
     """The prompt that a pair states; None where only its dialogues hold it."""
     asked = {name: row[name] for name in ASKED if row.get(name)}
-    if asked:  # `messages` beside it hold the chosen dialogue
+    if asked:  # then `messages`, if there are any, hold the chosen dialogue
         asked |= {name: row[name] for name in ("input", "system") if row.get(name)}
         return prompt_of(where, asked)
     if row.get("messages") or row.get("conversations"):

@@ -71,7 +71,7 @@ class Export:
     """One file of preferences, as an importer is given it."""
 
     path: Path
-    rows: Iterator[tuple[str, Row]]  # where a row stands (file:number), and the row
+    rows: Iterator[tuple[str, Row]]  # the place of a row (file:number), and the row
     buckets: Sequence[str] = ()  # names of Label Studio's buckets, best first; empty takes their order in the file
     untouched_seconds: float = 5.0  # the order that Label Studio showed says nothing if it was submitted sooner
 

@@ -1,6 +1,6 @@
 """Ratings of single answers become rankings: what one annotator gave to the answers of one prompt.
 
-`thumbs` reads KTO rows, an answer with its label, true or false; a dialogue may stand in place of prompt and answer:
+`thumbs` reads KTO rows, an answer with its label, true or false; a dialogue may replace prompt and answer:
 
     {"prompt": "Q", "completion": "Yes.", "label": true}
 
@@ -78,12 +78,12 @@ def ranks_of(values: list[float]) -> list[int]:
 def number(where: str, value: Any) -> float:
     """A finite number, also as text (tables, the JSON of models); Problem otherwise."""
     try:
-        found = float(value) if isinstance(value, (int, float, str)) else math.nan
+        result = float(value) if isinstance(value, (int, float, str)) else math.nan
     except ValueError:
-        found = math.nan
-    if not math.isfinite(found):
+        result = math.nan
+    if not math.isfinite(result):
         raise Problem(f"{where}: expected a number, found {str(value)[:60]!r}")
-    return found
+    return result
 
 
 def is_thumb(row: Row) -> bool:

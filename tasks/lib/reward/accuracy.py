@@ -115,9 +115,9 @@ def by_margin(pairs: Sequence[OrderedPair], parts: int = 4) -> list[tuple[float,
     """(least margin, accuracy) of equal parts of the pairs, from unsure to sure; empty parts are left out."""
     unsure_first = sorted(pairs, key=lambda pair: abs(pair.margin))
     cuts = [len(pairs) * part // parts for part in range(parts + 1)]
-    found = []
+    shares = []
     for start, end in pairwise(cuts):
         part = unsure_first[start:end]
         if part:
-            found.append((abs(part[0].margin), accuracy(part) or 0.0))
-    return found
+            shares.append((abs(part[0].margin), accuracy(part) or 0.0))
+    return shares

@@ -107,7 +107,7 @@ def disagreements(model: Any, tokenizer: Any, rows: Sequence[Row], *, batch_size
     fitting = tokenize(tokenizer, groups, room_of(model))
     heads_of = group_heads(model, fitting, batch_size=batch_size)
     temperature = getattr(model.config, "reward_temperature", 1.0)
-    found = {}
+    by_place = {}
     for group, by_head in zip(fitting, heads_of, strict=True):
-        found[int(group.prompt_key)] = disagreement(by_head, temperature)
-    return found
+        by_place[int(group.prompt_key)] = disagreement(by_head, temperature)
+    return by_place
