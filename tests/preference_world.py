@@ -131,3 +131,14 @@ def write_candidates() -> None:
 def write_panel(text: str = PANEL) -> None:
     Path("data/raw").mkdir(parents=True, exist_ok=True)
     Path("data/raw/panel.yaml").write_text(text)
+
+
+def ranking(annotator: str, answers: list[str], ranks: list[int], text: str = "The film was fine") -> dict[str, Any]:
+    """A ranking of answers to a prompt, with what training reads of the ranking schema."""
+    return {
+        "id": f"{annotator}-{text}",
+        "prompt": [{"role": "user", "content": text}],
+        "answers": answers,
+        "ranks": ranks,
+        "annotator": annotator,
+    }

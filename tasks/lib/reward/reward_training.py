@@ -17,7 +17,6 @@ from tasks.lib.reward.reward_attributes import Rated, attribute_loss, rated_batc
 from tasks.lib.reward.reward_model import heads_of, outputs
 from tasks.lib.reward.shared_prompt import refuse_unless_equal, shared_outputs
 from tasks.lib.settings.reward import Training
-from tasks.lib.stage import Problem
 from tasks.lib.training.checkpoints import Checkpoint
 from tasks.lib.training.loop import train_steps, warmup_then_cosine
 from tasks.lib.training.muon import Muon
@@ -55,8 +54,8 @@ def train(
         return _loss_and_accuracy(model, batches[step], rated_of_step[step], how, weight_of, seed)
 
     def advice(step: int) -> str:
-        rows = ", ".join(row for group in batches[step] for row in group.rows[:1])[:200]
-        return f"lower reward.training.learning_rate, or look at the rankings {rows}"
+        first_of_each = ", ".join(group.rows[0] for group in batches[step] if group.rows)
+        return f"lower reward.training.learning_rate, or look at the rankings {first_of_each[:200]}"
 
     Optimizer: Any = Muon if how.optimizer == "muon" else torch.optim.AdamW
     trained = model if how.optimizer == "muon" else [p for p in model.parameters() if p.requires_grad]
@@ -87,8 +86,9 @@ def _loss_and_accuracy(
 
     Each answer is scored once, whatever the number of annotators, pairs and heads.
     """
-    places, ranks = (x.to(model.device) for x in batch_ranks(batch))
-    scored = shared_outputs(model, batch) if how.share_prompt else outputs(model, all_sequences(batch))
+    places, ranks = batch_ranks(batch)  # (R, K) each, of the R rankings of the batch
+    places, ranks = places.to(model.device), ranks.to(model.device)
+    scored = shared_outputs(model, batch) if how.share_prompt else outputs(model, all_sequences(batch))  # (answers, N)
     by_head = heads_of(model, scored)[places]  # (R, K, heads)
     loss = _loss(by_head, ranks, batch, how, weight_of, seed)
     if rated:
