@@ -186,13 +186,17 @@ def _print_dropped(dropped: list[Dropped]) -> None:
 
 def _ranking_figures(ranked: list[Row], splits: dict[str, list[Row]], counts: Counter[str]) -> Row:
     """How many rankings, prompts, annotators and pairs there are. `ranked`: rankings with their prompt_key."""
-    pairs = sum(math.comb(len(row["ranks"]), 2) for row in ranked)
+    prompts, annotators, pairs = set(), set(), 0
+    for row in ranked:
+        prompts.add(row["prompt_key"])
+        annotators.add(row["annotator"])
+        pairs += math.comb(len(row["ranks"]), 2)
     return {
         "rankings": len(ranked),
         "rankings_train": len(splits["train"]),
         "rankings_heldout": len(splits["heldout"]),
-        "prompts": len({row["prompt_key"] for row in ranked}),
-        "annotators": len({row["annotator"] for row in ranked}),
+        "prompts": len(prompts),
+        "annotators": len(annotators),
         "pairs": pairs,
         "tied_pairs_share": counts["tied_pairs"] / pairs,
         "changed_minds": counts["changed_minds"],

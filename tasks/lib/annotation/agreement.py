@@ -73,7 +73,10 @@ def agreement_with_others(votes: Verdicts) -> dict[str, tuple[float, int]]:
 
     The mean of the shares is the noise ceiling: no model can be expected to agree better with one annotator.
     """
-    return {annotator: (share_of_hits(hits), len(hits)) for annotator, hits in hits_with_others(votes).items()}
+    agreement = {}
+    for annotator, hits in hits_with_others(votes).items():
+        agreement[annotator] = share_of_hits(hits), len(hits)
+    return agreement
 
 
 def reliability(votes: Verdicts, rounds: int = 50) -> dict[str, float]:

@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING
 from pydantic import BaseModel, Field
 
 from tasks.lib.data.rows import Row, content_id, read_table
-from tasks.lib.importers.rankings import prompt_of
+from tasks.lib.importers.rankings import is_list_of_texts, prompt_of
 from tasks.lib.stage import Problem
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def read_prompts(path: Path) -> list[Row]:
     for number, row in read_table(path):
         where = f"{path}:{number}"
         answers = row.get("answers")
-        if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+        if not is_list_of_texts(answers):
             raise Problem(f"{where}:answers: expected a list of texts, found {str(answers)[:60]!r}")
         prompt = prompt_of(where, row)
         if len(answers) > 1:

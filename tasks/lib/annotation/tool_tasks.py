@@ -46,7 +46,8 @@ def task_files(kind: Kind, candidates: Sequence[Row], answers: int, seed: int) -
     if kind == "pairwise":
         pairs = []
         for candidate in candidates:
-            pairs += [{"data": pair} for pair in _pairs(candidate, seed)]
+            for pair in _pairs(candidate, seed):
+                pairs.append({"data": pair})
         return {"labelstudio_pairwise_tasks.json": pairs, "labelstudio_pairwise_config.xml": PAIRWISE}
     tasks = [{"data": task(candidate, seed)} for candidate in candidates]
     if kind == "ranker":

@@ -99,9 +99,13 @@ def _flat_record(where: str, row: Row) -> tuple[Row, Responses]:
             raise Problem(f"{where}:{name}: expected as many users as responses, {len(values)}")
         for user, value, status in zip(users, values, statuses, strict=True):
             responses_of[str(user)].append(Response(name.removesuffix(".responses"), value, str(status)))
-    columns = {name: value for name, value in row.items() if _is_column(value)}
+    fields, columns = {}, {}
+    for name, value in row.items():
+        if _is_column(value):
+            columns[name] = value
+        if ".responses" not in name and ".suggestion" not in name:
+            fields[name] = value
     _add_columns(where, columns, responses_of)
-    fields = {name: value for name, value in row.items() if ".responses" not in name and ".suggestion" not in name}
     return fields, responses_of
 
 

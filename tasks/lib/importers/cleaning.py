@@ -43,11 +43,12 @@ def cleaned(imported: Iterable[Ranking | Dropped], license: str) -> tuple[list[R
 
     rows: list[Row] = []
     for (prompt, annotator), rankings in _by_prompt_and_annotator(latest).items():
-        if _has_cycle(rankings):
-            why = f"{annotator} contradicts himself on {prompt}"
-            dropped += [Dropped(ranking.where, "cycle", why) for ranking in rankings]
-        else:
-            rows += [_row(ranking, license) for ranking in rankings]
+        in_circles = _has_cycle(rankings)
+        for ranking in rankings:
+            if in_circles:
+                dropped.append(Dropped(ranking.where, "cycle", f"{annotator} contradicts himself on {prompt}"))
+            else:
+                rows.append(_row(ranking, license))
     for row in rows:
         counts["tied_pairs"] += sum(first == second for first, second in combinations(row["ranks"], 2))
     return rows, dropped, counts

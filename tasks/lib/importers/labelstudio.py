@@ -229,8 +229,9 @@ def _best_first(where: str, names: list[str], stated: Sequence[str]) -> list[str
         if set(names) != set(stated):
             raise Problem(f"{where}: has the buckets {', '.join(names)}; preferences.buckets says {', '.join(stated)}")
         return list(stated)
-    good = [place for place, name in enumerate(names) if name.lower() in GOOD]
-    bad = [place for place, name in enumerate(names) if name.lower() in BAD]
-    if good and bad and min(bad) < max(good):
-        raise Problem(f"{where}: lists the buckets {', '.join(names)}; name them best first in preferences.buckets")
+    is_after_bad = False
+    for name in names:
+        if is_after_bad and name.lower() in GOOD:
+            raise Problem(f"{where}: lists the buckets {', '.join(names)}; name them best first in preferences.buckets")
+        is_after_bad = is_after_bad or name.lower() in BAD
     return names

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 from tasks.lib.data.rows import Row
-from tasks.lib.importers.rankings import Dropped, Export, Ranking, field_of, prompt_of
+from tasks.lib.importers.rankings import Dropped, Export, Ranking, field_of, is_list_of_texts, prompt_of
 from tasks.lib.importers.ratings import number, ranks_of
 from tasks.lib.stage import Problem
 
@@ -39,7 +39,7 @@ def read(export: Export) -> Iterator[Ranking | Dropped]:
 def _ranking(export: Export, where: str, row: Row) -> Ranking:
     name = field_of(row, ANSWERS) or ANSWERS[0]
     answers = _list(row[name])
-    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+    if not is_list_of_texts(answers):
         raise Problem(f"{where}:{name}: expected a list of texts, found {str(answers)[:60]!r}")
     unknown = row.keys() - KNOWN
     if "ranks" in row and unknown:  # this project's own format: a typo is a mistake

@@ -80,4 +80,5 @@ def _ranked_replies(export: Export, where: str, root: Row) -> Iterator[Ranking |
             answers = [reply["text"] for reply in ranked]
             ranks = [int(reply["rank"]) for reply in ranked]
             yield Ranking(place, dialogue, answers, ranks, export.path.stem, export.path.stem)
-        waiting += [(reply, dialogue) for reply in reversed(replies)]
+        for reply in reversed(replies):  # the first is visited next
+            waiting.append((reply, dialogue))

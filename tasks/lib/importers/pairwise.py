@@ -24,7 +24,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from tasks.lib.data.rows import Row
-from tasks.lib.importers.rankings import Dropped, Export, Messages, Ranking, field_of, messages_of, prompt_of
+from tasks.lib.importers.rankings import (
+    Dropped,
+    Export,
+    Messages,
+    Ranking,
+    field_of,
+    is_list_of_texts,
+    messages_of,
+    prompt_of,
+)
 from tasks.lib.importers.ratings import number, ranks_of
 from tasks.lib.importers.two_answers import field_pairs, ranks_of_word, two_answers
 from tasks.lib.stage import Problem
@@ -112,7 +121,7 @@ def outputs(export: Export) -> Iterator[Ranking]:
         if value not in (0, 1, 2):
             raise Problem(f"{where}:{name}: expected 1, 2 or 0 (a tie), found {str(row[name])[:60]!r}")
         answers = [row["output_1"], row["output_2"]]
-        if not all(isinstance(answer, str) for answer in answers):
+        if not is_list_of_texts(answers):
             raise Problem(f"{where}: expected output_1 and output_2 as text")
         ranks = {0: [0, 0], 1: [0, 1], 2: [1, 0]}[int(value)]
         yield pair_ranking(export, where, row, prompt_of(where, row), answers, ranks)

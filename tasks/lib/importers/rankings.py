@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from tasks.lib.data.prompts import prompt_key
 from tasks.lib.data.rows import ROLES, Row
@@ -95,6 +95,10 @@ def field_of(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
         if name in row:
             return name
     return None
+
+
+def is_list_of_texts(value: Any) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def prompt_of(where: str, row: Mapping[str, Any]) -> Messages:

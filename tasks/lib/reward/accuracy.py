@@ -108,7 +108,10 @@ def by_source(pairs: Sequence[OrderedPair], source_of: Mapping[tuple[str, str], 
     of_source: dict[str, list[OrderedPair]] = {}
     for pair in pairs:
         of_source.setdefault(source_of[pair.prompt_key, pair.annotator], []).append(pair)
-    return {f"accuracy_source_{'_'.join(name.split())}": accuracy(of_source[name]) or 0.0 for name in sorted(of_source)}
+    shares = {}
+    for name in sorted(of_source):
+        shares[f"accuracy_source_{'_'.join(name.split())}"] = accuracy(of_source[name]) or 0.0
+    return shares
 
 
 def by_margin(pairs: Sequence[OrderedPair], parts: int = 4) -> list[tuple[float, float]]:

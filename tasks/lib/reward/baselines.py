@@ -43,8 +43,11 @@ def _vocabulary(groups: Sequence[Group]) -> dict[str, int]:
     for group in groups:
         for answer in group.answers:
             count.update(set(answer.split()))
-    shared = sorted(word for word, answers in count.items() if answers > 1)
-    return {word: number for number, word in enumerate(shared)}
+    vocabulary: dict[str, int] = {}
+    for word in sorted(count):
+        if count[word] > 1:
+            vocabulary[word] = len(vocabulary)
+    return vocabulary
 
 
 def _words_of(groups: Sequence[Group], vocabulary: dict[str, int]) -> tuple[Tensor, Tensor]:

@@ -42,16 +42,21 @@ def temperature(margins: Sequence[float]) -> float:
 
 def scaled_confidence(pairs: Sequence[OrderedPair]) -> list[float]:
     """Confidence after temperature scaling; the temperature of each half of the prompts comes from the other half."""
-    is_even = [int(pair.prompt_key, 16) % 2 == 0 for pair in pairs]
-    temperature_of = {}  # by half
-    for half in (True, False):
-        others = [pair.margin for pair, even in zip(pairs, is_even, strict=True) if even is not half]
-        temperature_of[half] = temperature(others) if others else 1.0
+    margins: tuple[list[float], list[float]] = ([], [])  # of the even and of the odd prompts
+    for pair in pairs:
+        margins[_half(pair)].append(pair.margin)
+    temperatures = [temperature(of_half) if of_half else 1.0 for of_half in margins]
     confidences = []
-    for pair, half in zip(pairs, is_even, strict=True):
-        log_odds = min(abs(pair.margin) / temperature_of[half], 500.0)
+    for pair in pairs:
+        of_other_half = temperatures[1 - _half(pair)]
+        log_odds = min(abs(pair.margin) / of_other_half, 500.0)
         confidences.append(1 / (1 + math.exp(-log_odds)))
     return confidences
+
+
+def _half(pair: OrderedPair) -> int:
+    """0 or 1: in which half of the prompts the pair is."""
+    return int(pair.prompt_key, 16) % 2
 
 
 def reliability_bins(confidence: Sequence[float], hits: Sequence[float], bins: int = 10) -> list[dict[str, float]]:
@@ -72,5 +77,8 @@ def reliability_bins(confidence: Sequence[float], hits: Sequence[float], bins: i
 
 def calibration_error(rows: Sequence[Mapping[str, float]]) -> float:
     """Expected calibration error: mean |accuracy - confidence| over bins, by count (Naeini et al. 2015)."""
-    total = sum(row["count"] for row in rows)
-    return sum(row["count"] * abs(row["accuracy"] - row["confidence"]) for row in rows) / total
+    error = count = 0.0
+    for row in rows:
+        error += row["count"] * abs(row["accuracy"] - row["confidence"])
+        count += row["count"]
+    return error / count

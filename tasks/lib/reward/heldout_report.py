@@ -48,8 +48,11 @@ def heldout_figures(
     pairs = ordered_pairs(votes, rewards)
     if not pairs:
         raise Problem("no pair of held-out answers is ordered (all tied); a reward model cannot be judged")
-    hits = [pair.hit for pair in pairs]
-    prompts = [pair.prompt_key for pair in pairs]
+    hits, margins, prompts = [], [], []
+    for pair in pairs:
+        hits.append(pair.hit)
+        margins.append(pair.margin)
+        prompts.append(pair.prompt_key)
     share, low, high = interval(hits, prompts, "bootstrap", (0, 1))
     figures: Row = {
         "heldout_prompts": len(groups),
@@ -59,10 +62,11 @@ def heldout_figures(
         "pair_accuracy_high": high,
     }
     figures |= accuracies(votes, rewards)
-    source_of = {(row["prompt_key"], row["annotator"]): row["source"] for row in ranked}
+    source_of = {}
+    for row in ranked:
+        source_of[row["prompt_key"], row["annotator"]] = row["source"]
     figures |= by_source(pairs, source_of)
     figures |= _gain_figures(hits, ordered_pairs(votes, _rewards(groups, by_words)), interval)
-    margins = [pair.margin for pair in pairs]
     bins = reliability_bins(confidence(margins, *ties), hits)
     figures["ece"] = calibration_error(bins)
     figures["ece_scaled"] = calibration_error(reliability_bins(scaled_confidence(pairs), hits))

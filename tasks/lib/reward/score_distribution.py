@@ -15,7 +15,9 @@ def score_figures(scores: Sequence[float], answers: Sequence[str]) -> dict[str, 
     """Percentiles of the rewards, and how they go with the length of the answers (Pearson's r)."""
     values = torch.tensor(scores, dtype=torch.float64)
     lengths = torch.tensor([len(answer) for answer in answers], dtype=torch.float64)
-    figures = {f"score_p{percent:02}": values.quantile(percent / 100).item() for percent in PERCENTILES}
+    figures = {}
+    for percent in PERCENTILES:
+        figures[f"score_p{percent:02}"] = values.quantile(percent / 100).item()
     if len(scores) > 1 and values.std() > 0 and lengths.std() > 0:
         figures["score_length_correlation"] = torch.corrcoef(torch.stack([values, lengths]))[0, 1].item()
     return figures

@@ -15,7 +15,7 @@ from torch import Tensor
 from tasks.lib.data.rows import Row, read_table
 from tasks.lib.importers.cleaning import cleaned
 from tasks.lib.importers.formats import read_export
-from tasks.lib.importers.rankings import field_of, prompt_of
+from tasks.lib.importers.rankings import field_of, is_list_of_texts, prompt_of
 from tasks.lib.importers.ratings import ANSWERS
 from tasks.lib.models.chat import answer_ids, load_tokenizer, prompt_ids
 from tasks.lib.reward.ensemble import disagreement
@@ -89,7 +89,7 @@ def _scores(model: Any, row: Row, outputs: Tensor) -> Row:
 def _answers(where: str, row: Row) -> list[str]:
     name = field_of(row, ("answers", *ANSWERS)) or "answer"
     texts = row.get(name) if name == "answers" else [row.get(name)]
-    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+    if not texts or not is_list_of_texts(texts):
         raise Problem(f"{where}:{name}: expected an answer as text, or `answers`, found {str(texts)[:60]!r}")
     return texts
 
