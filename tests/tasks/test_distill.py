@@ -77,7 +77,7 @@ def killed(monkeypatch: pytest.MonkeyPatch, place: tuple[Any, str], call: int, n
 @pytest.mark.parametrize(
     ("place", "call", "number"),
     [
-        ((distill, "taught"), 1, signal.SIGKILL),  # before the teacher has answered
+        ((distill, "teacher_targets"), 1, signal.SIGKILL),  # before the teacher has answered
         ((Stage, "progress"), 2, signal.SIGKILL),  # before the first checkpoint
         ((Stage, "progress"), 6, signal.SIGKILL),  # in the second epoch
         ((student_training, "generate"), 1, signal.SIGKILL),  # while the student writes

@@ -17,8 +17,8 @@ from tasks.lib.export.distillation import (
     divergence,
     kd_loss,
     student_of,
-    taught,
     taught_loss,
+    teacher_targets,
 )
 from tasks.lib.models.generation import generate
 from tasks.lib.stage import Problem
@@ -32,7 +32,7 @@ def teacher() -> Any:
 
 
 def targets_of(teacher: Any, top_k: int) -> Targets:
-    return taught(teacher, PROMPTS, top_k=top_k, eos_id=1, pad_id=0, max_new_tokens=6, batch_size=2)
+    return teacher_targets(teacher, PROMPTS, top_k=top_k, eos_id=1, pad_id=0, max_new_tokens=6, batch_size=2)
 
 
 def test_every_second_layer_or_the_given_ones() -> None:
