@@ -106,7 +106,7 @@ def _compared(
         texts = [answer_text(tokenizer, answer) for answer in answers[name]]
         for key, value in answer_figures(labels, texts, panel).items():
             figures[f"{name}.{key}"] = value
-        figures[f"{name}.parameters"] = sum(weight.numel() for weight in model.parameters())
+        figures[f"{name}.parameters"] = model.num_parameters()
     figures["parameters_ratio"] = figures["student.parameters"] / figures["teacher.parameters"]
     figures["exact_match_ratio"] = figures["student.exact_match"] / max(figures["teacher.exact_match"], 1e-9)
     equal_answers = sum(a == b for a, b in zip(answers["teacher"], answers["student"], strict=True))
