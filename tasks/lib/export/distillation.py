@@ -153,7 +153,7 @@ def teacher_targets(
     return Targets(answers, torch.cat(best_logits), torch.cat(best_ids))
 
 
-def taught_loss(
+def off_policy_loss(
     student: PreTrainedModel,
     prompts: Sequence[Ids],
     targets: Targets,
@@ -170,7 +170,7 @@ def taught_loss(
     return kd_loss(student_logits, teacher_logits, labels, is_answer, alpha=alpha, temperature=T)
 
 
-def corrected_loss(
+def on_policy_loss(
     student: PreTrainedModel,
     teacher: PreTrainedModel,
     prompts: Sequence[Ids],
