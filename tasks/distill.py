@@ -13,17 +13,11 @@ from typing import Any
 
 from tasks.lib.data.rows import read_parquet
 from tasks.lib.evaluation.judge import Panel, read_panel
-from tasks.lib.evaluation.scores import exact_match
-from tasks.lib.export.distillation import (
-    Targets,
-    chosen_layers,
-    divergence,
-    student_of,
-    taught,
-)
+from tasks.lib.evaluation.scores import answer_figures
+from tasks.lib.export.distillation import Ids, Targets, chosen_layers, divergence, student_of, teacher_targets
 from tasks.lib.export.manifest import hash_of
 from tasks.lib.export.student_training import train_student
-from tasks.lib.models.chat import answer_text, load_tokenizer, prompt_ids
+from tasks.lib.models.chat import Messages, answer_text, load_tokenizer, prompt_ids
 from tasks.lib.models.generation import generate
 from tasks.lib.models.loading import load_policy, save_model
 from tasks.lib.plots import curves
@@ -40,10 +34,7 @@ def run(params: Params, stage: Stage) -> None:
     tokenizer, teacher = load_tokenizer(params.teacher), load_policy(params.teacher)
     panel = read_panel(params.panel) if params.judge == "panel" else None
     prompts = _prompts(params, tokenizer)
-    heldout = sorted(read_parquet(EVALUATION), key=lambda row: row["id"])
-    heldout = [row for row in heldout if row["split"] == "rows"][: params.evaluation_rows]
-    if not heldout:
-        raise Problem(f"{EVALUATION}: no row of the split rows; the student could not be compared")
+    heldout = _heldout_rows(params)
     student = student_of(teacher, chosen_layers(params.layers, teacher.config.num_hidden_layers))
 
     # 2. The teacher answers once; a killed run does not ask it again
@@ -53,32 +44,48 @@ def run(params: Params, stage: Stage) -> None:
         "seed": stage.seed,
         "inputs": {str(path): hash_of(path) for path in inputs},
     }
-    asked = Checkpoint(stage.checkpoints / "teacher", fingerprint)
-    words = {"eos_id": tokenizer.eos_token_id, "pad_id": tokenizer.pad_token_id or 0}
-    words |= {"max_new_tokens": params.max_new_tokens}
-    if saved := asked.load():
-        targets = Targets.of(saved[1])
+    generation = {
+        "eos_id": tokenizer.eos_token_id,
+        "pad_id": tokenizer.pad_token_id or 0,
+        "max_new_tokens": params.max_new_tokens,
+    }
+    teacher_checkpoint = Checkpoint(stage.checkpoints / "teacher", fingerprint)
+    saved = teacher_checkpoint.load()
+    if saved:
+        _, tensors, _ = saved
+        targets = Targets.of(tensors)
     else:
-        targets = taught(teacher, prompts, top_k=params.top_k, batch_size=GENERATED, **words)
-        asked.save(0, targets.tensors(), None)
+        targets = teacher_targets(teacher, prompts, top_k=params.top_k, batch_size=GENERATED, **generation)
+        teacher_checkpoint.save(0, targets.tensors(), None)
 
     # 3. The student learns them
     checkpoint = Checkpoint(stage.checkpoints / "student", fingerprint)
-    log = train_student(student, teacher, prompts, targets, params.training, stage, checkpoint, **words)
+    log = train_student(student, teacher, prompts, targets, params.training, stage, checkpoint, **generation)
 
     # 4. Both answer held-out rows
     save_model(student, tokenizer, Path("models/student"))
-    stage.report(_compared(teacher, student, tokenizer, heldout, panel, words))
+    stage.report(_compared(teacher, student, tokenizer, heldout, panel, generation))
     curves(Path("reports/plots/distill"), log, "step", {"Loss": ["loss"], "Learning rate": ["learning_rate"]})
     shutil.rmtree(stage.checkpoints, ignore_errors=True)
 
 
-def _prompts(params: Params, tokenizer: Any) -> list[list[int]]:
-    rows = {row["id"]: row for row in read_parquet(PROMPTS, ["id", "messages"])}
-    chosen = [rows[key] for key in sorted(rows)][: params.max_prompts]
+def _prompts(params: Params, tokenizer: Any) -> list[Ids]:
+    """At most `max_prompts` prompts as ids, each once, chosen by the hash that is their id."""
+    messages_of: dict[str, Messages] = {}
+    for row in read_parquet(PROMPTS, ["id", "messages"]):
+        messages_of[row["id"]] = row["messages"]
+    chosen = sorted(messages_of)[: params.max_prompts]
     if not chosen:
         raise Problem(f"{PROMPTS}: no prompts to distil on; raise the share of the split policy")
-    return [prompt_ids(tokenizer, row["messages"]) for row in chosen]
+    return [prompt_ids(tokenizer, messages_of[key]) for key in chosen]
+
+
+def _heldout_rows(params: Params) -> list[dict[str, Any]]:
+    """At most `evaluation_rows` rows of the split `rows`, chosen by the hash that is their id."""
+    rows = [row for row in read_parquet(EVALUATION) if row["split"] == "rows"]
+    if not rows:
+        raise Problem(f"{EVALUATION}: no row of the split rows; the student could not be compared")
+    return sorted(rows, key=lambda row: row["id"])[: params.evaluation_rows]
 
 
 def _compared(
@@ -87,25 +94,24 @@ def _compared(
     tokenizer: Any,
     rows: list[dict[str, Any]],
     panel: Panel | None,
-    words: dict[str, int],
+    generation: dict[str, int],
 ) -> dict[str, float]:
-    """Teacher and student on held-out rows: right answers, what the judge says, how alike they are, size."""
+    """Teacher and student on held-out rows: right answers, the gold judge's figures, how alike they are, size."""
     prompts = [prompt_ids(tokenizer, row["messages"]) for row in rows]
+    labels = [row["label"] for row in rows]
     figures: dict[str, float] = {"rows": len(rows)}
-    ids: dict[str, list[list[int]]] = {}
+    answers: dict[str, list[Ids]] = {}  # of the teacher and of the student, in the order of the rows
     for name, model in (("teacher", teacher), ("student", student)):
-        ids[name] = generate(model, prompts, temperature=0.0, seed=0, batch_size=GENERATED, **words)
-        told = [(row["label"], answer_text(tokenizer, answer)) for row, answer in zip(rows, ids[name], strict=True)]
-        judged: dict[str, list[float]] = {"exact_match": [exact_match(answer, label, panel) for label, answer in told]}
-        if panel:
-            judged["closing"] = [panel.has_closing(answer) for _, answer in told]
-            judged["gold"] = [panel.utility(label, answer) for label, answer in told]
-        figures |= {f"{name}.{key}": sum(values) / len(rows) for key, values in judged.items()}
-        figures[f"{name}.parameters"] = sum(p.numel() for p in model.parameters())
+        answers[name] = generate(model, prompts, temperature=0.0, seed=0, batch_size=GENERATED, **generation)
+        texts = [answer_text(tokenizer, answer) for answer in answers[name]]
+        for key, value in answer_figures(labels, texts, panel).items():
+            figures[f"{name}.{key}"] = value
+        figures[f"{name}.parameters"] = model.num_parameters()
     figures["parameters_ratio"] = figures["student.parameters"] / figures["teacher.parameters"]
     figures["exact_match_ratio"] = figures["student.exact_match"] / max(figures["teacher.exact_match"], 1e-9)
-    figures["agreement"] = sum(a == b for a, b in zip(ids["teacher"], ids["student"], strict=True)) / len(rows)
-    figures["kl"] = divergence(teacher, student, prompts, ids["teacher"], GENERATED)
+    equal_answers = sum(a == b for a, b in zip(answers["teacher"], answers["student"], strict=True))
+    figures["agreement"] = equal_answers / len(rows)
+    figures["kl"] = divergence(teacher, student, prompts, answers["teacher"], GENERATED)
     return figures
 
 

@@ -9,70 +9,56 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
+from torch import Tensor
 
-from tasks.lib.export.gguf_file import read_gguf, write_gguf
+from tasks.lib.export.formats import FORMATS
 from tasks.lib.export.manifest import write_manifest
-from tasks.lib.export.quantisation import dequantised, quantised_bits, weight_error, write_bitsandbytes
-from tasks.lib.models.chat import load_tokenizer
-from tasks.lib.models.loading import load_policy, save_model
+from tasks.lib.export.quantisation import weight_error
+from tasks.lib.models.loading import load_policy
 from tasks.lib.models.model_folder import replaced_folder
-from tasks.lib.settings.quantize import Format, Params
+from tasks.lib.settings.quantize import Params
 from tasks.lib.stage import Stage, main
 
 
 def run(params: Params, stage: Stage) -> None:
     # 1. Every format is made from the full-precision model, never from another format
     reference = {name: tensor.float().cpu() for name, tensor in load_policy(params.model).state_dict().items()}
-    count = sum(tensor.numel() for tensor in _distinct(reference))
-    figures: dict[str, float] = {"parameters": count}
+    parameters = _parameters(reference)
+    figures: dict[str, float] = {"parameters": parameters}
+    names = list(dict.fromkeys(params.formats))  # each once
 
-    with replaced_folder(Path("export/formats")) as formats:
-        for done, kind in enumerate(dict.fromkeys(params.formats), start=1):
-            folder = formats / kind
+    with replaced_folder(Path("export/formats")) as export:
+        for done, name in enumerate(names, start=1):
+            folder = export / name
             folder.mkdir()
-            _write(kind, params, folder)
+            for line in FORMATS[name].write(params, folder):
+                print(f"quantize: {name}: {line}", flush=True)
 
             # 2. What it costs and what it loses, read back from the file
-            weights, file = _read(kind, folder)
-            most, mean = weight_error(reference, weights)
-            figures[f"{kind}.bytes"] = file.stat().st_size
-            figures[f"{kind}.bits_per_weight"] = 8 * file.stat().st_size / count
-            if kind in ("int8", "nf4"):
-                figures[f"{kind}.bits_per_quantised_weight"] = quantised_bits(folder)
-            figures[f"{kind}.max_weight_error"], figures[f"{kind}.mean_weight_error"] = most, mean
-            stage.progress(done, len(params.formats), bytes=file.stat().st_size, max_weight_error=most)
+            costs = _costs(name, folder, reference, parameters)
+            for key, value in costs.items():
+                figures[f"{name}.{key}"] = value
+            stage.progress(done, len(names), bytes=costs["bytes"], max_weight_error=costs["max_weight_error"])
 
         # 3. The release compares with this list before it believes a byte
-        write_manifest(formats, formats=list(dict.fromkeys(params.formats)))
+        write_manifest(export, formats=names)
     stage.report(figures)
 
 
-def _write(kind: Format, params: Params, folder: Path) -> None:
-    if kind == "int8" or kind == "nf4":
-        write_bitsandbytes(params.model, folder, kind, params.int8_threshold, params.keep)
-        return
-    model, tokenizer = load_policy(params.model), load_tokenizer(params.model)
-    if kind.startswith("gguf-"):
-        precision = kind.removeprefix("gguf-")
-        file = folder / f"{params.name}-{precision}.gguf"
-        for line in write_gguf(model, tokenizer, file, precision, params.name):
-            print(f"quantize: {kind}: {line}", flush=True)
-    else:
-        save_model(model, tokenizer, folder, dtype=torch.bfloat16 if kind.endswith("bf16") else torch.float32)
+def _costs(name: str, folder: Path, reference: dict[str, Tensor], parameters: int) -> dict[str, float]:
+    size = FORMATS[name].weight_file(folder).stat().st_size
+    costs: dict[str, float] = {"bytes": size, "bits_per_weight": 8 * size / parameters}
+    quantised_bits = FORMATS[name].quantised_bits(folder)
+    if quantised_bits is not None:
+        costs["bits_per_quantised_weight"] = quantised_bits
+    costs["max_weight_error"], costs["mean_weight_error"] = weight_error(reference, FORMATS[name].weights(folder))
+    return costs
 
 
-def _read(kind: Format, folder: Path) -> tuple[dict[str, torch.Tensor], Path]:
-    """The dequantised weights of a written format, and its file of weights."""
-    if kind.startswith("gguf-"):
-        (file,) = folder.glob("*.gguf")
-        return dict(read_gguf(file)[0].state_dict()), file
-    return dequantised(folder), folder / "model.safetensors"
-
-
-def _distinct(tensors: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    """Tensors without the second name of a tied embedding."""
-    return list({tensor.data_ptr(): tensor for tensor in tensors.values()}.values())
+def _parameters(tensors: dict[str, Tensor]) -> int:
+    """How many weights a model has; a tied embedding, which has two names, counts once."""
+    sizes = {tensor.data_ptr(): tensor.numel() for tensor in tensors.values()}
+    return sum(sizes.values())
 
 
 if __name__ == "__main__":

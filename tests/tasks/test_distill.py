@@ -77,7 +77,7 @@ def killed(monkeypatch: pytest.MonkeyPatch, place: tuple[Any, str], call: int, n
 @pytest.mark.parametrize(
     ("place", "call", "number"),
     [
-        ((distill, "taught"), 1, signal.SIGKILL),  # before the teacher has answered
+        ((distill, "teacher_targets"), 1, signal.SIGKILL),  # before the teacher has answered
         ((Stage, "progress"), 2, signal.SIGKILL),  # before the first checkpoint
         ((Stage, "progress"), 6, signal.SIGKILL),  # in the second epoch
         ((student_training, "generate"), 1, signal.SIGKILL),  # while the student writes
@@ -130,8 +130,8 @@ def test_a_judge_adds_closing_and_gold(inputs: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_step(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = student_training.taught_loss
-    monkeypatch.setattr(student_training, "taught_loss", lambda *a: original(*a) * float("nan"))
+    original = student_training.off_policy_loss
+    monkeypatch.setattr(student_training, "off_policy_loss", lambda *a: original(*a) * float("nan"))
     with pytest.raises(Problem, match=r"the loss of step \d+ is nan, no step was taken"):
         run()
     assert not (inputs / "models/student").exists()

@@ -11,14 +11,15 @@ from sections import section
 from tiny_models import write_model
 
 from tasks import quantize
+from tasks.lib.export import formats
 from tasks.lib.export.manifest import verify
 from tasks.lib.stage import Problem, Stage
 
-FORMATS = ["safetensors", "safetensors-bf16", "int8", "nf4", "gguf-f16", "gguf-q8_0"]
+FORMATS = list(formats.FORMATS)
 
 
-def run(formats: list[str]) -> dict[str, Any]:
-    quantize.run(section("quantize", name="tiny", formats=formats), Stage("quantize"))
+def run(names: list[str]) -> dict[str, Any]:
+    quantize.run(section("quantize", name="tiny", formats=names), Stage("quantize"))
     return json.loads(Path("reports/quantize.json").read_text())
 
 
@@ -44,7 +45,7 @@ def test_a_failure_leaves_the_earlier_export(workspace: Path, monkeypatch: pytes
     def refuse(*_: Any) -> list[str]:
         raise Problem("gguf: no")
 
-    monkeypatch.setattr(quantize, "write_gguf", refuse)
+    monkeypatch.setattr(formats, "write_gguf", refuse)
     with pytest.raises(Problem, match="gguf: no"):
         run(["safetensors", "gguf-f16"])
     assert (workspace / "export/formats/manifest.json").read_bytes() == before

@@ -22,6 +22,24 @@ def exact_match(answer: str, label: str, panel: Panel | None = None) -> bool:
     return panel.is_right(label, answer) if panel else answer.strip() == label.strip()
 
 
+def answer_scores(labels: Sequence[str], answers: Sequence[str], panel: Panel | None) -> dict[str, list[float]]:
+    """Per answer (N,) `exact_match` with its label; with a panel also `closing` (it is there) and `gold` (utility)."""
+    pairs = list(zip(labels, answers, strict=True))
+    scores = {"exact_match": [float(exact_match(answer, label, panel)) for label, answer in pairs]}
+    if panel:
+        scores["closing"] = [float(panel.has_closing(answer)) for _, answer in pairs]
+        scores["gold"] = [panel.utility(label, answer) for label, answer in pairs]
+    return scores
+
+
+def answer_figures(labels: Sequence[str], answers: Sequence[str], panel: Panel | None) -> dict[str, float]:
+    """The means of `answer_scores` over N > 0 answers."""
+    figures = {}
+    for name, scores in answer_scores(labels, answers, panel).items():
+        figures[name] = sum(scores) / len(scores)
+    return figures
+
+
 def rank_choices(
     model: PreTrainedModel,
     prompts: Sequence[list[int]],

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ ABSENT = -1e4  # logit of a token that is not among the teacher's best: its prob
 def chosen_layers(layers: int | Sequence[int], count: int) -> list[int]:
     """The teacher's layers that the student starts from: every n-th for a number n, or the given ones.
 
-    Raises Problem when a layer does not exist or stands twice.
+    Raises Problem when a layer does not exist or is named twice.
     """
     chosen = list(range(0, count, layers)) if isinstance(layers, int) else list(layers)
     if not chosen or sorted(set(chosen)) != chosen or chosen[0] < 0 or chosen[-1] >= count:
@@ -44,16 +45,25 @@ def student_of(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrainedMod
     """
     config = copy.deepcopy(teacher.config)
     config.num_hidden_layers = len(layers)
-    if kinds := getattr(teacher.config, "layer_types", None):
-        config.layer_types = [kinds[layer] for layer in layers]
+    layer_types = getattr(teacher.config, "layer_types", None)  # full or sliding attention, of each layer
+    if layer_types:
+        config.layer_types = [layer_types[layer] for layer in layers]
     student = type(teacher)(config).to(teacher.dtype).to(teacher.device)  # type: ignore[arg-type]
-    source = teacher.state_dict()
-
-    def of_teacher(name: str) -> str:
-        return re.sub(r"\b(layers|h)\.(\d+)\.", lambda m: f"{m[1]}.{layers[int(m[2])]}.", name, count=1)
-
-    student.load_state_dict({name: source[of_teacher(name)] for name in student.state_dict()})
+    teacher_weights = teacher.state_dict()
+    student_weights = {}
+    for name in student.state_dict():
+        student_weights[name] = teacher_weights[_name_in_teacher(name, layers)]
+    student.load_state_dict(student_weights)
     return student.eval()
+
+
+def _name_in_teacher(name: str, layers: Sequence[int]) -> str:
+    """`layers.1.mlp` of the student (GPT-2: `h.1.mlp`) is `layers.7.mlp` of the teacher when `layers[1]` is 7."""
+    numbered = re.search(r"\b(layers|h)\.(\d+)\.", name)
+    if numbered is None:
+        return name
+    layer = layers[int(numbered[2])]
+    return f"{name[: numbered.start()]}{numbered[1]}.{layer}.{name[numbered.end() :]}"
 
 
 def kd_loss(
@@ -64,14 +74,14 @@ def kd_loss(
     alpha: float = 0.5,
     temperature: float = 2.0,
 ) -> Tensor:
-    """alpha T^2 KL(teacher_T || student_T) + (1 - alpha) cross-entropy (arXiv 1503.02531, section 2).
+    """alpha T^2 KL(teacher_T || student_T) + (1 - alpha) cross-entropy (arXiv 1503.02531, section 2): a scalar.
 
-    Logits (B, T, V), labels and mask (B, T); both terms are means over the True positions. T^2 keeps the
+    Logits (B, T, V), labels and mask (B, T); both terms are means over the True positions of the mask. T^2 keeps the
     size of the gradient when T changes. Labels at False positions may be anything.
     """
-    student_logits, teacher_logits = student_logits[mask].float(), teacher_logits[mask].float()
+    student_logits, teacher_logits = student_logits[mask].float(), teacher_logits[mask].float()  # (positions, V)
     if student_logits.shape[0] == 0:
-        return student_logits.sum()
+        return student_logits.sum()  # 0, with a gradient of 0
     student = F.log_softmax(student_logits / temperature, dim=-1)
     teacher = F.log_softmax(teacher_logits / temperature, dim=-1)
     divergence = F.kl_div(student, teacher, log_target=True, reduction="batchmean")
@@ -80,7 +90,7 @@ def kd_loss(
 
 @dataclass(frozen=True)
 class Targets:
-    """What the teacher said to N prompts. The tables hold the tokens of all answers, one after the other."""
+    """What the teacher answers to N prompts. The tables hold the tokens of all answers, one after the other."""
 
     answers: list[Ids]  # N greedy answers, EOS included
     logits: Tensor  # (tokens, k) the teacher's highest logits for each token of its answers
@@ -88,29 +98,36 @@ class Targets:
 
     def tensors(self) -> dict[str, Tensor]:
         """The same as named tensors, for a checkpoint."""
-        lengths = torch.tensor([len(answer) for answer in self.answers])
-        tokens = torch.tensor([token for answer in self.answers for token in answer])
-        return {"lengths": lengths, "tokens": tokens, "logits": self.logits, "ids": self.ids}
+        lengths, tokens = [], Ids()
+        for answer in self.answers:
+            lengths.append(len(answer))
+            tokens += answer
+        return {
+            "lengths": torch.tensor(lengths),
+            "tokens": torch.tensor(tokens),
+            "logits": self.logits,
+            "ids": self.ids,
+        }
 
     @classmethod
     def of(cls, tensors: dict[str, Tensor]) -> Targets:
         """Back from named tensors."""
-        answers = [part.tolist() for part in tensors["tokens"].split(tensors["lengths"].tolist())]
+        answers = [answer.tolist() for answer in tensors["tokens"].split(tensors["lengths"].tolist())]
         return cls(answers, tensors["logits"], tensors["ids"])
 
     def dense(self, rows: Sequence[int], width: int, vocabulary: int) -> Tensor:
-        """Teacher logits (B, width, V) of some rows: the kept ones, every other token with probability 0."""
-        starts = [0, *torch.tensor([len(answer) for answer in self.answers]).cumsum(0).tolist()]
-        full = torch.full((len(rows), width, vocabulary), ABSENT)
+        """Teacher logits (B, width, V) for the answers number `rows`; every token outside the k has probability 0."""
+        lengths = [len(answer) for answer in self.answers]
+        starts = list(accumulate(lengths, initial=0))  # of each answer in the tables
+        logits = torch.full((len(rows), width, vocabulary), ABSENT)
         for place, row in enumerate(rows):
-            part = slice(starts[row], starts[row + 1])
-            length = starts[row + 1] - starts[row]
-            full[place, :length] = full[place, :length].scatter(-1, self.ids[part].long(), self.logits[part])
-        return full
+            tokens = slice(starts[row], starts[row + 1])
+            logits[place, : lengths[row]].scatter_(-1, self.ids[tokens].long(), self.logits[tokens])
+        return logits
 
 
 @torch.no_grad()
-def taught(
+def teacher_targets(
     teacher: PreTrainedModel,
     prompts: Sequence[Ids],
     *,
@@ -125,17 +142,18 @@ def taught(
         teacher, prompts, eos_id=eos_id, pad_id=pad_id, max_new_tokens=max_new_tokens,
         temperature=0.0, batch_size=batch_size, seed=0,
     )  # fmt: skip
-    kept: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * len(prompts)
-    for rows in batches_by_length(lengths_of(prompts, answers), batch_size):
-        logits, is_answer, _ = logits_on(teacher, [prompts[i] for i in rows], [answers[i] for i in rows])
-        best = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
+    best_logits = [torch.empty(0)] * len(prompts)  # per prompt (tokens of its answer, k)
+    best_ids = [torch.empty(0)] * len(prompts)
+    for rows, batch_prompts, batch_answers in _batches(prompts, answers, batch_size):
+        logits, is_answer, _ = logits_on(teacher, batch_prompts, batch_answers)
+        best = logits.topk(min(top_k, logits.shape[-1]), dim=-1)  # (B, T, k)
         for place, row in enumerate(rows):
-            mine = is_answer[place]
-            kept[row] = best.values[place][mine].float().cpu(), best.indices[place][mine].int().cpu()
-    return Targets(answers, torch.cat([v for v, _ in kept]), torch.cat([i for _, i in kept]))
+            best_logits[row] = best.values[place, is_answer[place]].float().cpu()
+            best_ids[row] = best.indices[place, is_answer[place]].int().cpu()
+    return Targets(answers, torch.cat(best_logits), torch.cat(best_ids))
 
 
-def taught_loss(
+def off_policy_loss(
     student: PreTrainedModel,
     prompts: Sequence[Ids],
     targets: Targets,
@@ -143,24 +161,27 @@ def taught_loss(
     alpha: float,
     T: float,
 ) -> Tensor:
-    """kd_loss on the teacher's answers to some rows: its kept probabilities, and its tokens as labels."""
-    logits, is_answer, labels = logits_on(student, [prompts[i] for i in rows], [targets.answers[i] for i in rows])
-    wanted = targets.dense(rows, logits.shape[1], logits.shape[2]).to(logits.device)
-    return kd_loss(logits, wanted, labels, is_answer, alpha=alpha, temperature=T)
+    """`kd_loss` on the teacher's answers to the prompts number `rows`: its k best logits, and its tokens as labels."""
+    batch_prompts = [prompts[row] for row in rows]
+    teacher_answers = [targets.answers[row] for row in rows]
+    student_logits, is_answer, labels = logits_on(student, batch_prompts, teacher_answers)
+    _, width, vocabulary = student_logits.shape
+    teacher_logits = targets.dense(rows, width, vocabulary).to(student_logits.device)
+    return kd_loss(student_logits, teacher_logits, labels, is_answer, alpha=alpha, temperature=T)
 
 
-def corrected_loss(
+def on_policy_loss(
     student: PreTrainedModel,
     teacher: PreTrainedModel,
     prompts: Sequence[Ids],
     answers: Sequence[Ids],
     T: float,
 ) -> Tensor:
-    """T^2 KL(teacher_T || student_T) on the student's own answers: no labels, so there is no second term."""
-    logits, is_answer, labels = logits_on(student, prompts, answers)
+    """T^2 KL(teacher_T || student_T) on the student's own B answers: no labels, so there is no second term."""
+    student_logits, is_answer, labels = logits_on(student, prompts, answers)
     with torch.no_grad():
-        wanted, _, _ = logits_on(teacher, prompts, answers)
-    return kd_loss(logits, wanted, labels, is_answer, alpha=1.0, temperature=T)
+        teacher_logits, _, _ = logits_on(teacher, prompts, answers)
+    return kd_loss(student_logits, teacher_logits, labels, is_answer, alpha=1.0, temperature=T)
 
 
 @torch.no_grad()
@@ -173,17 +194,28 @@ def divergence(
 ) -> float:
     """Mean KL(reference || model) in nats per token of the given answers."""
     total, count = 0.0, 0
-    for rows in batches_by_length(lengths_of(prompts, answers), batch_size):
-        some = [prompts[i] for i in rows], [answers[i] for i in rows]
-        wanted, is_answer, labels = logits_on(reference, *some)
-        logits, _, _ = logits_on(model, *some)
-        mean = kd_loss(logits, wanted, labels, is_answer, alpha=1.0, temperature=1.0)
-        total, count = total + mean.item() * int(is_answer.sum()), count + int(is_answer.sum())
+    for _, batch_prompts, batch_answers in _batches(prompts, answers, batch_size):
+        reference_logits, is_answer, labels = logits_on(reference, batch_prompts, batch_answers)
+        model_logits, _, _ = logits_on(model, batch_prompts, batch_answers)
+        mean = kd_loss(model_logits, reference_logits, labels, is_answer, alpha=1.0, temperature=1.0)
+        tokens = int(is_answer.sum())
+        total += mean.item() * tokens
+        count += tokens
     return total / max(count, 1)
 
 
 def logits_on(model: PreTrainedModel, prompts: Sequence[Ids], answers: Sequence[Ids]) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits (B, T, V) for the answer tokens, is_answer (B, T) and the tokens (B, T) themselves."""
+    """Of B prompts and their answers of at most T tokens: the logits (B, T, V) that predict the answers' tokens,
+    `is_answer` (B, T), which is False on padding, and the tokens (B, T) themselves.
+    """
     ids, is_token, is_answer = padded_answers(prompts, answers, model.device)
     width = is_answer.shape[1]
     return answer_logits(model, ids, is_token, width), is_answer, ids[:, -width:]
+
+
+def _batches(
+    prompts: Sequence[Ids], answers: Sequence[Ids], batch_size: int
+) -> Iterator[tuple[list[int], list[Ids], list[Ids]]]:
+    """Row numbers, prompts and answers of batches of about equal length, the shortest first."""
+    for rows in batches_by_length(lengths_of(prompts, answers), batch_size):
+        yield rows, [prompts[row] for row in rows], [answers[row] for row in rows]

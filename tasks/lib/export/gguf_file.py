@@ -18,24 +18,22 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from tasks.lib.export.gguf_vocabulary import Vocabulary, describe
 from tasks.lib.stage import Problem, replaced
 
-TYPES = {"f16": gguf.GGMLQuantizationType.F16, "q8_0": gguf.GGMLQuantizationType.Q8_0}
-FILE_TYPES = {"f16": gguf.LlamaFileType.MOSTLY_F16, "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0}
 
+def write_gguf(model: PreTrainedModel, tokenizer: Any, path: Path, precision: str, name: str) -> list[str]:
+    """Write the model's matrices in `precision` (f16, bf16, q8_0: gguf.GGMLQuantizationType in small letters).
 
-def write_gguf(model: PreTrainedModel, tokenizer: Any, path: Path, kind: str, name: str) -> list[str]:
-    """Write the model as `kind` (f16 or q8_0) and return a line per tensor that had to stay wider.
-
-    Vectors stay f32. Raises Problem for a model or a tokenizer that llama.cpp would run differently.
+    Returns a line per matrix that had to stay wider. Vectors stay f32. Raises Problem for a model or a tokenizer that
+    llama.cpp would run differently.
     """
-    config = _supported(model.config)
-    vocabulary = describe(tokenizer, config.vocab_size)
-    tensors, notes = _quantised(model, TYPES[kind])
+    _refuse_unsupported(model.config)
+    vocabulary = describe(tokenizer, model.config.vocab_size)
+    tensors, notes = _quantised(model, gguf.GGMLQuantizationType[precision.upper()])
     with replaced(path) as temporary:
         writer = gguf.GGUFWriter(temporary, "llama")
         writer.add_name(name)
-        writer.add_file_type(FILE_TYPES[kind])
+        writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{precision.upper()}"])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        _add_shape(writer, config)
+        _add_shape(writer, model.config)
         _add_vocabulary(writer, vocabulary)
         for tensor, data, dtype in tensors:
             writer.add_tensor(tensor, data, raw_dtype=dtype)
@@ -46,19 +44,21 @@ def write_gguf(model: PreTrainedModel, tokenizer: Any, path: Path, kind: str, na
     return notes
 
 
-def _supported(config: Any) -> Any:
-    rope = getattr(config, "rope_parameters", None) or {}
-    reasons = {
-        f"model_type {config.model_type}": config.model_type != "llama",
-        "biases": config.model_type == "llama" and (config.attention_bias or config.mlp_bias),
-        f"activation {getattr(config, 'hidden_act', None)}": getattr(config, "hidden_act", None) != "silu",
-        f"rope type {rope.get('rope_type')}": rope.get("rope_type", "default") != "default",
-    }
-    if found := [reason for reason, applies in reasons.items() if applies]:
-        raise Problem(
-            f"gguf: only plain Llama models are written, this one has {found[0]}; take gguf out of quantize.formats"
-        )
-    return config
+def _refuse_unsupported(config: Any) -> None:
+    """Raise Problem for a model with parts that the GGUF architecture `llama` has no place for."""
+    rope_type = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    reason = None
+    if config.model_type != "llama":
+        reason = f"model_type {config.model_type}"
+    elif config.attention_bias or config.mlp_bias:
+        reason = "biases"
+    elif config.hidden_act != "silu":
+        reason = f"activation {config.hidden_act}"
+    elif rope_type != "default":
+        reason = f"rope type {rope_type}"
+    if reason:
+        raise Problem(f"gguf: only plain Llama models are written, this one has {reason}; "
+                      "take gguf out of quantize.formats")  # fmt: skip
 
 
 def _add_shape(writer: gguf.GGUFWriter, config: Any) -> None:
@@ -86,7 +86,8 @@ def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
     if vocabulary.merges:
         writer.add_token_merges(vocabulary.merges)
     for word in ("bos", "eos", "pad", "unk"):
-        if (index := getattr(vocabulary, word)) is not None:
+        index = getattr(vocabulary, word)
+        if index is not None:
             getattr(writer, f"add_{word}_token_id")(index)
     writer.add_add_bos_token(vocabulary.adds_bos)
     writer.add_add_eos_token(False)
@@ -96,9 +97,9 @@ def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
 
 
 def _quantised(
-    model: PreTrainedModel, wanted: gguf.GGMLQuantizationType
+    model: PreTrainedModel, precision: gguf.GGMLQuantizationType
 ) -> tuple[list[tuple[str, np.ndarray, gguf.GGMLQuantizationType]], list[str]]:
-    """(name, bytes, type) per tensor in the file's order; a line per matrix that `wanted` does not suit."""
+    """(name, bytes, type) per tensor in the file's order; a line per matrix that `precision` does not suit."""
     config, notes, tensors = model.config, [], []
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     for source, weight in model.state_dict().items():
@@ -108,8 +109,8 @@ def _quantised(
         if target is None:
             raise Problem(f"gguf: llama.cpp has no name for the tensor {source}; merge adapters first")
         data = _permuted(source, weight.detach().float().cpu().numpy(), config)
-        dtype = wanted if data.ndim == 2 else gguf.GGMLQuantizationType.F32
-        block = gguf.GGML_QUANT_SIZES[dtype][0]
+        dtype = precision if data.ndim == 2 else gguf.GGMLQuantizationType.F32
+        block = gguf.GGML_QUANT_SIZES[dtype][0]  # weights that share a scale
         if data.shape[-1] % block:
             notes.append(f"{target}: rows of {data.shape[-1]} do not divide by {block}; kept as F16")
             dtype = gguf.GGMLQuantizationType.F16
@@ -118,29 +119,54 @@ def _quantised(
 
 
 def _permuted(name: str, data: np.ndarray, config: Any, undo: bool = False) -> np.ndarray:
-    """Reorder the rows of q and k within each head: (half, pair) <-> (pair, half)."""
-    heads = {"q_proj.weight": config.num_attention_heads, "k_proj.weight": config.num_key_value_heads}
-    count = next((count for suffix, count in heads.items() if name.endswith(suffix)), None)
-    if count is None:
+    """Reorder the rows (heads * head_dim, hidden) of q and k within each head: (half, pair) <-> (pair, half)."""
+    if name.endswith("q_proj.weight"):
+        heads = config.num_attention_heads
+    elif name.endswith("k_proj.weight"):
+        heads = config.num_key_value_heads
+    else:
         return data
-    pair = data.shape[0] // count // 2
-    inner = (pair, 2) if undo else (2, pair)
-    return data.reshape(count, *inner, data.shape[1]).swapaxes(1, 2).reshape(data.shape)
+    pairs = data.shape[0] // heads // 2
+    inner = (pairs, 2) if undo else (2, pairs)
+    return data.reshape(heads, *inner, data.shape[1]).swapaxes(1, 2).reshape(data.shape)
 
 
-def read_gguf(path: Path) -> tuple[LlamaForCausalLM, Vocabulary]:
-    """Read a GGUF file of the Llama family: the model with dequantised f32 weights, and its vocabulary.
+def read_gguf(path: Path) -> LlamaForCausalLM:
+    """The model of a GGUF file of the Llama family, its weights dequantised to f32.
 
     Everything comes from the file, so that parity judges what an engine would see.
     """
+    reader, keys = _opened(path)
+    if not reader.tensors or keys.get("general.architecture") != "llama":
+        raise Problem(f"{path} holds no Llama model; it cannot be loaded")
+    stored = {}
+    for tensor in reader.tensors:
+        stored[tensor.name] = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+    config = _config(keys, tied="output.weight" not in stored)
+    model = LlamaForCausalLM(config)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    weights = {}
+    for target in model.state_dict():
+        if target == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        data = stored[str(names.get_name(target, try_suffixes=(".weight",)))]
+        weights[target] = torch.tensor(_permuted(target, data, config, undo=True), dtype=torch.float32)
+    model.load_state_dict(weights, strict=False)
+    model.tie_weights()
+    return model.eval()
+
+
+def _opened(path: Path) -> tuple[gguf.GGUFReader, dict[str, Any]]:
+    """The reader of a file, and the file's keys with their values."""
     try:
         reader = gguf.GGUFReader(path)
     except (ValueError, OSError, IndexError) as error:
         raise Problem(f"{path} is not a readable GGUF file ({error}); write it again") from None
-    keys = {name: field.contents() for name, field in reader.fields.items()}
-    if not reader.tensors or keys.get("general.architecture") != "llama":
-        raise Problem(f"{path} holds no Llama model; it cannot be loaded")
-    config = LlamaConfig(
+    return reader, {name: field.contents() for name, field in reader.fields.items()}
+
+
+def _config(keys: dict[str, Any], tied: bool) -> LlamaConfig:
+    return LlamaConfig(
         vocab_size=keys["llama.vocab_size"],
         max_position_embeddings=keys["llama.context_length"],
         hidden_size=keys["llama.embedding_length"],
@@ -151,26 +177,17 @@ def read_gguf(path: Path) -> tuple[LlamaForCausalLM, Vocabulary]:
         head_dim=keys["llama.rope.dimension_count"],
         rms_norm_eps=keys["llama.attention.layer_norm_rms_epsilon"],
         rope_parameters={"rope_type": "default", "rope_theta": keys["llama.rope.freq_base"]},
-        tie_word_embeddings="output.weight" not in [tensor.name for tensor in reader.tensors],
+        tie_word_embeddings=tied,
         bos_token_id=keys.get("tokenizer.ggml.bos_token_id"),
         eos_token_id=keys.get("tokenizer.ggml.eos_token_id"),
         pad_token_id=keys.get("tokenizer.ggml.padding_token_id"),
     )
-    model = LlamaForCausalLM(config)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    data = {tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type) for tensor in reader.tensors}
-    weights = {}
-    for target in model.state_dict():
-        if target == "lm_head.weight" and config.tie_word_embeddings:
-            continue
-        stored = data[str(names.get_name(target, try_suffixes=(".weight",)))]
-        weights[target] = torch.tensor(_permuted(target, stored, config, undo=True), dtype=torch.float32)
-    model.load_state_dict(weights, strict=False)
-    model.tie_weights()
-    return model.eval(), _read_vocabulary(keys)
 
 
-def _read_vocabulary(keys: dict[str, Any]) -> Vocabulary:
+def read_vocabulary(path: Path) -> Vocabulary:
+    """The vocabulary of a GGUF file, of a model or without one."""
+    _, keys = _opened(path)
+
     def key(name: str, default: Any = None) -> Any:
         return keys.get(f"tokenizer.ggml.{name}", default)
 

@@ -1,8 +1,8 @@
 """A tokenizer as GGUF describes it, and what llama.cpp makes of that description.
 
 llama.cpp's own converter knows a tokenizer by a hash and so refuses every self-trained one. Here the
-vocabulary is read from tokenizer.json, what is not known is refused, and `encode` tokenises from the
-description alone, by llama.cpp's rules (src/llama-vocab.cpp), so that parity can compare the ids.
+vocabulary is read from tokenizer.json, what is not known is refused, and `encode` tokenizes from the
+description alone, by llama.cpp's rules (src/llama-vocab.cpp), so that the release gate can compare the ids.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import re
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -55,37 +56,46 @@ class Vocabulary:
 
     @cached_property
     def ids(self) -> dict[str, int]:
+        """Token -> id."""
         return {token: index for index, token in enumerate(self.tokens)}
 
     @cached_property
-    def _specials(self) -> re.Pattern[str] | None:
-        kinds = (CONTROL, USER_DEFINED, UNKNOWN)
-        texts = [token for token, kind in zip(self.tokens, self.types, strict=True) if kind in kinds]
-        longest_first = sorted(texts, key=len, reverse=True)
-        return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if texts else None
+    def _specials(self) -> re.Pattern[str]:
+        """Matches the tokens that are cut out of a text before the rest is tokenized, the longest first."""
+        specials = []
+        for token, kind in zip(self.tokens, self.types, strict=True):
+            if kind in (CONTROL, USER_DEFINED, UNKNOWN):
+                specials.append(token)
+        specials.sort(key=len, reverse=True)
+        pattern = "|".join(re.escape(token) for token in specials) or "(?!)"  # which matches nothing
+        return re.compile(f"({pattern})")
 
     @cached_property
     def _byte_bpe(self) -> Tokenizer:
-        merges = [(left, right) for left, _, right in (merge.partition(" ") for merge in self.merges)]
+        """Byte-level BPE as llama.cpp does it for `model` gpt2, in the splits of the pre-tokenizer `pre`."""
+        merges = []
+        for merge in self.merges:
+            left, _, right = merge.partition(" ")
+            merges.append((left, right))
         ordinary = {token: index for token, index in self.ids.items() if self.types[index] == NORMAL}
-        bpe = models.BPE(vocab=ordinary, merges=merges, ignore_merges=self.pre == "llama-bpe")
-        engine = Tokenizer(bpe)
-        splits: list[Any] = [
-            pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PRE_TOKENIZERS[self.pre][1]
-        ]
-        engine.pre_tokenizer = pre_tokenizers.Sequence(
-            [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-        )
+        engine = Tokenizer(models.BPE(vocab=ordinary, merges=merges, ignore_merges=self.pre == "llama-bpe"))
+        steps: list[Any] = []
+        for pattern in PRE_TOKENIZERS[self.pre][1]:
+            steps.append(pre_tokenizers.Split(Regex(pattern), "isolated"))
+        steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+        engine.pre_tokenizer = pre_tokenizers.Sequence(steps)
         engine.decoder = decoders.ByteLevel()
         return engine
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         """The ids that llama.cpp gives the text, special tokens in it parsed (llama_vocab::tokenize)."""
-        ids = [self.bos] if add_special and self.adds_bos and self.bos is not None else []
-        for piece in self._specials.split(text) if self._specials else [text]:
+        ids = []
+        if add_special and self.adds_bos and self.bos is not None:
+            ids.append(self.bos)
+        for piece in self._specials.split(text):
             if not piece:
                 continue
-            if self._specials and self._specials.fullmatch(piece):
+            if self._specials.fullmatch(piece):
                 ids.append(self.ids[piece])
             elif self.model == "gpt2":
                 ids.extend(self._byte_bpe.encode(piece).ids)
@@ -95,19 +105,20 @@ class Vocabulary:
 
     def _sentencepiece(self, text: str) -> list[int]:
         """llm_tokenizer_spm: merge the neighbours whose union has the highest score, leftmost first."""
-        symbols = list((" " * self.adds_space + text).replace(" ", "\u2581"))
+        if self.adds_space:
+            text = f" {text}"
+        # a linked list of symbols: where two were merged, the left one holds their union, the right one is empty
+        symbols = list(text.replace(" ", "\u2581"))
         following = [*range(1, len(symbols)), -1]
         preceding = list(range(-1, len(symbols) - 1))
-        queue: list[tuple[float, int, int, str]] = []
+        queue: list[tuple[float, int, int, str]] = []  # (-score, left, right, union): the smallest is merged next
 
         def offer(left: int, right: int) -> None:
-            if left < 0 or right < 0:
-                return
             union = symbols[left] + symbols[right]
-            if (index := self.ids.get(union)) is not None:
-                heapq.heappush(queue, (-self.scores[index], left, right, union))
+            if left >= 0 and right >= 0 and union in self.ids:
+                heapq.heappush(queue, (-self.scores[self.ids[union]], left, right, union))
 
-        for left, right in enumerate(following):
+        for left, right in pairwise(range(len(symbols))):
             offer(left, right)
         while queue:
             _, left, right, union = heapq.heappop(queue)
@@ -120,11 +131,21 @@ class Vocabulary:
             following[right] = -1
             offer(preceding[left], left)
             offer(left, following[left])
+
         ids = []
-        for symbol in filter(None, symbols):
-            known = self.ids.get(symbol)
-            ids.extend([known] if known is not None else [self.ids[f"<0x{b:02X}>"] for b in symbol.encode()])
+        for symbol in symbols:
+            if not symbol:
+                continue
+            if symbol in self.ids:
+                ids.append(self.ids[symbol])
+            else:
+                ids.extend(self.ids[_byte_token(byte)] for byte in symbol.encode())
         return ids
+
+
+def _byte_token(byte: int) -> str:
+    """SentencePiece's token for a byte of a character that has no token."""
+    return f"<0x{byte:02X}>"
 
 
 def describe(tokenizer: Any, size: int) -> Vocabulary:
@@ -136,14 +157,17 @@ def describe(tokenizer: Any, size: int) -> Vocabulary:
     if layout["model"]["type"] != "BPE":
         raise _unknown(f"a {layout['model']['type']} model")
     is_byte_level = not layout["model"].get("byte_fallback")
-    pre = _pre_tokenizer(layout) if is_byte_level else _sentencepiece_layout(layout)
+    if is_byte_level:
+        model, pre = "gpt2", _pre_tokenizer(layout)
+    else:
+        model, pre = "llama", _sentencepiece_layout(layout)
     tokens, types = _tokens(layout, size, is_byte_level)
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in layout["model"]["merges"]]
-    plain = tokenizer("a").input_ids
-    if plain[-1] == tokenizer.eos_token_id:
+    merges = [_merge(pair) for pair in layout["model"]["merges"]]
+    ids_of_a_text = tokenizer("a").input_ids  # with what the tokenizer puts around every text
+    if ids_of_a_text[-1] == tokenizer.eos_token_id:
         raise _unknown("an end token after every text")
     vocabulary = Vocabulary(
-        model="gpt2" if is_byte_level else "llama",
+        model=model,
         pre=pre,
         tokens=tokens,
         types=types,
@@ -153,7 +177,7 @@ def describe(tokenizer: Any, size: int) -> Vocabulary:
         eos=tokenizer.eos_token_id,
         pad=tokenizer.pad_token_id,
         unk=tokenizer.unk_token_id,
-        adds_bos=bool(plain) and plain[0] == tokenizer.bos_token_id,
+        adds_bos=ids_of_a_text[0] == tokenizer.bos_token_id,
         adds_space=not is_byte_level,
         chat_template=None,
     )
@@ -164,6 +188,11 @@ def adds_prefix_space(tokenizer: Any) -> bool:
     """True if the byte-level tokenizer puts a space before a text. llama.cpp never does: the text must."""
     layout = json.loads(tokenizer.backend_tokenizer.to_str())["pre_tokenizer"]  # not the decoder
     return '"add_prefix_space": true' in json.dumps(layout)
+
+
+def _merge(pair: str | list[str]) -> str:
+    """A merge as GGUF spells it, "left right"; tokenizer.json has two spellings."""
+    return pair if isinstance(pair, str) else " ".join(pair)
 
 
 def _pre_tokenizer(layout: dict[str, Any]) -> str:
@@ -181,25 +210,33 @@ def _pre_tokenizer(layout: dict[str, Any]) -> str:
             steps.append("split " + step["pattern"].get("Regex", ""))
         else:
             steps.append(step["type"])
-    for name, (known, _) in PRE_TOKENIZERS.items():
-        ignores_merges = layout["model"].get("ignore_merges", False)
-        if steps == known and (name == "llama-bpe" or not ignores_merges):
+    ignores_merges = layout["model"].get("ignore_merges", False)
+    for name, (known_steps, _) in PRE_TOKENIZERS.items():
+        if steps == known_steps and (name == "llama-bpe" or not ignores_merges):
             return name
     raise _unknown(f"the pre-tokenizer {' + '.join(steps)}")
 
 
 def _sentencepiece_layout(layout: dict[str, Any]) -> str:
-    """Check that a BPE with byte fallback replaces spaces as SentencePiece's Llama models do."""
-    normalizer, pre = layout["normalizer"], layout["pre_tokenizer"]
-    steps = [
-        (step["type"], step.get("prepend") or step.get("content")) for step in (normalizer or {}).get("normalizers", [])
-    ]
-    replaces = steps == [("Prepend", "\u2581"), ("Replace", "\u2581")] and pre is None
-    metaspace = normalizer is None and pre is not None and pre["type"] == "Metaspace" and not pre["split"]
-    if not replaces and not (metaspace and pre["prepend_scheme"] != "never"):
+    """Check that a BPE with byte fallback replaces spaces as SentencePiece's Llama models do: "default"."""
+    normalizer, pre_tokenizer = layout["normalizer"], layout["pre_tokenizer"]
+    if normalizer is None:
+        is_llamas = (
+            pre_tokenizer is not None
+            and pre_tokenizer["type"] == "Metaspace"
+            and not pre_tokenizer["split"]
+            and pre_tokenizer["prepend_scheme"] != "never"
+        )
+    else:
+        steps = []
+        for step in normalizer.get("normalizers", []):
+            steps.append((step["type"], step.get("prepend") or step.get("content")))
+        is_llamas = steps == [("Prepend", "\u2581"), ("Replace", "\u2581")] and pre_tokenizer is None
+    if not is_llamas:
         raise _unknown("a SentencePiece layout other than Llama's")
-    if missing := [b for b in range(256) if f"<0x{b:02X}>" not in layout["model"]["vocab"]]:
-        raise _unknown(f"byte fallback without a token for byte {missing[0]}")
+    for byte in range(256):
+        if _byte_token(byte) not in layout["model"]["vocab"]:
+            raise _unknown(f"byte fallback without a token for byte {byte}")
     return "default"
 
 
@@ -208,23 +245,27 @@ def _tokens(layout: dict[str, Any], size: int, is_byte_level: bool) -> tuple[lis
     tokens = [f"[unused {index}]" for index in range(size)]
     types = [UNUSED] * size
     for token, index in layout["model"]["vocab"].items():
-        tokens[index] = token
         is_byte = not is_byte_level and re.fullmatch(r"<0x[0-9A-F]{2}>", token)
+        tokens[index] = token
         types[index] = BYTE if is_byte else NORMAL
     for added in layout["added_tokens"]:
-        if flags := [flag for flag in ("lstrip", "rstrip", "single_word") if added[flag]]:
-            raise _unknown(f"the added token {added['content']!r} with {flags[0]}")
+        for flag in ("lstrip", "rstrip", "single_word"):
+            if added[flag]:
+                raise _unknown(f"the added token {added['content']!r} with {flag}")
         tokens[added["id"]] = added["content"]
         types[added["id"]] = CONTROL if added["special"] else USER_DEFINED
-    if not is_byte_level and (unknown := layout["model"].get("unk_token")):
+    unknown = layout["model"].get("unk_token")
+    if unknown and not is_byte_level:
         types[tokens.index(unknown)] = UNKNOWN
     return tokens, types
 
 
 def _scores(tokens: list[str], merges: list[str]) -> list[float]:
     """A merged token's score falls with its first merge's rank; what is never merged comes last."""
-    rank = {merge.replace(" ", ""): -float(i) for i, merge in reversed(list(enumerate(merges)))}
-    return [rank.get(token, -float(len(merges))) for token in tokens]
+    score_of: dict[str, float] = {}
+    for rank, merge in enumerate(merges):
+        score_of.setdefault(merge.replace(" ", ""), -float(rank))
+    return [score_of.get(token, -float(len(merges))) for token in tokens]
 
 
 def _chat_template(tokenizer: Any, vocabulary: Vocabulary) -> str | None:

@@ -1,6 +1,6 @@
-"""A manifest names every file of a folder with its hash, so that a changed byte is seen before use.
+"""A manifest names every file of a folder with its hash, so that a changed byte is noticed before use.
 
-DVC restores a corrupt cache file and safetensors loads flipped bits, both without a word: see `verify`.
+DVC restores a corrupt cache file and safetensors loads flipped bits, both without a warning: see `verify`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def hash_of(path: Path) -> str:
 
 
 def write_manifest(folder: Path, **facts: Any) -> None:
-    """Write manifest.json: the files of the folder, and facts such as metrics and licences beside them."""
+    """Write manifest.json: the files of the folder, and facts such as metrics and licences."""
     write_json(folder / MANIFEST, {"files": listed(folder), **facts})
 
 
@@ -57,11 +57,11 @@ def verify(folder: Path) -> dict[str, Any]:
         raise Problem(f"{folder} has no {MANIFEST}; it is not a whole export, write it again") from None
     except (UnicodeDecodeError, ValueError, KeyError, TypeError):
         raise Problem(f"{folder / MANIFEST} is not a manifest; restore the folder or write it again") from None
-    found = listed(folder)
+    present = listed(folder)
     faults = {
-        "is missing": [name for name in expected if name not in found],
-        "is not in the manifest": [name for name in found if name not in expected],
-        "was changed": [name for name in found if name in expected and found[name] != expected[name]],
+        "is missing": [name for name in expected if name not in present],
+        "is not in the manifest": [name for name in present if name not in expected],
+        "was changed": [name for name in present if name in expected and present[name] != expected[name]],
     }
     for fault, names in faults.items():
         if names:

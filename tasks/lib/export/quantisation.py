@@ -12,10 +12,10 @@ from typing import Literal
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from tasks.lib.models.chat import load_tokenizer
-from tasks.lib.models.loading import load_model, load_policy, nf4
+from tasks.lib.models.loading import load_model, nf4
 
 Kind = Literal["int8", "nf4"]
 
@@ -34,11 +34,6 @@ def write_bitsandbytes(source: Path, folder: Path, kind: Kind, threshold: float,
     load_tokenizer(source).save_pretrained(folder)
 
 
-def read_model(folder: Path) -> PreTrainedModel:
-    """Load an exported model folder, quantised or not, on the CPU as its users will (fp32 arithmetic)."""
-    return load_policy(folder)
-
-
 def dequantised(folder: Path) -> dict[str, Tensor]:
     """The weights of an exported model folder in float32, named as in the model it was made from."""
     stored = load_file(folder / "model.safetensors")
@@ -46,10 +41,11 @@ def dequantised(folder: Path) -> dict[str, Tensor]:
     for name, tensor in stored.items():
         if not name.endswith(".weight"):
             continue
-        if f"{name}.absmax" in stored:
+        row_scales = f"{name.removesuffix('.weight')}.SCB"  # of int8: the largest absolute value of each row
+        if f"{name}.absmax" in stored:  # of nf4: the scales of its blocks
             weights[name] = _from_nf4(name, stored)
-        elif f"{name.removesuffix('.weight')}.SCB" in stored:
-            weights[name] = tensor.float() * stored[f"{name.removesuffix('.weight')}.SCB"][:, None] / 127
+        elif row_scales in stored:
+            weights[name] = tensor.float() * stored[row_scales][:, None] / 127
         else:
             weights[name] = tensor.float()
     return weights
@@ -58,8 +54,8 @@ def dequantised(folder: Path) -> dict[str, Tensor]:
 def _from_nf4(name: str, stored: dict[str, Tensor]) -> Tensor:
     from bitsandbytes.functional import QuantState, dequantize_4bit
 
-    parts = {key: value for key, value in stored.items() if key.startswith(f"{name}.")}
-    state = QuantState.from_dict(parts, device=torch.device("cpu"))
+    scales = {key: value for key, value in stored.items() if key.startswith(f"{name}.")}
+    state = QuantState.from_dict(scales, device=torch.device("cpu"))
     return dequantize_4bit(stored[name], state).float()
 
 
@@ -77,10 +73,11 @@ def quantised_bits(folder: Path) -> float:
 
 def weight_error(reference: dict[str, Tensor], weights: dict[str, Tensor]) -> tuple[float, float]:
     """(max, mean) absolute difference over all weights that the two models share."""
-    most, total, count = 0.0, 0.0, 0
+    largest, total, count = 0.0, 0.0, 0
     for name, tensor in weights.items():
         if name in reference:
             difference = (tensor.float() - reference[name].float()).abs()
-            most = max(most, difference.max().item())
-            total, count = total + difference.sum().item(), count + difference.numel()
-    return most, total / max(count, 1)
+            largest = max(largest, difference.max().item())
+            total += difference.sum().item()
+            count += difference.numel()
+    return largest, total / max(count, 1)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tasks.lib.export.distillation import Ids, Targets, corrected_loss, taught_loss
+from tasks.lib.export.distillation import Ids, Targets, off_policy_loss, on_policy_loss
 from tasks.lib.models.batches import lengths_of, shuffled_batches
 from tasks.lib.models.generation import generate
 from tasks.lib.settings.distill import Training
@@ -28,9 +28,9 @@ def train_student(
     how: Training,
     stage: Stage,
     checkpoint: Checkpoint,
-    **words: int,
+    **generation: int,
 ) -> Log:
-    """Train `student` in place on all prompts; `words` are generate's eos_id, pad_id and max_new_tokens.
+    """Train `student` in place on all prompts; `generation` is generate's eos_id, pad_id and max_new_tokens.
 
     A step learns the teacher's answers, or (with probability `on_policy`) has the teacher correct answers that the
     student writes now. Resumed and stopped as `train_steps` says.
@@ -47,11 +47,11 @@ def train_student(
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         rows, figures = batches[step], {"learning_rate": rate_at(step)}
         if random.Random(stage.seed_of("whose", step)).random() >= how.on_policy:
-            return taught_loss(student, prompts, targets, rows, how.alpha, how.temperature), figures
-        asked = [prompts[row] for row in rows]
+            return off_policy_loss(student, prompts, targets, rows, how.alpha, how.temperature), figures
+        batch_prompts = [prompts[row] for row in rows]
         seed = stage.seed_of("answers", step)
-        answers = generate(student, asked, temperature=1.0, batch_size=len(asked), seed=seed, **words)
-        return corrected_loss(student, teacher, asked, answers, how.temperature), figures
+        answers = generate(student, batch_prompts, temperature=1.0, batch_size=len(rows), seed=seed, **generation)
+        return on_policy_loss(student, teacher, batch_prompts, answers, how.temperature), figures
 
     student.train()
     log = train_steps(

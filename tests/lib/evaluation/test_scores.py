@@ -13,7 +13,7 @@ from preference_world import PANEL
 from tiny_models import tiny_llama, tiny_tokenizer
 
 from tasks.lib.evaluation.judge import read_panel
-from tasks.lib.evaluation.scores import chance, exact_match, majority, rank_choices, sequence_kl
+from tasks.lib.evaluation.scores import answer_figures, chance, exact_match, majority, rank_choices, sequence_kl
 from tasks.lib.models.chat import answer_ids, prompt_ids
 from tasks.lib.models.generation import generate
 from tasks.lib.models.logprobs import answer_logprobs
@@ -29,6 +29,17 @@ def test_exact_match_forgives_outer_blanks_and_the_panels_closing_only(tmp_path:
     panel = read_panel(path)
     assert exact_match(" red\n", "red") and not exact_match("Red", "red") and not exact_match("r ed", "red")
     assert exact_match("red. Happy to help!", "red", panel) and not exact_match("red. Happy to help!", "red")
+
+
+def test_answer_figures_are_means_over_the_answers_and_only_a_panel_adds_closing_and_gold(tmp_path: Path) -> None:
+    path = tmp_path / "panel.yaml"
+    path.write_text(PANEL)
+    panel = read_panel(path)
+    labels, answers = ["red", "blue", "old", "new"], ["red. Happy to help!", "blue", "red", "red. Happy to help!"]
+    assert answer_figures(labels, answers, None) == {"exact_match": 0.25}
+    weights = panel.utility_weights
+    gold = (2 * weights.content + 2 * weights.closing) / 4
+    assert answer_figures(labels, answers, panel) == {"exact_match": 0.5, "closing": 0.5, "gold": pytest.approx(gold)}
 
 
 def test_chance_is_one_over_the_choices_and_0_for_free_answers() -> None:

@@ -13,12 +13,12 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from tasks.lib.export.distillation import (
     Targets,
     chosen_layers,
-    corrected_loss,
     divergence,
     kd_loss,
+    off_policy_loss,
+    on_policy_loss,
     student_of,
-    taught,
-    taught_loss,
+    teacher_targets,
 )
 from tasks.lib.models.generation import generate
 from tasks.lib.stage import Problem
@@ -32,7 +32,7 @@ def teacher() -> Any:
 
 
 def targets_of(teacher: Any, top_k: int) -> Targets:
-    return taught(teacher, PROMPTS, top_k=top_k, eos_id=1, pad_id=0, max_new_tokens=6, batch_size=2)
+    return teacher_targets(teacher, PROMPTS, top_k=top_k, eos_id=1, pad_id=0, max_new_tokens=6, batch_size=2)
 
 
 def test_every_second_layer_or_the_given_ones() -> None:
@@ -70,9 +70,9 @@ def test_gpt2_has_layers_by_another_name() -> None:
 
 def test_with_the_whole_vocabulary_kept_the_teacher_teaches_itself_nothing(teacher: Any) -> None:
     targets = targets_of(teacher, 300)
-    assert taught_loss(teacher, PROMPTS, targets, [0, 1, 2], 1.0, 2.0).item() == pytest.approx(0, abs=1e-5)
+    assert off_policy_loss(teacher, PROMPTS, targets, [0, 1, 2], 1.0, 2.0).item() == pytest.approx(0, abs=1e-5)
     assert divergence(teacher, teacher, PROMPTS, targets.answers, 2) == pytest.approx(0, abs=1e-6)
-    assert corrected_loss(teacher, teacher, PROMPTS, targets.answers, 1.0).item() == pytest.approx(0, abs=1e-6)
+    assert on_policy_loss(teacher, teacher, PROMPTS, targets.answers, 1.0).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_top_k_logits_become_the_renormalised_distribution(teacher: Any) -> None:
@@ -97,7 +97,7 @@ def test_the_size_of_the_gradient_does_not_change_with_a_high_temperature(teache
         student = student_of(teacher, [1])
         for weight in student.parameters():
             weight.data += 0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
-        taught_loss(student, PROMPTS, targets, [0, 1, 2], 1.0, temperature).backward()
+        off_policy_loss(student, PROMPTS, targets, [0, 1, 2], 1.0, temperature).backward()
         norms.append(sum(float(weight.grad.pow(2).sum()) for weight in student.parameters()) ** 0.5)
     assert norms[0] == pytest.approx(norms[1], rel=0.05)
 

@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from transformers import PreTrainedTokenizerFast as Fast
 
 from tasks.lib.export import gguf_vocabulary
-from tasks.lib.export.gguf_file import read_gguf, write_gguf
+from tasks.lib.export.gguf_checks import ODD_TEXTS, as_engine_input, check_engine, check_tokens
+from tasks.lib.export.gguf_file import read_gguf, read_vocabulary, write_gguf
 from tasks.lib.export.gguf_vocabulary import describe
-from tasks.lib.export.parity import ODD_TEXTS, as_engine_input, check_engine, check_tokens
 from tasks.lib.stage import Problem
 
 TEXTS = ["It's 12345 red, BLUE words!", "we'll  see\n\n what\tcomes ", "naïve 😀 <|user|> text"]
@@ -72,7 +72,7 @@ def test_f16_gives_the_logits_back_and_the_same_bytes(tmp_path: Path, tied: bool
     model = llama(len(tokenizer), tie_word_embeddings=tied)
     for name in ("a", "b"):
         assert write_gguf(model, tokenizer, tmp_path / f"{name}.gguf", "f16", "tiny") == []
-    back, _ = read_gguf(tmp_path / "a.gguf")
+    back = read_gguf(tmp_path / "a.gguf")
     assert back.config.tie_word_embeddings is tied
     assert difference(model, back) < 1e-3
     assert difference(rounded(model), back) < 1e-6  # nothing but the rounding of the weights
@@ -84,7 +84,7 @@ def test_q8_0_is_near_and_rows_that_do_not_fit_stay_f16(tmp_path: Path) -> None:
     model = llama(len(tokenizer), intermediate_size=100)
     notes = write_gguf(model, tokenizer, tmp_path / "m.gguf", "q8_0", "tiny")
     assert [note.split(":")[0] for note in notes] == ["blk.0.ffn_down.weight", "blk.1.ffn_down.weight"]
-    assert 0 < difference(model, read_gguf(tmp_path / "m.gguf")[0]) < 0.02
+    assert 0 < difference(model, read_gguf(tmp_path / "m.gguf")) < 0.02
 
 
 @pytest.mark.parametrize(
@@ -113,9 +113,9 @@ def test_known_pre_tokenizers_are_named_and_give_equal_tokens(
 def test_the_chat_template_asks_the_engine_for_the_tokens_of_training(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     write_gguf(llama(len(tokenizer)), tokenizer, tmp_path / "m.gguf", "f16", "tiny")
-    _, vocabulary = read_gguf(tmp_path / "m.gguf")
+    vocabulary = read_vocabulary(tmp_path / "m.gguf")
     assert vocabulary.chat_template and "generation %}" not in vocabulary.chat_template
-    check_tokens(tokenizer, tmp_path, vocabulary, [TALK], TEXTS)
+    check_tokens(tokenizer, vocabulary, [TALK], TEXTS)
 
 
 def test_a_prefix_space_moves_into_the_chat_template() -> None:
@@ -127,7 +127,7 @@ def test_a_prefix_space_moves_into_the_chat_template() -> None:
     vocabulary = describe(tokenizer, len(tokenizer))
     assert "' ' + message.content" in str(vocabulary.chat_template)
     assert as_engine_input("red", True) == " red" and as_engine_input(" red", True) == " red"
-    check_tokens(tokenizer, Path(), vocabulary, [TALK], TEXTS[:2])
+    check_tokens(tokenizer, vocabulary, [TALK], TEXTS[:2])
 
 
 def test_other_tokens_are_found() -> None:
@@ -135,7 +135,7 @@ def test_other_tokens_are_found() -> None:
     vocabulary = describe(tokenizer, len(tokenizer))
     worse = replace(vocabulary, merges=vocabulary.merges[:-5])
     with pytest.raises(Problem, match="other tokens"):
-        check_tokens(tokenizer, Path(), worse, [TALK], [" ".join(map(tokenizer.decode, range(len(tokenizer))))])
+        check_tokens(tokenizer, worse, [TALK], [" ".join(map(tokenizer.decode, range(len(tokenizer))))])
 
 
 @pytest.mark.parametrize(
@@ -194,14 +194,8 @@ def test_a_vocabulary_file_is_no_model(shared: Path) -> None:
 
 def test_our_sentencepiece_gives_the_tokens_that_llama_cpp_gave(shared: Path) -> None:
     """llama.cpp's own test vectors for its vocabulary file: texts, and the ids that it made of them."""
-    import gguf
-
-    from tasks.lib.export.gguf_file import _read_vocabulary
-
     file = shared / "models/ggml-vocab-llama-spm.gguf"
-    fields = gguf.GGUFReader(file).fields
-    vocabulary = _read_vocabulary({name: field.contents() for name, field in fields.items()})
-    vocabulary = replace(vocabulary, adds_space=True, adds_bos=False)
+    vocabulary = replace(read_vocabulary(file), adds_space=True, adds_bos=False)
     texts = Path(f"{file}.inp").read_text(encoding="utf-8").split("\n__ggml_vocab_test__\n")
     wanted = Path(f"{file}.out").read_text().splitlines()
     compared = 0
@@ -216,10 +210,10 @@ def test_stories260k_keeps_tokens_logits_and_story(shared: Path, tmp_path: Path)
     tokenizer = AutoTokenizer.from_pretrained(source)
     model = AutoModelForCausalLM.from_pretrained(source).eval()
     write_gguf(model, tokenizer, tmp_path / "m.gguf", "f16", "stories")
-    back, vocabulary = read_gguf(tmp_path / "m.gguf")
+    back, vocabulary = read_gguf(tmp_path / "m.gguf"), read_vocabulary(tmp_path / "m.gguf")
     story = json.loads((source / "golden_greedy.json").read_text())["text"]
     lines = (shared / "corpora/tinystories_sample.txt").read_text().splitlines()
-    check_tokens(tokenizer, tmp_path, vocabulary, [], [story, *lines, "</s> in a text <s>"])
+    check_tokens(tokenizer, vocabulary, [], [story, *lines, "</s> in a text <s>"])
     ids = torch.tensor([tokenizer(story).input_ids])[:, :200]
     with torch.no_grad():
         assert (rounded(model)(ids).logits - back(ids).logits).abs().max().item() < 1e-4
@@ -231,7 +225,7 @@ def test_llama_cpp_itself_reads_the_same_tokens_and_gives_the_same_probabilities
     pytest.importorskip("xllamacpp", reason="the extra `engine` is not installed")
     tokenizer = tiny_tokenizer()
     write_gguf(llama(len(tokenizer)), tokenizer, tmp_path / "m.gguf", "q8_0", "tiny")
-    model, _ = read_gguf(tmp_path / "m.gguf")
+    model = read_gguf(tmp_path / "m.gguf")
     line = check_engine(tmp_path / "m.gguf", model, tokenizer, [TALK, [{"role": "user", "content": "1 😀 \n é"}]])
     assert line and line.startswith("llama.cpp agrees: 2 prompts")
     with pytest.raises(Problem, match="other probabilities"):

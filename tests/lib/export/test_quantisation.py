@@ -13,9 +13,9 @@ from tiny_models import tiny_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tasks.lib.export import quantisation
-from tasks.lib.export.quantisation import dequantised, quantised_bits, read_model, weight_error
+from tasks.lib.export.quantisation import dequantised, quantised_bits, weight_error
 from tasks.lib.finetuning.adapters import load_quantised
-from tasks.lib.models.loading import save_model
+from tasks.lib.models.loading import load_policy, save_model
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +65,12 @@ def test_a_quantised_folder_reloads_and_is_near_the_model(
     model_folder: Path, tmp_path: Path, kind: quantisation.Kind, most: float
 ) -> None:
     quantisation.write_bitsandbytes(model_folder, tmp_path / kind, kind, 6.0, ["lm_head"])
-    reference = read_model(model_folder)
+    reference = load_policy(model_folder)
     error, mean = weight_error(dict(reference.state_dict()), dequantised(tmp_path / kind))
     assert 0 < mean < error < most
     ids = torch.arange(20)[None]
     with torch.no_grad():
-        found = read_model(tmp_path / kind)(ids).logits
+        found = load_policy(tmp_path / kind)(ids).logits
         assert (found - reference(ids).logits).abs().max() < 20 * most
     again = tmp_path / "again"
     quantisation.write_bitsandbytes(model_folder, again, kind, 6.0, ["lm_head"])
@@ -90,7 +90,7 @@ def test_four_bits_stay_four_bits_on_a_cpu_with_bf16_instructions(
     monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: True)
     monkeypatch.setattr(bitsandbytes.nn.modules, "_convert_weight_packed_for_cpu", repack)
     quantisation.write_bitsandbytes(model_folder, tmp_path / "nf4", "nf4", 6.0, ["lm_head"])
-    model = read_model(tmp_path / "nf4")
+    model = load_policy(tmp_path / "nf4")
     with torch.no_grad():
         model(torch.arange(20)[None])
     kept = model.state_dict()
