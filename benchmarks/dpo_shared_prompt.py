@@ -28,8 +28,8 @@ from trl.trainer import utils
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from benchmarks.reward_training import END, LIKED, PAD, VOCABULARY, tokenizer
-from tasks.dpo import groups_of
-from tasks.lib.dpo.shared_pairs import collator, sharing
+from tasks.lib.dpo.pairs import rows_by_prompt
+from tasks.lib.dpo.shared_prompt import with_shared_batches, with_shared_prompts
 from tasks.lib.stage import Stage
 from tasks.lib.training.hf_trainer import stage_trainer
 from tasks.lib.training.trainer_config import configured
@@ -42,7 +42,7 @@ def pairs_of(prompts: int, seed: int) -> list[dict[str, Any]]:
     """All pairs of the answers to random prompts; the better answer has more of the liked tokens."""
     draw = random.Random(seed)
     rows: list[dict[str, Any]] = []
-    for _ in range(prompts):
+    for number in range(prompts):
         prompt = [draw.randrange(34, VOCABULARY) for _ in range(PROMPT)]
         answers = []
         for liked in sorted(draw.sample(range(ANSWER), K), reverse=True):
@@ -52,7 +52,7 @@ def pairs_of(prompts: int, seed: int) -> list[dict[str, Any]]:
             answers.append([*answer, END])
         for chosen, rejected in combinations(answers, 2):
             ids = {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
-            rows.append({"row": len(rows), "id": str(len(rows)), **ids})
+            rows.append({"row": len(rows), "id": str(len(rows)), "key": str(number), **ids})
     return rows
 
 
@@ -75,12 +75,12 @@ def trainer(kind: str, rows: list[dict[str, Any]], held_out: list[dict[str, Any]
     }  # fmt: skip
     if kind == "TRL":
         utils._use_triton = USE_TRITON
-        Tokenised = type("Tokenised", (DPOTrainer,), {"_prepare_dataset": lambda self, data, *_: data})
-        made = Tokenised(**settings)
+        Tokenized = type("Tokenized", (DPOTrainer,), {"_prepare_dataset": lambda self, data, *_: data})
+        made = Tokenized(**settings)
         made.remove_callback(PrinterCallback)
         return made
-    return stage_trainer(sharing(DPOTrainer))(
-        **settings, data_collator=collator(DataCollatorForPreference(PAD)), groups=groups_of(rows),
+    return stage_trainer(with_shared_prompts(DPOTrainer))(
+        **settings, data_collator=with_shared_batches(DataCollatorForPreference(PAD)), groups=rows_by_prompt(rows),
         lengths=[PROMPT + ANSWER] * len(rows), ids=[row["id"] for row in rows],
     )  # fmt: skip
 

@@ -30,7 +30,7 @@ BELOW = {  # a room of the library, and the rooms it may import besides itself a
     "importers": {"data"},
     "annotation": {"importers", "data"},
     "reward": {"annotation", "importers", "finetuning", "training", "models", "data"},
-    "dpo": {"training", "models", "data"},
+    "dpo": {"annotation", "finetuning", "training", "models", "data"},
     "rl": {"finetuning", "training", "models"},
     "evaluation": {"models", "data"},
     "export": {"evaluation", "training", "models", "data"},

@@ -12,13 +12,14 @@ from sections import section
 from tiny_models import tiny_tokenizer
 
 from data_contracts.contract import check_rows
-from tasks import dpo, preferences, render
+from tasks import preferences, render
 from tasks.lib.annotation.agreement import verdicts
 from tasks.lib.data import rules
 from tasks.lib.data.labels import read_labelled
 from tasks.lib.data.prompts import prompt_key
 from tasks.lib.data.rows import Row, read_parquet
 from tasks.lib.dpo.kto_labels import labels_of_pairs, labels_of_ratings
+from tasks.lib.dpo.pairs import pairs_of, rows_by_prompt, tokenize_pairs
 from tasks.lib.reward.groups import grouped
 from tasks.lib.reward.reward_attributes import rated_answers
 from tasks.lib.stage import Stage
@@ -151,10 +152,10 @@ def test_rankings_of_both_spellings_are_of_one_prompt(rankings: list[Row]) -> No
 def test_reward_model_dpo_and_kto_see_one_prompt(rankings: list[Row]) -> None:
     groups = grouped(rankings)
     assert len(groups) == 60 and {len(group.ranks) for group in groups} == {2}
-    pairs, facts = dpo.pairs_of(rankings, per_prompt=2)
+    pairs, facts = pairs_of(rankings, per_prompt=2)
     assert facts["prompts"] == len(pairs) == 60
-    rows, _ = dpo.tokenised(tiny_tokenizer(), pairs, None, Path("pairs"))
-    assert [len(group) for group in dpo.groups_of(rows)] == [1] * 60
+    rows, _ = tokenize_pairs(tiny_tokenizer(), pairs, None, Path("pairs"))
+    assert [len(group) for group in rows_by_prompt(rows)] == [1] * 60
     assert len(labels_of_pairs(pairs)) == 120
 
 

@@ -18,8 +18,10 @@ from test_sft import artifacts, child, interrupt
 from tiny_models import WORDS, ranking, write_model, write_rankings
 
 from tasks import dpo
-from tasks.lib.data.rows import RANKING, RATING, write_parquet
-from tasks.lib.dpo.kto_labels import mismatched
+from tasks.lib.data.rows import RANKING, RATING, read_parquet, write_parquet
+from tasks.lib.dpo import dpo_run
+from tasks.lib.dpo.kto_labels import with_mismatched_answers
+from tasks.lib.dpo.pairs import pairs_of, tokenize_pairs
 from tasks.lib.models.chat import load_tokenizer
 from tasks.lib.models.loading import load_policy
 from tasks.lib.models.logprobs import answer_logprobs
@@ -51,18 +53,24 @@ def test_the_first_loss_is_log_2_and_pairs_are_learned(inputs: Path, lora: dict[
     assert report["accuracy_last"] > 0.8
     assert report["kl"] != 0
     if lora:
-        assert report["trainable_parameters"] < 10_000
+        assert report["trainable_parameters"] == lora_parameters(load_policy("models/sft"), rank=4)
         before, after = load_file("models/sft/model.safetensors"), load_file("models/dpo/model.safetensors")
         assert after.keys() == before.keys()
         moved = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
         assert moved == {name for name in before if "_proj" in name}  # every linear layer
 
 
+def lora_parameters(model: Any, rank: int) -> int:
+    """A matrix (rank, in) and one (out, rank) for every linear layer but the output layer."""
+    layers = [layer for layer in model.base_model.modules() if isinstance(layer, torch.nn.Linear)]
+    return sum(rank * (layer.in_features + layer.out_features) for layer in layers)
+
+
 def test_the_held_out_loss_is_that_of_the_formula(inputs: Path) -> None:
     report = train()
     tokenizer, policy, reference = load_tokenizer(dpo.OUT), load_policy(dpo.OUT), load_policy(dpo.SFT)
-    pairs, _ = dpo.pairs_of(dpo.read_parquet(dpo.HELD_OUT), 2)
-    rows, _ = dpo.tokenised(tokenizer, pairs, None, dpo.HELD_OUT)
+    pairs, _ = pairs_of(read_parquet(dpo.HELD_OUT), 2)
+    rows, _ = tokenize_pairs(tokenizer, pairs, None, dpo.HELD_OUT)
     prompts = [row["prompt_ids"] for row in rows]
     sums = []
     for model in (policy, reference):
@@ -126,32 +134,6 @@ def test_another_beta_finds_the_reference_and_ends_in_the_same_bytes(
     assert artifacts(inputs, "dpo") == expected
 
 
-def test_pairs_are_the_majority_of_the_annotators_without_ties() -> None:
-    """a > b by two of three; a > c by one, c > a by one, one tie; b = c by two, c > b by one."""
-    ranks = {"ada": [0, 1, 1], "ben": [0, 2, 0], "eve": [1, 0, 0]}
-    prompt = [{"role": "user", "content": "Which?"}]
-    answers = ["a", "b", "c"]
-    rows = [{"prompt": prompt, "answers": answers, "ranks": r, "annotator": n} for n, r in ranks.items()]
-    pairs, facts = dpo.pairs_of(rows, 9)
-    assert {(pair["chosen"], pair["rejected"]) for pair in pairs} == {("a", "b"), ("c", "b")}
-    assert facts == {"prompts": 1, "annotators": 3, "ties_and_draws": 4}  # 3 single ties and the draw
-
-
-def test_a_prompt_with_many_answers_does_not_count_more() -> None:
-    many = ranking(0) | {"answers": WORDS, "ranks": list(range(12))}
-    pairs, facts = dpo.pairs_of([many, ranking(1)], 2)
-    first = [(pair["chosen"], pair["rejected"]) for pair in pairs[:2]]
-    assert first == [(WORDS[0], WORDS[1]), (WORDS[0], WORDS[2])]  # the best answer and the next ones
-    assert len(pairs) == 4
-    assert facts == {"prompts": 2, "annotators": 1, "ties_and_draws": 0}
-
-
-def test_the_order_of_annotators_and_answers_changes_nothing() -> None:
-    turned = ranking(0) | {"answers": ranking(0)["answers"][::-1], "ranks": [2, 1, 0]}
-    other = ranking(0, "ben")
-    assert dpo.pairs_of([turned, other], 2) == dpo.pairs_of([other, ranking(0)], 2)
-
-
 def test_equal_answers_are_refused_and_the_prompt_named(inputs: Path) -> None:
     write_parquet(dpo.TRAIN, [ranking(0) | {"answers": ["red", "red ", "blue"]}], RANKING)
     with pytest.raises(Problem, match=r"train.parquet: two answers to 'Say the word red .* are equal"):
@@ -167,8 +149,8 @@ def test_rankings_of_ties_only_are_a_problem(inputs: Path) -> None:
 def test_a_first_loss_other_than_log_2_stops_the_run(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reference is another model than the policy, as after merging the wrong adapter."""
     write_model(inputs / "models/other", seed=1)
-    load, paths = dpo.load_policy, iter([dpo.SFT, Path("models/other")])
-    monkeypatch.setattr(dpo, "load_policy", lambda path, **_: load(next(paths)))
+    paths = iter([dpo.SFT, Path("models/other")])
+    monkeypatch.setattr(dpo_run, "load_policy", lambda path, **_: load_policy(next(paths)))
     with pytest.raises(Problem, match=r"the first loss is .*, not 0.693147"):
         train()
 
@@ -216,7 +198,7 @@ def test_a_killed_run_of_kto_ends_in_the_same_bytes(inputs: Path, monkeypatch: p
 
 
 def test_the_mismatched_answer_is_that_of_the_row_before(inputs: Path) -> None:
-    collate = mismatched(lambda rows: [row["KL_completion_ids"] for row in rows])
+    collate = with_mismatched_answers(lambda rows: [row["KL_completion_ids"] for row in rows])
     assert collate([{"completion_ids": [n]} for n in range(3)]) == [[2], [0], [1]]
 
 

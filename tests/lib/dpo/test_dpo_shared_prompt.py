@@ -14,7 +14,7 @@ from transformers import MistralConfig, MistralForCausalLM
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from tasks.lib.dpo.shared_pairs import collator, shared, sharing
+from tasks.lib.dpo.shared_prompt import shared_batch, with_shared_batches, with_shared_prompts
 from tasks.lib.stage import Problem, Stage
 from tasks.lib.training.trainer_config import configured
 
@@ -32,18 +32,18 @@ def pairs_of(prompts: int = 3, answers: int = 4) -> list[dict[str, Any]]:
 def trainer(model: Any, rows: list[dict[str, Any]], **given: Any) -> Any:
     config = configured(DPOConfig, Stage("dpo"), {"precompute_ref_log_probs": True, "eval_strategy": "no", **given})
     data = [{"row": i, **row} for i, row in enumerate(rows)]
-    Trainer = type("Trainer", (sharing(DPOTrainer),), {"_prepare_dataset": lambda self, data, *_: data})
+    Trainer = type("Trainer", (with_shared_prompts(DPOTrainer),), {"_prepare_dataset": lambda self, data, *_: data})
     return Trainer(
         model=model, args=config, processing_class=tiny_tokenizer(), train_dataset=Dataset.from_list(data),
-        eval_dataset=None, data_collator=collator(DataCollatorForPreference(0)),
+        eval_dataset=None, data_collator=with_shared_batches(DataCollatorForPreference(0)),
     )  # fmt: skip
 
 
-def test_every_answer_stands_once_behind_the_prompt() -> None:
+def test_every_answer_follows_the_prompt_once() -> None:
     """The last prompt token (7) begins each branch: it predicts the answers' first tokens."""
     pairs = [{"prompt_ids": [5, 6, 7], "chosen_ids": [1], "rejected_ids": [2, 3]}]
     pairs.append({"prompt_ids": [5, 6, 7], "chosen_ids": [2, 3], "rejected_ids": [1]})
-    batch = {key: tensor.tolist() for key, tensor in shared(pairs, width=5).items()}
+    batch = {key: tensor.tolist() for key, tensor in shared_batch(pairs, width=5).items()}
     assert batch == {
         "ids": [[5, 6, 7, 1, 7, 2, 3]],
         "positions": [[0, 1, 2, 3, 2, 3, 4]],
