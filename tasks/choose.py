@@ -16,9 +16,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from tasks.lib.evaluation.choice import Candidate, Rule, choose_best
 from tasks.lib.evaluation.compared_models import folder_of
 from tasks.lib.evaluation.intervals import Interval
-from tasks.lib.evaluation.selection import Candidate, Rule, choose_best
 from tasks.lib.models.model_folder import replaced_folder, weights_hash
 from tasks.lib.settings.choose import Params
 from tasks.lib.settings.evaluate import Params as EvaluateParams
@@ -33,14 +33,14 @@ Report = dict[str, Any]
 def run(params: Params, stage: Stage) -> None:
     # 1. What was evaluated must be what is there now.
     report = evaluation()
-    others = read_params("evaluate", EvaluateParams)[0].others
-    folders = {name: folder_of(name, others) for name in (*params.candidates, params.stay)}
+    evaluated, _ = read_params("evaluate", EvaluateParams)
+    folders = {name: folder_of(name, evaluated.others) for name in (*params.candidates, params.stay)}
     for name, folder in folders.items():
         if figure(report, f"{name}.weights") != weights_hash(folder):
             raise Problem(f"{folder} is not the model that {EVALUATION} is about; run evaluate again")
 
     # 2. The rule.
-    candidates = [candidate(report, name, params) for name in params.candidates]
+    candidates = [candidate_of(report, name, params) for name in params.candidates]
     rule = Rule(params.max_content_loss, params.max_kl)
     choice = choose_best(candidates, rule, params.stay)
     chosen = choice.name or params.stay
@@ -48,17 +48,20 @@ def run(params: Params, stage: Stage) -> None:
         print(f"choose: {line}")
 
     # 3. The chosen folder, copied and read back.
-    copy_model(folders[chosen], OUT, figure(report, f"{chosen}.weights"))
+    weights = figure(report, f"{chosen}.weights")
+    copy_model(folders[chosen], OUT, weights)
     figures: Report = {"chosen": chosen, "reason": choice.reasons[0], "selected_on": params.select_on}
-    for each, line in zip(candidates, choice.reasons[1:], strict=True):
-        figures |= {f"{each.name}.passes": not rule.objections(each), f"{each.name}.verdict": line}
+    for candidate, verdict in zip(candidates, choice.reasons[1:], strict=True):
         figures |= {
-            f"{each.name}.win_rate": each.win_rate.mean,
-            f"{each.name}.win_rate_low": each.win_rate.low,
+            f"{candidate.name}.passes": not rule.objections(candidate),
+            f"{candidate.name}.verdict": verdict,
+            f"{candidate.name}.win_rate": candidate.win_rate.mean,
+            f"{candidate.name}.win_rate_low": candidate.win_rate.low,
+            f"{candidate.name}.exact_match_change": candidate.content_change,
+            f"{candidate.name}.kl": candidate.kl,
         }
-        figures |= {f"{each.name}.exact_match_change": each.content_change, f"{each.name}.kl": each.kl}
-    figures |= reported(report, chosen, params)
-    stage.report({**figures, "weights": figure(report, f"{chosen}.weights")})
+    figures |= results(report, chosen, params)
+    stage.report({**figures, "weights": weights})
 
 
 def evaluation() -> Report:
@@ -81,24 +84,31 @@ def figure(report: Report, key: str) -> Any:
     return report[key]
 
 
-def candidate(report: Report, name: str, params: Params) -> Candidate:
-    """A candidate's figures on the selection split."""
+def candidate_of(report: Report, name: str, params: Params) -> Candidate:
+    """A candidate's figures on the split that selects."""
     stem = f"{name}.{params.select_on}"
-    ends = [figure(report, f"{stem}.{params.judge}{end}") for end in ("", "_low", "_high")]
-    stays = figure(report, f"{params.stay}.{params.select_on}.exact_match")
-    change = figure(report, f"{stem}.exact_match") - stays
-    return Candidate(name, Interval(*ends), change, figure(report, f"{stem}.kl"))
+    win_rate = Interval(
+        figure(report, f"{stem}.{params.judge}"),
+        figure(report, f"{stem}.{params.judge}_low"),
+        figure(report, f"{stem}.{params.judge}_high"),
+    )
+    before = figure(report, f"{params.stay}.{params.select_on}.exact_match")
+    change = figure(report, f"{stem}.exact_match") - before
+    return Candidate(name, win_rate, change, figure(report, f"{stem}.kl"))
 
 
-def reported(report: Report, chosen: str, params: Params) -> Report:
+def results(report: Report, chosen: str, params: Params) -> Report:
     """The chosen model's figures on the splits that did not choose it; and print them."""
-    found: Report = {}
+    figures: Report = {}
     for split in params.report_on:
-        mine = {metric: report.get(f"{chosen}.{split}.{metric}") for metric in REPORTED}
-        found |= {f"chosen.{split}.{metric}": value for metric, value in mine.items() if value is not None}
-        shown = "  ".join(f"{metric} {value:.3g}" for metric, value in mine.items() if value is not None)
-        print(f"choose: {chosen} on {split}: {shown or 'not evaluated'}")
-    return found
+        shown: list[str] = []
+        for metric in REPORTED:
+            value = report.get(f"{chosen}.{split}.{metric}")
+            if value is not None:
+                figures[f"chosen.{split}.{metric}"] = value
+                shown.append(f"{metric} {value:.3g}")
+        print(f"choose: {chosen} on {split}: {'  '.join(shown) or 'not evaluated'}")
+    return figures
 
 
 def copy_model(source: Path, destination: Path, expected: str) -> None:

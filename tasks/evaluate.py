@@ -1,4 +1,4 @@
-"""evaluate: every model of the line answers the same held-out rows.
+"""evaluate: every model of the pipeline answers the same held-out rows.
 
 Reads   models/{base,sft,dpo,ppo,reward}, the models in evaluate.others, data/curated/{validation,evaluation}.parquet,
         the panel file of evaluate.panel
@@ -20,16 +20,17 @@ import pyarrow as pa
 from tasks.lib.data.rows import content_id, read_parquet, write_parquet
 from tasks.lib.evaluation.answers import (
     Answers,
-    Encoded,
     Samples,
+    TokenizedRows,
     answer_rows,
-    encoded,
     sample_rows,
     spelling,
+    tokenize_rows,
 )
 from tasks.lib.evaluation.compared_models import compared_folders
-from tasks.lib.evaluation.figures import TITLES, Columns, summarised, table_per_task
+from tasks.lib.evaluation.figures import CHANCE, MAJORITY, TITLES, Columns, figures_of, places_by_split
 from tasks.lib.evaluation.judge import Panel, read_panel
+from tasks.lib.evaluation.tables import table_of, table_per_task
 from tasks.lib.evaluation.win_rates import gold_judge, panel_judge, wins, wins_by_score
 from tasks.lib.models.chat import all_answer_ids, load_tokenizer
 from tasks.lib.models.loading import load_policy
@@ -67,114 +68,126 @@ VALUES = (
 )
 WORDS = ("id", "split", "task", "template", "model", "label", "answer")
 ANSWERS = pa.schema(
-    [
-        *(pa.field(name, pa.string(), nullable=False) for name in WORDS),
+    [pa.field(name, pa.string(), nullable=False) for name in WORDS]
+    + [
         pa.field("choice", pa.string()),  # the likeliest of the choices
         pa.field("tokens", pa.int64(), nullable=False),
         pa.field("ended", pa.bool_(), nullable=False),
-        *(pa.field(name, pa.float64()) for name in VALUES),  # null where a metric does not apply
     ]
+    + [pa.field(name, pa.float64()) for name in VALUES]  # null where a metric does not apply
 )
 
 
 def run(params: Params, stage: Stage) -> None:
-    # 1. Rows and judges first: a mistake in them should not cost the time of a model.
+    # 1. Rows and panel first: a mistake in them should not cost the time of a model.
     folders = compared_folders(params.models, params.others)
     rows = held_out_rows(params)
     panel = None if params.judge == "none" else read_panel(params.panel)
 
     # 2. One model after the other answers.
-    answers, divergence, ids_of = answered(folders, params, stage, rows)
+    answers, kl, tokenized = answers_of_models(folders, params, stage, rows)
 
     # 3. A value per row for every metric of every model.
     columns = {name: answers[name].columns(rows, panel) for name in folders}
-    for name, values in divergence.items():
+    for name, values in kl.items():
         columns[name]["kl"] = values
-    add_rewards(columns, answers, rows, ids_of, params)
+    add_rewards(columns, answers, rows, tokenized, params)
     add_win_rates(columns, answers, rows, panel, params, stage)
 
     # 4. Figures, tables, plots.
     seed = stage.seed_of("bootstrap")
-    figures = summarised(rows, columns, params.reference, seed=seed, draws=params.bootstrap_draws)
-    table, note = figures.table(TITLES), NOTE.format(reference=params.reference)
+    figures = figures_of(rows, columns, params.reference, seed=seed, draws=params.bootstrap_draws)
+    page = f"# Evaluation\n\n{NOTE.format(reference=params.reference)}\n\n{table_of(figures, TITLES)}\n"
+    page += f"\n## Exact match / rank classification per task\n\n{table_per_task(rows, columns)}\n"
     with replaced_folder(OUT) as folder:
-        write_parquet(folder / "answers.parquet", answer_lines(rows, answers, columns), ANSWERS)
-        text = f"# Evaluation\n\n{note}\n\n{table}\n\n## Exact match / rank classification per task\n\n"
-        (folder / "table.md").write_text(text + table_per_task(rows, columns) + "\n", encoding="utf-8")
+        write_parquet(folder / "answers.parquet", answers_table(rows, answers, columns), ANSWERS)
+        (folder / "table.md").write_text(page, encoding="utf-8")
     panels = {"Exact match": "exact_match", "Rank classification": "rank_classification"}
-    panels |= {f"Win rate against {params.reference}": "win_rate"} if panel else {}
-    levels = {"chance": "guess", "majority": "best constant answer"}
-    bars(PLOT, figures.lines(), "split", "model", panels, levels)
-    weights = {f"{name}.weights": weights_hash(folder) for name, folder in folders.items()}
-    stage.report({**figures.flat(), **weights})
-    print(figures.table(PRINTED), flush=True)
+    if panel:
+        panels[f"Win rate against {params.reference}"] = "win_rate"
+    levels = {CHANCE: "guess", MAJORITY: "best constant answer"}
+    bars(PLOT, figures.bars(), "split", "model", panels, levels)
+    report = figures.flat()
+    for name, model_folder in folders.items():
+        report[f"{name}.weights"] = weights_hash(model_folder)
+    stage.report(report)
+    print(table_of(figures, PRINTED), flush=True)
 
 
 def held_out_rows(params: Params) -> list[Row]:
     """At most `limit_per_split` rows of each split, chosen by a hash of the id alone."""
-    found = [row for path in ROWS for row in read_parquet(path)]
-    if not found:
+    rows: list[Row] = []
+    for path in ROWS:
+        rows += read_parquet(path)
+    if not rows:
         raise Problem(f"{', '.join(map(str, ROWS))}: no rows to evaluate on; data/curated/ledger.parquet says why")
-    splits: dict[str, list[Row]] = {split: [] for split in ("validation", "rows", "templates", "clusters")}
-    for row in sorted(found, key=lambda row: content_id("evaluate", row["id"])):
+    splits: dict[str, list[Row]] = {"validation": [], "rows": [], "templates": [], "clusters": []}
+    for row in sorted(rows, key=lambda row: content_id("evaluate", row["id"])):
         splits.setdefault(row["split"], []).append(row)
-    return [row for some in splits.values() for row in some[: params.limit_per_split]]
+    chosen: list[Row] = []
+    for of_split in splits.values():
+        chosen += of_split[: params.limit_per_split]
+    return chosen
 
 
-def answered(
+def answers_of_models(
     folders: dict[str, Path], params: Params, stage: Stage, rows: list[Row]
-) -> tuple[dict[str, Answers], dict[str, np.ndarray], Encoded]:
-    """Every model's answers, the KL per sample of those listed after the reference, and the rows as ids.
+) -> tuple[dict[str, Answers], dict[str, np.ndarray], TokenizedRows]:
+    """Every model's answers, the KL per row (N,) of the models listed after the reference, and the rows as ids.
 
     Each model is loaded once, one at a time: the reference comes last and scores what the others sampled.
     """
     names = list(folders)
-    after = names[names.index(params.reference) + 1 :]
+    after_reference = names[names.index(params.reference) + 1 :]
+    sizes = {"max_new_tokens": params.max_new_tokens, "batch_size": params.batch_size}
+    sampled_places: list[int] = []
+    for places in places_by_split(rows).values():
+        sampled_places += places[: params.kl_prompts].tolist()
+
     answers: dict[str, Answers] = {}
     samples: dict[str, Samples] = {}
-    splits = [[i for i, row in enumerate(rows) if row["split"] == split] for split in splits_of(rows)]
-    places = [place for some in splits for place in some[: params.kl_prompts]]
-    sizes = {"max_new_tokens": params.max_new_tokens, "batch_size": params.batch_size}
-    reference = load_tokenizer(folders[params.reference])
-    ids_of = encoded(reference, rows)
-    for done, name in enumerate(sorted(names, key=lambda each: each == params.reference), 1):
+    reference_tokenizer = load_tokenizer(folders[params.reference])
+    tokenized = tokenize_rows(reference_tokenizer, rows)
+    model: Any = None
+    for done, name in enumerate(sorted(names, key=lambda name: name == params.reference), 1):
         tokenizer, model = load_tokenizer(folders[name]), load_policy(folders[name])
-        if name in after and spelling(tokenizer) != spelling(reference):
+        has_kl = name in after_reference
+        if has_kl and spelling(tokenizer) != spelling(reference_tokenizer):
             if name in params.models:
                 where = f"params.yaml: evaluate.models: {name} has another tokenizer than {params.reference}"
                 raise Problem(f"{where}, so there is no KL between them; list {name} before {params.reference}")
             print(f"evaluate: {name} has another tokenizer than {params.reference}: no KL between them", flush=True)
-            after.remove(name)
-        ids_of = encoded(tokenizer, rows, ids_of)
-        answers[name] = answer_rows(model, tokenizer, rows, ids_of, **sizes)
-        if name in after and places:
+            has_kl = False
+        tokenized = tokenize_rows(tokenizer, rows, tokenized)
+        answers[name] = answer_rows(model, tokenizer, rows, tokenized, **sizes)
+        if has_kl and sampled_places:
             seed = stage.seed_of("kl", name)
-            samples[name] = sample_rows(model, tokenizer, ids_of, places, seed=seed, **sizes)
+            samples[name] = sample_rows(model, tokenizer, tokenized, sampled_places, seed=seed, **sizes)
         stage.progress(done, len(names))
-    kl = {name: drawn.kl_from(model, len(rows), params.batch_size) for name, drawn in samples.items()}
-    return answers, kl, ids_of
 
-
-def splits_of(rows: list[Row]) -> list[str]:
-    return list(dict.fromkeys(row["split"] for row in rows))
+    kl: dict[str, np.ndarray] = {}
+    for name, sampled in samples.items():  # the last model is the reference
+        kl[name] = sampled.kl_from(model, len(rows), params.batch_size)
+    return answers, kl, tokenized
 
 
 def add_rewards(
     columns: dict[str, Columns],
     answers: dict[str, Answers],
     rows: list[Row],
-    ids_of: Encoded,
+    tokenized: TokenizedRows,
     params: Params,
 ) -> None:
     """The reward model's score of every answer's text; an answer that was cut gets no EOS here either."""
     if not params.reward:
         return
     tokenizer, model = load_tokenizer(REWARD), load_reward(REWARD)
-    prompts = encoded(tokenizer, rows, ids_of).prompts
-    for name, given in answers.items():
-        ids = all_answer_ids(tokenizer, given.texts)
-        ids = [each if ended else each[:-1] for each, ended in zip(ids, given.ended, strict=True)]
-        columns[name]["reward"] = np.array(score(model, prompts, ids, batch_size=params.batch_size))
+    prompts = tokenize_rows(tokenizer, rows, tokenized).prompts
+    for name, of_model in answers.items():
+        scored: list[list[int]] = []
+        for ids, ended in zip(all_answer_ids(tokenizer, of_model.texts), of_model.ended, strict=True):
+            scored.append(ids if ended else ids[:-1])
+        columns[name]["reward"] = np.array(score(model, prompts, scored, batch_size=params.batch_size))
 
 
 def add_win_rates(
@@ -186,33 +199,33 @@ def add_win_rates(
     stage: Stage,
 ) -> None:
     """How far each model's answers are preferred to the reference's, by the judge and by the reward model."""
-    labels, theirs = [row["label"] for row in rows], params.reference
-    for name in columns.keys() - {theirs}:
+    labels = [row["label"] for row in rows]
+    of_reference = columns[params.reference]
+    for name, of_model in columns.items():
+        if name == params.reference:
+            continue
         if panel:
-            votes = params.judge == "panel"
-            judge = panel_judge(panel, stage.seed_of("panel", name)) if votes else gold_judge(panel)
-            columns[name]["win_rate"] = wins(judge, labels, answers[name].texts, answers[theirs].texts)
+            is_noisy = params.judge == "panel"
+            judge = panel_judge(panel, stage.seed_of("panel", name)) if is_noisy else gold_judge(panel)
+            of_model["win_rate"] = wins(judge, labels, answers[name].texts, answers[params.reference].texts)
         if params.reward:
-            mine, other = columns[name]["reward"], columns[theirs]["reward"]
-            columns[name]["reward_win_rate"] = wins_by_score(mine, other)
+            of_model["reward_win_rate"] = wins_by_score(of_model["reward"], of_reference["reward"])
 
 
-def answer_lines(rows: list[Row], answers: dict[str, Answers], columns: dict[str, Columns]) -> list[Row]:
+def answers_table(rows: list[Row], answers: dict[str, Answers], columns: dict[str, Columns]) -> list[Row]:
     """One line per model and row, for reading and for joining with the rows by id."""
-    lines = []
-    for model, mine in columns.items():
+    lines: list[Row] = []
+    for model, of_model in columns.items():
         given = answers[model]
-        numbers = {name: mine.get(name, np.full(len(rows), math.nan)) for name in VALUES}
-        for i, row in enumerate(rows):
-            line = {word: row[word] for word in ("id", "split", "task", "template", "label")}
-            line |= {"model": model, "answer": given.texts[i], "choice": given.choices[i]}
-            line |= {"tokens": given.tokens[i], "ended": given.ended[i]}
-            lines.append(line | {name: none_if_nan(float(values[i])) for name, values in numbers.items()})
+        for place, row in enumerate(rows):
+            line: Row = {word: row[word] for word in ("id", "split", "task", "template", "label")}
+            line |= {"model": model, "answer": given.texts[place], "choice": given.choices[place]}
+            line |= {"tokens": given.tokens[place], "ended": given.ended[place]}
+            for metric in VALUES:
+                value = float(of_model[metric][place]) if metric in of_model else math.nan
+                line[metric] = None if math.isnan(value) else value
+            lines.append(line)
     return lines
-
-
-def none_if_nan(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 if __name__ == "__main__":

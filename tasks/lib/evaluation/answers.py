@@ -1,4 +1,4 @@
-"""What one model says to the held-out rows: greedy answers, its choice among options, samples for the KL."""
+"""What one model answers to the held-out rows: greedy answers, its choice among options, samples for the KL."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from tasks.lib.evaluation.judge import Panel
-from tasks.lib.evaluation.scores import exact_match, rank_choices, sequence_kl
+from tasks.lib.evaluation.scores import answer_scores, exact_match, rank_choices, sequence_kl
 from tasks.lib.models.chat import all_answer_ids, all_prompt_ids, answer_text
 from tasks.lib.models.generation import generate
 from tasks.lib.models.logprobs import answer_logprobs
@@ -21,8 +21,8 @@ Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """The rows as ids of one tokenizer: made once, because most models of a line have the same."""
+class TokenizedRows:
+    """The rows as ids of one tokenizer: made once, because most models of a pipeline have the same."""
 
     spelling: str  # vocabulary and chat template: where they are equal, the ids are
     prompts: list[list[int]]
@@ -39,20 +39,13 @@ class Answers:
     choices: list[str | None]  # the likeliest of the row's choices; None where it has none
 
     def columns(self, rows: Sequence[Row], panel: Panel | None) -> dict[str, np.ndarray]:
-        """What can be said without another model: metric -> (N,) values, NaN where it does not apply."""
+        """What needs no other model: metric -> (N,) values, NaN where it does not apply."""
         labels = [row["label"] for row in rows]
-        judged = list(zip(labels, self.texts, self.choices, strict=True))
-        columns: dict[str, list[float]] = {
-            "exact_match": [exact_match(text, label, panel) for label, text, _ in judged],
-            "rank_classification": [
-                math.nan if choice is None else exact_match(choice, label, panel) for label, _, choice in judged
-            ],
-            "tokens": [float(count) for count in self.tokens],
-            "ended": [float(ended) for ended in self.ended],
-        }
-        if panel:
-            columns["closing"] = [panel.has_closing(text) for text in self.texts]
-            columns["gold"] = [panel.utility(label, text) for label, text, _ in judged]
+        columns: dict[str, Sequence[float]] = {**answer_scores(labels, self.texts, panel)}
+        ranked: list[float] = []
+        for label, choice in zip(labels, self.choices, strict=True):
+            ranked.append(math.nan if choice is None else exact_match(choice, label, panel))
+        columns |= {"rank_classification": ranked, "tokens": self.tokens, "ended": self.ended}
         return {name: np.array(values, dtype=np.float64) for name, values in columns.items()}
 
 
@@ -78,11 +71,11 @@ def spelling(tokenizer: Any) -> str:
     return json.dumps([tokenizer.get_vocab(), tokenizer.chat_template], sort_keys=True)
 
 
-def encoded(tokenizer: Any, rows: Sequence[Row], known: Encoded | None = None) -> Encoded:
+def tokenize_rows(tokenizer: Any, rows: Sequence[Row], known: TokenizedRows | None = None) -> TokenizedRows:
     """The rows as ids of the tokenizer; `known` itself if it comes from an equal one."""
     if known and known.spelling == spelling(tokenizer):
         return known
-    return Encoded(
+    return TokenizedRows(
         spelling(tokenizer),
         all_prompt_ids(tokenizer, [row["messages"] for row in rows]),
         [all_answer_ids(tokenizer, row["choices"] or ()) for row in rows],
@@ -93,36 +86,36 @@ def answer_rows(
     model: Any,
     tokenizer: Any,
     rows: Sequence[Row],
-    ids_of: Encoded,
+    tokenized: TokenizedRows,
     *,
     max_new_tokens: int,
     batch_size: int,
 ) -> Answers:
     """Answer every row greedily, and rank the choices of those that have some."""
-    ids = _generate(model, tokenizer, ids_of.prompts, 0.0, max_new_tokens, batch_size, seed=0)
-    ended = [bool(each) and each[-1] == tokenizer.eos_token_id for each in ids]
-    closed = [place for place, row in enumerate(rows) if row["choices"]]
-    best = rank_choices(
-        model,
-        [ids_of.prompts[place] for place in closed],
-        [ids_of.choices[place] for place in closed],
-        batch_size=batch_size,
-    )
+    answers = _generate(model, tokenizer, tokenized.prompts, 0.0, max_new_tokens, batch_size, seed=0)
+    texts: list[str] = []
+    tokens: list[int] = []
+    ended: list[bool] = []
+    for ids in answers:
+        ends = bool(ids) and ids[-1] == tokenizer.eos_token_id
+        texts.append(answer_text(tokenizer, ids))
+        tokens.append(len(ids) - ends)
+        ended.append(ends)
+
+    with_choices = [place for place, row in enumerate(rows) if row["choices"]]
+    prompts = [tokenized.prompts[place] for place in with_choices]
+    choices = [tokenized.choices[place] for place in with_choices]
+    best = rank_choices(model, prompts, choices, batch_size=batch_size)
     chosen: list[str | None] = [None] * len(rows)
-    for place, index in zip(closed, best, strict=True):
+    for place, index in zip(with_choices, best, strict=True):
         chosen[place] = rows[place]["choices"][index]
-    return Answers(
-        texts=[answer_text(tokenizer, each) for each in ids],
-        tokens=[len(each) - by_eos for each, by_eos in zip(ids, ended, strict=True)],
-        ended=ended,
-        choices=chosen,
-    )
+    return Answers(texts, tokens, ended, chosen)
 
 
 def sample_rows(
     model: Any,
     tokenizer: Any,
-    ids_of: Encoded,
+    tokenized: TokenizedRows,
     places: Sequence[int],
     *,
     max_new_tokens: int,
@@ -130,7 +123,7 @@ def sample_rows(
     seed: int,
 ) -> Samples:
     """Draw one answer at temperature 1 to each of the rows `places`: what a KL is estimated on."""
-    prompts = [ids_of.prompts[place] for place in places]
+    prompts = [tokenized.prompts[place] for place in places]
     answers = _generate(model, tokenizer, prompts, 1.0, max_new_tokens, batch_size, seed)
     logprobs = answer_logprobs(model, prompts, answers, batch_size=batch_size)
     return Samples(list(places), prompts, answers, logprobs)

@@ -56,10 +56,12 @@ def rank_choices(
     """
     best = [0] * len(prompts)
     for batch in batches_by_length([len(prompt) for prompt in prompts], batch_size, longest_first=True):
-        sums = _choice_logprobs(model, [prompts[i] for i in batch], [choices[i] for i in batch]).tolist()
+        logprobs = _choice_logprobs(model, [prompts[i] for i in batch], [choices[i] for i in batch]).tolist()
+        start = 0
         for i in batch:
-            mine, sums = sums[: len(choices[i])], sums[len(choices[i]) :]
-            best[i] = int(np.argmax(mine))
+            end = start + len(choices[i])
+            best[i] = int(np.argmax(logprobs[start:end]))
+            start = end
     return best
 
 
@@ -67,46 +69,56 @@ def rank_choices(
 def _choice_logprobs(
     model: PreTrainedModel, prompts: list[list[int]], choices: list[Sequence[list[int]]]
 ) -> torch.Tensor:
-    """The summed log-probability of every choice of every prompt, in order, (sum of the choices,).
+    """The summed log-probability of every choice of every prompt, in order: (C,) for C choices of B prompts.
 
     A prompt is read once: its keys and values serve all its choices, which are a few tokens each.
     """
     device = model.device
-    ids, is_token = (each.to(device) for each in left_pad(prompts, 0))
-    answers, is_answer = (each.to(device) for each in right_pad([ids for mine in choices for ids in mine], 0))
-    prompt_of = torch.tensor([k for k, mine in enumerate(choices) for _ in mine], device=device)
-    read = model(
-        input_ids=ids,
-        attention_mask=is_token.long(),
-        position_ids=position_ids(is_token),
+    answers: list[list[int]] = []
+    prompt_of: list[int] = []
+    for place, of_prompt in enumerate(choices):
+        answers += of_prompt
+        prompt_of += [place] * len(of_prompt)
+    row_of = torch.tensor(prompt_of, device=device)  # (C,) the row of each choice's prompt
+    prompt_ids, is_prompt = (each.to(device) for each in left_pad(prompts, 0))  # (B, P)
+    answer_ids, is_answer = (each.to(device) for each in right_pad(answers, 0))  # (C, A)
+
+    # the last position of a prompt predicts the first token of its choices
+    output = model(
+        input_ids=prompt_ids,
+        attention_mask=is_prompt.long(),
+        position_ids=position_ids(is_prompt),
         use_cache=True,
         logits_to_keep=1,
     )
-    first = token_logprobs(read.logits[prompt_of], answers[:, :1])[:, 0]
-    if answers.shape[1] == 1:
+    first = token_logprobs(output.logits[row_of], answer_ids[:, :1])[:, 0]
+    if answer_ids.shape[1] == 1:
         return first.cpu()
-    read.past_key_values.batch_select_indices(prompt_of)
-    seen = torch.cat([is_token[prompt_of], is_answer[:, :-1]], dim=1)
-    rest = model(
-        input_ids=answers[:, :-1],
-        attention_mask=seen.long(),
-        position_ids=position_ids(seen)[:, ids.shape[1] :],
-        past_key_values=read.past_key_values,
-    )
-    later = token_logprobs(rest.logits, answers[:, 1:]) * is_answer[:, 1:]
+
+    # every choice continues with the keys and values of its prompt
+    output.past_key_values.batch_select_indices(row_of)
+    is_token = torch.cat([is_prompt[row_of], is_answer[:, :-1]], dim=1)  # (C, P + A - 1)
+    logits = model(
+        input_ids=answer_ids[:, :-1],
+        attention_mask=is_token.long(),
+        position_ids=position_ids(is_token)[:, prompt_ids.shape[1] :],
+        past_key_values=output.past_key_values,
+    ).logits
+    later = token_logprobs(logits, answer_ids[:, 1:]) * is_answer[:, 1:]
     return (first + later.sum(dim=1)).cpu()
 
 
-def sequence_kl(mine: Sequence[torch.Tensor], reference: Sequence[torch.Tensor]) -> np.ndarray:
+def sequence_kl(policy: Sequence[torch.Tensor], reference: Sequence[torch.Tensor]) -> np.ndarray:
     """Per answer (N,) the summed `log policy - log reference`, in nats per sequence.
 
-    `mine` and `reference` hold per answer the log-probabilities (T,) of its tokens. Of answers sampled from
-    the policy at temperature 1 the mean is an unbiased estimate of KL(policy || reference) over whole answers
-    (k1 of Schulman 2020, "Approximating KL divergence"); single values may be negative. Of greedy answers it
-    would not be one.
+    Both hold per answer the log-probabilities (T,) of its tokens. Of answers sampled from the policy at temperature 1
+    the mean is an unbiased estimate of KL(policy || reference) over whole answers (k1 of Schulman 2020, "Approximating
+    KL divergence"); single values may be negative. Of greedy answers it would not be one.
     """
-    pairs = zip(mine, reference, strict=True)
-    return np.array([float((policy.double() - other.double()).sum()) for policy, other in pairs])
+    log_ratios: list[float] = []
+    for policy_logprobs, reference_logprobs in zip(policy, reference, strict=True):
+        log_ratios.append(float((policy_logprobs.double() - reference_logprobs.double()).sum()))
+    return np.array(log_ratios)
 
 
 def chance(rows: Sequence[Row]) -> np.ndarray:
@@ -114,10 +126,13 @@ def chance(rows: Sequence[Row]) -> np.ndarray:
     return np.array([1.0 / len(row["choices"]) if row["choices"] else 0.0 for row in rows])
 
 
-def majority(rows: Sequence[Row]) -> np.ndarray:
+def best_constant(rows: Sequence[Row]) -> np.ndarray:
     """Per row (N,) whether the best constant answer of its task, known with hindsight, is right."""
-    counts = Counter((row["task"], row["label"].strip()) for row in rows)
+    counts: dict[str, Counter[str]] = {}  # task -> how often each label occurs
+    for row in rows:
+        counts.setdefault(row["task"], Counter())[row["label"].strip()] += 1
     best: dict[str, str] = {}
-    for (task, label), _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        best.setdefault(task, label)
+    for task, labels in counts.items():
+        most = max(labels.values())
+        best[task] = min(label for label, count in labels.items() if count == most)  # of equals the first by name
     return np.array([float(best[row["task"]] == row["label"].strip()) for row in rows])

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks.lib.evaluation.figures import TITLES, markdown, summarised, table_per_task
+from tasks.lib.evaluation.figures import TITLES, figures_of
+from tasks.lib.evaluation.tables import markdown, table_of, table_per_task
 
 NAN = math.nan
 
@@ -39,7 +40,7 @@ def columns() -> dict[str, dict[str, np.ndarray]]:
 
 
 def test_flat_figures_are_means_over_the_rows_where_a_metric_applies() -> None:
-    flat = summarised(rows(), columns(), "sft", seed=0, draws=200).flat()
+    flat = figures_of(rows(), columns(), "sft", seed=0, draws=200).flat()
     assert flat["rows.rows"] == 3 and flat["clusters.rows"] == 1
     assert flat["sft.rows.exact_match"] == pytest.approx(2 / 3)
     assert flat["sft.rows.rank_classification"] == 1.0
@@ -53,7 +54,7 @@ def test_flat_figures_are_means_over_the_rows_where_a_metric_applies() -> None:
 
 
 def test_what_applies_nowhere_is_left_out_rather_than_nan() -> None:
-    flat = summarised(rows(), columns(), "sft", seed=0, draws=200).flat()
+    flat = figures_of(rows(), columns(), "sft", seed=0, draws=200).flat()
     assert not [key for key, value in flat.items() if isinstance(value, float) and math.isnan(value)]
     for absent in ("sft.clusters.rank_classification", "dpo.clusters.kl", "sft.rows.win_rate", "sft.rows.kl"):
         assert absent not in flat
@@ -61,28 +62,28 @@ def test_what_applies_nowhere_is_left_out_rather_than_nan() -> None:
 
 
 def test_one_row_has_the_widest_interval() -> None:
-    flat = summarised(rows(), columns(), "sft", seed=0, draws=200).flat()
+    flat = figures_of(rows(), columns(), "sft", seed=0, draws=200).flat()
     assert (flat["sft.clusters.exact_match_low"], flat["sft.clusters.exact_match_high"]) == (0.0, 1.0)
 
 
 def test_renderings_of_one_raw_row_are_drawn_together() -> None:
     many = [{"task": "t", "label": "a", "choices": None, "split": "rows", "row": str(i // 4)} for i in range(80)]
     values = {"sft": {"exact_match": np.repeat(np.arange(20) % 2, 4).astype(float)}}
-    together = summarised(many, values, "sft", seed=0, draws=500).values["sft", "rows", "exact_match"]
+    together = figures_of(many, values, "sft", seed=0, draws=500).values["sft", "rows", "exact_match"]
     apart = [{**row, "row": str(i)} for i, row in enumerate(many)]
-    alone = summarised(apart, values, "sft", seed=0, draws=500).values["sft", "rows", "exact_match"]
+    alone = figures_of(apart, values, "sft", seed=0, draws=500).values["sft", "rows", "exact_match"]
     assert together.high - together.low > 1.6 * (alone.high - alone.low)
 
 
-def test_plot_lines_hold_a_line_per_split_and_model() -> None:
-    lines = summarised(rows(), columns(), "sft", seed=0, draws=200).lines()
-    assert [(line["split"], line["model"]) for line in lines] == [
+def test_there_is_a_bar_per_split_and_model() -> None:
+    bars = figures_of(rows(), columns(), "sft", seed=0, draws=200).bars()
+    assert [(bar["split"], bar["model"]) for bar in bars] == [
         ("rows", "sft"), ("rows", "dpo"), ("clusters", "sft"), ("clusters", "dpo")]  # fmt: skip
-    assert lines[0]["exact_match_chance"] == pytest.approx(1 / 3)
+    assert bars[0]["exact_match_chance"] == pytest.approx(1 / 3)
 
 
 def test_the_table_shows_models_beside_guessing() -> None:
-    table = summarised(rows(), columns(), "sft", seed=0, draws=200).table(TITLES)
+    table = table_of(figures_of(rows(), columns(), "sft", seed=0, draws=200), TITLES)
     header, _, first, *_ = table.splitlines()
     assert [cell.strip() for cell in header.split("|")[1:-1]] == [
         "split (rows)", "figure", "sft", "dpo", "guess", "constant"]  # fmt: skip
@@ -101,7 +102,7 @@ def test_the_table_per_task_sets_rank_classification_beside_exact_match() -> Non
 
 
 def test_markdown_is_aligned_and_keeps_its_columns() -> None:
-    table = markdown(["a", "b"], [["x|y", "1"], ["long word", "22"]], words=1)
+    table = markdown(["a", "b"], [["x|y", "1"], ["long word", "22"]], left=1)
     assert table.splitlines() == [
         "| a         |  b |",
         "| --------- | -: |",

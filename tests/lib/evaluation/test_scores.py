@@ -13,7 +13,7 @@ from preference_world import PANEL
 from tiny_models import tiny_llama, tiny_tokenizer
 
 from tasks.lib.evaluation.judge import read_panel
-from tasks.lib.evaluation.scores import answer_figures, chance, exact_match, majority, rank_choices, sequence_kl
+from tasks.lib.evaluation.scores import answer_figures, best_constant, chance, exact_match, rank_choices, sequence_kl
 from tasks.lib.models.chat import answer_ids, prompt_ids
 from tasks.lib.models.generation import generate
 from tasks.lib.models.logprobs import answer_logprobs
@@ -50,9 +50,9 @@ def test_chance_is_one_over_the_choices_and_0_for_free_answers() -> None:
     ]
 
 
-def test_majority_is_the_best_constant_answer_of_each_task() -> None:
+def test_the_best_constant_answer_is_that_of_each_task() -> None:
     rows = [row("a"), row("a "), row("b"), row("x", task="u"), row("y", task="u")]
-    assert majority(rows).tolist() == [
+    assert best_constant(rows).tolist() == [
         1.0,
         1.0,
         0.0,

@@ -10,7 +10,7 @@ from tasks.lib.evaluation.intervals import Interval
 
 @dataclass(frozen=True)
 class Candidate:
-    """One candidate's figures against the model that stays, all of the selection split."""
+    """One candidate's figures against the model that stays, all of the split that selects."""
 
     name: str
     win_rate: Interval
@@ -27,15 +27,15 @@ class Rule:
 
     def objections(self, candidate: Candidate) -> list[str]:
         """Why the candidate is not better, in words; empty if it passes."""
-        against = []
+        objections: list[str] = []
         if candidate.win_rate.low <= 0.5:
-            against.append(f"its win rate {candidate.win_rate} is not clearly above 0.50")
+            objections.append(f"its win rate {candidate.win_rate} is not clearly above 0.50")
         if -candidate.content_change > self.max_content_loss:
             loss = f"it loses {-candidate.content_change:.3f} of exact match"
-            against.append(f"{loss}, more than the {self.max_content_loss:g} allowed")
+            objections.append(f"{loss}, more than the {self.max_content_loss:g} allowed")
         if candidate.kl > self.max_kl:
-            against.append(f"its KL {candidate.kl:.1f} exceeds the budget of {self.max_kl:g} nats per answer")
-        return against
+            objections.append(f"its KL {candidate.kl:.1f} exceeds the budget of {self.max_kl:g} nats per answer")
+        return objections
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,16 @@ def choose_best(candidates: Sequence[Candidate], rule: Rule, stay: str) -> Choic
 
     None passes: the model `stay` stays. That is a result, not a failure.
     """
-    objections = {candidate.name: rule.objections(candidate) for candidate in candidates}
-    passing = [candidate for candidate in candidates if not objections[candidate.name]]
-    lines = [
-        f"{each.name}: win rate {each.win_rate}, exact match {each.content_change:+.3f}, KL {each.kl:.1f}: "
-        + ("; ".join(objections[each.name]) or "passes")
-        for each in candidates
-    ]
+    passing: list[Candidate] = []
+    lines: list[str] = []
+    for candidate in candidates:
+        objections = rule.objections(candidate)
+        if not objections:
+            passing.append(candidate)
+        figures = f"win rate {candidate.win_rate}, exact match {candidate.content_change:+.3f}, KL {candidate.kl:.1f}"
+        lines.append(f"{candidate.name}: {figures}: {'; '.join(objections) or 'passes'}")
     if not passing:
         return Choice(None, [f"{stay} stays: no candidate is better by the rule", *lines])
-    best = min(passing, key=lambda each: (-each.win_rate.mean, each.kl, each.name))
-    others = "the only candidate that passes" if len(passing) == 1 else "the highest win rate of those that pass"
-    return Choice(best.name, [f"{best.name} is chosen: {others}", *lines])
+    best = min(passing, key=lambda candidate: (-candidate.win_rate.mean, candidate.kl, candidate.name))
+    reason = "the only candidate that passes" if len(passing) == 1 else "the highest win rate of those that pass"
+    return Choice(best.name, [f"{best.name} is chosen: {reason}", *lines])

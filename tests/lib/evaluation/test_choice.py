@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tasks.lib.evaluation.choice import Candidate, Rule, choose_best
 from tasks.lib.evaluation.intervals import Interval
-from tasks.lib.evaluation.selection import Candidate, Rule, choose_best
 
 RULE = Rule(max_content_loss=0.05, max_kl=10.0)
 
