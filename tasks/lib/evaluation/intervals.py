@@ -36,23 +36,23 @@ def mean_interval(
 ) -> Interval:
     """The mean of `values` (N,) and the interval that holds `level` of the bootstrap means.
 
-    Of two models on the same rows, pass the differences by row: that is the paired interval. `groups` (N,)
-    names what was drawn: renderings of one raw row are not independent, so whole groups are drawn.
-    Rows that all have one value show no spread, although the next row may differ. If `bounds` says between
-    which values a row can lie, the interval then follows the rule of three (Hanley and Lippman-Hand 1983):
-    the share of unseen outcomes is at most -ln((1 - level) / 2) / N. So one row proves nothing.
+    For the paired interval of two models on the same rows pass the differences by row. Values of one group of `groups`
+    (N,), such as renderings of one raw row, are not independent: whole groups are drawn, and N counts groups below.
+    Rows that all have one value show no spread, although the next row may differ. Where `bounds` gives the least and
+    the largest value that a row can have, the interval then follows the rule of three (Hanley and Lippman-Hand 1983):
+    the fraction of unseen outcomes is at most -ln((1 - level) / 2) / N. So one row proves nothing.
     """
     sample = np.asarray(values, dtype=np.float64)
     if sample.size == 0:
         return Interval(math.nan, math.nan, math.nan)
     mean = float(sample.mean())
     sums, sizes = _grouped(sample, groups)
-    if np.ptp(sample) == 0.0:
+    if np.ptp(sample) == 0.0:  # the bootstrap would give an interval of width 0
         unseen = min(1.0, -math.log((1 - level) / 2) / sums.size) if bounds else 0.0
         lowest, highest = bounds or (mean, mean)
         return Interval(mean, mean - unseen * (mean - lowest), mean + unseen * (highest - mean))
     generator = np.random.default_rng(seed)
-    step = max(1, CELLS // sums.size)
+    step = max(1, CELLS // sums.size)  # draws at once
     means = np.empty(draws)
     for start in range(0, draws, step):
         drawn = generator.integers(sums.size, size=(min(step, draws - start), sums.size))
@@ -62,9 +62,11 @@ def mean_interval(
 
 
 def _grouped(sample: np.ndarray, groups: Sequence[Hashable] | None) -> tuple[np.ndarray, np.ndarray]:
-    """Per group the sum of its values and their number, groups in the order of their first row."""
+    """Per group (G,) the sum of its values and their number, groups in the order of their first row."""
     if groups is None:
         return sample, np.ones_like(sample)
-    places: dict[Hashable, int] = {}
-    index = [places.setdefault(group, len(places)) for group in groups]
+    numbers: dict[Hashable, int] = {}
+    index: list[int] = []  # (N,) the number of each value's group
+    for group in groups:
+        index.append(numbers.setdefault(group, len(numbers)))
     return np.bincount(index, weights=sample), np.bincount(index).astype(np.float64)
