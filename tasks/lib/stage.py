@@ -18,14 +18,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
 PARAMS_FILE = Path("params.yaml")
-UNQUOTED = {  # what YAML says of a text without quotes: what to do
+UNQUOTED = {  # YAML's message about a text that needs quotes: what to do
     "found unhashable key": "; put a text that begins with { in quotes",
     "mapping values are not allowed here": "; put a text that holds ': ' in quotes",
 }
@@ -45,7 +45,8 @@ class Stage:
     name: str
     seed: int = 0
     threads: int = 1
-    _last: list[float] = dataclasses.field(default_factory=lambda: [0.0], repr=False, compare=False)
+    # when progress was printed last, in a list because the class is frozen
+    _printed: list[float] = dataclasses.field(default_factory=lambda: [0.0], repr=False, compare=False)
 
     @property
     def checkpoints(self) -> Path:
@@ -60,9 +61,9 @@ class Stage:
     def progress(self, step: int, total: int, **figures: float) -> None:
         """Print `step/total` and figures, at most every five seconds, always for the last step."""
         now = time.monotonic()
-        if step < total and now - self._last[0] < 5.0:
+        if step < total and now - self._printed[0] < 5.0:
             return
-        self._last[0] = now
+        self._printed[0] = now
         shown = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
         print(f"{self.name}  {step}/{total}  {shown}".rstrip(), flush=True)
 
@@ -73,7 +74,7 @@ class Stage:
                 raise TypeError(f"reports are flat, but {self.name}.{key} is a {type(value).__name__}")
             if isinstance(value, float) and not math.isfinite(value):
                 raise Problem(f"{self.name}: the figure {key} is {value}; the result is not usable")
-        write_json(Path("reports") / f"{self.name}.json", {k: rounded(v) for k, v in figures.items()})
+        write_json(Path("reports") / f"{self.name}.json", {key: rounded(value) for key, value in figures.items()})
 
 
 def rounded(value: Any) -> Any:
@@ -95,7 +96,7 @@ def file_hash(path: Path) -> str:
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; rename it to `path` on success, remove it on failure."""
+    """Yield a temporary name in the folder of `path`; rename it to `path` on success, remove it on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -116,8 +117,8 @@ def read_yaml(path: Path) -> Any:
     except MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
-        found = " ".join((error.problem or "not valid YAML").split())
-        raise Problem(f"{where}: {found}{UNQUOTED.get(found, '')}") from None
+        reason = " ".join((error.problem or "not valid YAML").split())
+        raise Problem(f"{where}: {reason}{UNQUOTED.get(reason, '')}") from None
 
 
 def validated(name: str, Params: type[P], section: Any, where: Path = PARAMS_FILE) -> P:
@@ -168,10 +169,15 @@ def known_keys(where: str, given: Mapping[str, Any], Config: type) -> dict[str, 
 
 
 def _model_at(model: type[BaseModel], location: Sequence[Any]) -> type[BaseModel]:
+    """The model of the section at `location` (keys, and places in lists) of a section of `model`."""
     for part in location:
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), model)
+        if part not in model.model_fields:  # a place in a list, or a name in a mapping
+            continue
+        annotation = model.model_fields[part].annotation
+        for kind in (annotation, *get_args(annotation)):  # Model, or Model | None, list[Model], dict[str, Model]
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                model = kind
+                break
     return model
 
 
@@ -204,9 +210,8 @@ def main(file: str, Params: type[P], run: Callable[[P, Stage], None]) -> None:
         print(f"anneal: {name}: stopped; run it again to go on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
-        sys.exit(
-            f"anneal: {name}: {error.filename or 'writing'}: {error.strerror or error}; nothing earlier was changed"
-        )
+        place, reason = error.filename or "writing", error.strerror or error
+        sys.exit(f"anneal: {name}: {place}: {reason}; nothing earlier was changed")
 
 
 def _prepare(stage: Stage) -> None:
