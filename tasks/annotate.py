@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from tasks.lib.annotation.tool_tasks import bucket_names, task
 from tasks.lib.data.rows import Row, content_id, read_parquet
-from tasks.lib.evaluation.judge import Annotator, Panel, read_panel
+from tasks.lib.evaluation.panel import Annotator, Panel, read_panel
 from tasks.lib.importers.labelstudio import UNASSIGNED
 from tasks.lib.settings.annotate import Params
 from tasks.lib.stage import Problem, Stage, main, replaced, write_json

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.lib.data.rows import read_parquet
-from tasks.lib.evaluation.judge import Panel, read_panel
+from tasks.lib.evaluation.panel import Panel, read_panel
 from tasks.lib.evaluation.scores import answer_figures
 from tasks.lib.export.distillation import Ids, Targets, chosen_layers, divergence, student_of, teacher_targets
 from tasks.lib.export.manifest import hash_of

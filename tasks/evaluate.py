@@ -29,7 +29,7 @@ from tasks.lib.evaluation.answers import (
 )
 from tasks.lib.evaluation.compared_models import compared_folders
 from tasks.lib.evaluation.figures import CHANCE, MAJORITY, TITLES, Columns, figures_of, places_by_split
-from tasks.lib.evaluation.judge import Panel, read_panel
+from tasks.lib.evaluation.panel import Panel, read_panel
 from tasks.lib.evaluation.tables import table_of, table_per_task
 from tasks.lib.evaluation.win_rates import gold_judge, panel_judge, wins, wins_by_score
 from tasks.lib.models.chat import all_answer_ids, load_tokenizer

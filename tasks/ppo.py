@@ -13,7 +13,7 @@ from statistics import mean
 from typing import Any
 
 from tasks.lib.data.rows import read_parquet
-from tasks.lib.evaluation.judge import Panel, read_panel
+from tasks.lib.evaluation.panel import Panel, read_panel
 from tasks.lib.models.chat import all_prompt_ids, answer_text, load_tokenizer
 from tasks.lib.models.loading import load_policy, save_model
 from tasks.lib.models.model_folder import weights_hash

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.lib.data.rows import read_parquet
-from tasks.lib.evaluation.judge import read_panel
+from tasks.lib.evaluation.panel import read_panel
 from tasks.lib.export.card import model_card, sources_of
 from tasks.lib.export.formats import FORMATS
 from tasks.lib.export.gate import answered, pass_gate, quality_by_split

@@ -39,7 +39,7 @@ FORMATS_OF_FILES = {  # what these read is no section of params.yaml
     "tasks.lib.annotation.page",
     "tasks.lib.data.sources",
     "tasks.lib.data.template_files",
-    "tasks.lib.evaluation.judge",
+    "tasks.lib.evaluation.panel",
 }
 HEAVY = ("torch", "transformers", "trl", "matplotlib", "great_expectations", "prefect", "dvc")
 EMPTY_WORDS = {"util", "utils", "helper", "helpers", "common", "manager", "managers", "misc", "registry"}

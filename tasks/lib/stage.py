@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
@@ -128,7 +129,9 @@ def validated(name: str, Params: type[P], section: Any, where: Path = PARAMS_FIL
     """
     if not isinstance(section, dict):
         found = None if section is None else type(section).__name__
-        raise Problem(f"{where}: {f'{name}: ' if name else ''}expected a section of keys, found {found}")
+        if name:
+            raise Problem(f"{where}: {name}: expected a section of keys, found {found}")
+        raise Problem(f"{where}: expected the keys {', '.join(_keys(Params))}, found {found}")
     try:
         return Params(**section)
     except ValidationError as error:
@@ -137,19 +140,24 @@ def validated(name: str, Params: type[P], section: Any, where: Path = PARAMS_FIL
 
 def _first_mistake(name: str, Params: type[BaseModel], error: ValidationError) -> str:
     """The key and what is wrong with it, of the mistake that explains the others."""
-    mistakes = error.errors()  # a misspelt key is also a missing one: name the misspelling
-    first = next((each for each in mistakes if each["type"] == "extra_forbidden"), mistakes[0])
-    place = [name, *first["loc"]] if name else first["loc"]
-    key = ".".join(map(str, place))
+    mistakes = error.errors()
+    first = mistakes[0]
+    for mistake in mistakes:
+        if mistake["type"] == "extra_forbidden":  # a misspelt key is also a missing one: name the misspelling
+            first = mistake
+            break
+    place = [str(part) for part in (name, *first["loc"])]
+    key = ".".join(place).removeprefix(".")
     if first["type"] == "extra_forbidden":
-        parent = _model_at(Params, first["loc"][:-1])
-        near = difflib.get_close_matches(str(first["loc"][-1]), parent.model_fields, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(parent.model_fields))}"
-        of_stage = f" of stage {name}" if name else ""
-        return f"{key} is not a key{of_stage}; {hint}"
+        known = _keys(_model_at(Params, first["loc"][:-1]))
+        hint = _nearest(str(first["loc"][-1]), known) or f"known keys: {', '.join(known)}"
+        if name:
+            return f"{key} is not a key of stage {name}; {hint}"
+        return f"{key} is not a key; {hint}"
     if first["type"] == "missing":
-        needed = f"the stage {name} needs it" if name else "every such file has one (docs/data.md)"
-        return f"{key} is missing; {needed}"
+        if name:
+            return f"{key} is missing; the stage {name} needs it"
+        return f"{key} is missing; every such file has one (docs/data.md)"
     if first["type"] == "value_error":  # a check across fields of tasks/lib/settings: its message begins with a key
         message = str(first["ctx"]["error"])
         return f"{key}.{message}" if key else message
@@ -162,23 +170,39 @@ def known_keys(where: str, given: Mapping[str, Any], Config: type) -> dict[str, 
     fields = [field.name for field in dataclasses.fields(Config) if field.init]
     for key in given:
         if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1, cutoff=0.4)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise Problem(f"params.yaml: {where}.{key} is not a key of {Config.__name__}{hint}")
+            mistake = f"params.yaml: {where}.{key} is not a key of {Config.__name__}"
+            hint = _nearest(key, fields)
+            raise Problem(f"{mistake}; {hint}" if hint else mistake)
     return dict(given)
+
+
+def _nearest(key: str, known: Sequence[str]) -> str | None:
+    """A question for the known key that is spelt most like `key`; None if none is."""
+    for near in difflib.get_close_matches(key, known, n=1, cutoff=0.4):
+        return f"did you mean {near}?"
+    return None
 
 
 def _model_at(model: type[BaseModel], location: Sequence[Any]) -> type[BaseModel]:
     """The model of the section at `location` (keys, and places in lists) of a section of `model`."""
     for part in location:
-        if part not in model.model_fields:  # a place in a list, or a name in a mapping
+        field = _fields(model).get(part)
+        if field is None:  # a place in a list, or a name in a mapping
             continue
-        annotation = model.model_fields[part].annotation
-        for kind in (annotation, *get_args(annotation)):  # Model, or Model | None, list[Model], dict[str, Model]
+        for kind in (field.annotation, *get_args(field.annotation)):  # Model | None, list[Model], dict[str, Model]
             if isinstance(kind, type) and issubclass(kind, BaseModel):
                 model = kind
                 break
     return model
+
+
+def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of a model by the keys that stand for them in a file."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
+
+
+def _keys(model: type[BaseModel]) -> list[str]:
+    return sorted(_fields(model))
 
 
 def read_params(name: str, Params: type[P], path: Path = PARAMS_FILE) -> tuple[P, Stage]:

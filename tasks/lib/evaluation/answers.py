@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tasks.lib.evaluation.judge import Panel
+from tasks.lib.evaluation.panel import Panel
 from tasks.lib.evaluation.scores import answer_scores, exact_match, rank_choices, sequence_kl
 from tasks.lib.models.chat import all_answer_ids, all_prompt_ids, answer_text
 from tasks.lib.models.generation import generate

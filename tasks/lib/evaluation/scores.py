@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from tasks.lib.evaluation.judge import Panel
+from tasks.lib.evaluation.panel import Panel
 from tasks.lib.models.batches import batches_by_length, left_pad, position_ids, right_pad
 from tasks.lib.models.logprobs import token_logprobs
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tasks.lib.evaluation.judge import Panel
+from tasks.lib.evaluation.panel import Panel
 
 Judge = Callable[[str, str, str], float]  # (label, first answer, second answer) -> preference for the first
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from tasks.lib.evaluation.judge import Panel
+from tasks.lib.evaluation.panel import Panel
 from tasks.lib.evaluation.scores import answer_figures
 from tasks.lib.export.distillation import Ids, logits_on
 from tasks.lib.export.formats import FORMATS

@@ -12,7 +12,7 @@ import torch
 from preference_world import PANEL
 from tiny_models import tiny_llama, tiny_tokenizer
 
-from tasks.lib.evaluation.judge import read_panel
+from tasks.lib.evaluation.panel import read_panel
 from tasks.lib.evaluation.scores import answer_figures, best_constant, chance, exact_match, rank_choices, sequence_kl
 from tasks.lib.models.chat import answer_ids, prompt_ids
 from tasks.lib.models.generation import generate

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from preference_world import PANEL
 
-from tasks.lib.evaluation.judge import Panel, read_panel
+from tasks.lib.evaluation.panel import Panel, read_panel
 from tasks.lib.evaluation.win_rates import gold_judge, panel_judge, wins, wins_by_score
 
 CLOSING = ". Happy to help!"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.lib.evaluation.judge import Panel, read_panel
+from tasks.lib.evaluation.panel import Panel, read_panel
 from tasks.lib.stage import Problem
 
 GOOD = """
