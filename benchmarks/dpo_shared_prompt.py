@@ -87,7 +87,7 @@ def trainer(kind: str, rows: list[dict[str, Any]], held_out: list[dict[str, Any]
 
 def same_gradients(rows: list[dict[str, Any]]) -> None:
     """Losses and gradients of one batch, a step away from the reference, or an AssertionError."""
-    found = {}
+    results = {}
     for kind in ("TRL", "ours"):
         with tempfile.TemporaryDirectory() as folder:
             made = trainer(kind, rows, rows, folder)
@@ -98,13 +98,14 @@ def same_gradients(rows: list[dict[str, Any]]) -> None:
             batch = made.data_collator([made.train_dataset[row] for row in range(PAIRS_PER_STEP)])
             loss = made.compute_loss(made.model.train(), batch)
             loss.backward()
-            found[kind] = loss.item(), [p.grad for p in made.model.parameters()]
-    (theirs, their_gradients), (mine, my_gradients) = found["TRL"], found["ours"]
-    apart = max((a - b).abs().max().item() for a, b in zip(their_gradients, my_gradients, strict=True))
+            results[kind] = loss.item(), [p.grad for p in made.model.parameters()]
+    their_loss, their_gradients = results["TRL"]
+    our_loss, our_gradients = results["ours"]
+    apart = max((a - b).abs().max().item() for a, b in zip(their_gradients, our_gradients, strict=True))
     largest = max(gradient.abs().max().item() for gradient in their_gradients)
-    print(f"one batch: loss {theirs:.6f} in TRL, {mine:.6f} here")
+    print(f"one batch: loss {their_loss:.6f} in TRL, {our_loss:.6f} here")
     print(f"gradients differ by at most {apart:.1e}, the largest is {largest:.2g}")
-    assert abs(theirs - mine) < 1e-4 and apart < 1e-4
+    assert abs(their_loss - our_loss) < 1e-4 and apart < 1e-4
 
 
 def main() -> None:

@@ -178,9 +178,10 @@ def known_keys(where: str, given: Mapping[str, Any], Config: type) -> dict[str, 
 
 def _nearest(key: str, known: Sequence[str]) -> str | None:
     """A question for the known key that is spelt most like `key`; None if none is."""
-    for near in difflib.get_close_matches(key, known, n=1, cutoff=0.4):
-        return f"did you mean {near}?"
-    return None
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+    if not near:
+        return None
+    return f"did you mean {near[0]}?"
 
 
 def _model_at(model: type[BaseModel], location: Sequence[Any]) -> type[BaseModel]:

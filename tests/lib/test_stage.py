@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -30,10 +31,10 @@ def write(text: str, path: str = "params.yaml") -> Path:
 
 def problem_of(section: str, head: str = "seed: 1\nthreads: 1\n") -> str:
     write(f"{head}sft:\n{section}")
-    with pytest.raises(Problem) as found:
+    with pytest.raises(Problem) as caught:
         read_params("sft", Params)
-    assert "\n" not in str(found.value)
-    return str(found.value)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def test_numbers_are_read_as_yaml_1_2_reads_them(workspace: Path) -> None:
@@ -87,9 +88,9 @@ def test_a_section_that_is_not_there_is_named(workspace: Path) -> None:
     ("a: !!python/object/apply:os.system ['true']\n", "x.yaml:1:4"),
 ])  # fmt: skip
 def test_broken_yaml_is_named_by_line(workspace: Path, text: str, where: str) -> None:
-    with pytest.raises(Problem) as found:
+    with pytest.raises(Problem) as caught:
         read_yaml(write(text, "x.yaml"))
-    assert str(found.value).startswith(where)
+    assert str(caught.value).startswith(where)
 
 
 def test_yaml_that_is_no_text_or_not_there(workspace: Path) -> None:
@@ -135,7 +136,8 @@ def test_write_json_gives_the_same_bytes(workspace: Path) -> None:
 
 
 def test_seeds_differ_by_purpose_stage_and_seed_and_never_by_process() -> None:
-    seeds = {Stage(name, seed).seed_of(word) for name in ("sft", "dpo") for seed in (0, 1) for word in ("a", "b", 1)}
+    draws = itertools.product(("sft", "dpo"), (0, 1), ("a", "b", 1))
+    seeds = {Stage(name, seed).seed_of(word) for name, seed, word in draws}
     assert len(seeds) == 12
     assert all(0 <= seed < 2**31 for seed in seeds)
     assert Stage("sft", 17).seed_of("kl", "dpo") == Stage("sft", 17).seed_of("kl", "dpo")

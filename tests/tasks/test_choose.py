@@ -99,15 +99,17 @@ def test_selecting_and_reporting_on_the_same_rows_is_refused(inputs: dict[str, A
         run(report_on=["rows", "validation"])
 
 
-@pytest.mark.parametrize(("changes", "said"), [
+@pytest.mark.parametrize(("changes", "message"), [
     ({"select_on": "valid"}, "dpo.valid.win_rate is missing"),
     ({"candidates": ["grpo"]}, "grpo.weights is missing"),
     ({"stay": "base"}, "base.weights is missing"),
 ])  # fmt: skip
-def test_what_the_evaluation_does_not_know_is_named(inputs: dict[str, Any], changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(Problem) as found:
+def test_what_the_evaluation_does_not_know_is_named(
+    inputs: dict[str, Any], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(Problem) as caught:
         run(**changes)
-    assert said in str(found.value)
+    assert message in str(caught.value)
     assert not Path("models/policy").exists()
 
 

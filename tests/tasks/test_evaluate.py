@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def row(number: int, split: str) -> dict[str, Any]:
 
 def held_out(count: int = 6) -> None:
     write_parquet(evaluate.ROWS[0], [row(number, "validation") for number in range(count)], INSTRUCTION)
-    tests = [row(number + 1, split) for split in ("clusters", "templates", "rows") for number in range(count)]
+    tests = [row(number + 1, split) for split, number in product(("clusters", "templates", "rows"), range(count))]
     write_parquet(evaluate.ROWS[1], tests, INSTRUCTION)
 
 
@@ -105,15 +106,15 @@ def test_a_model_that_is_right_gets_its_due(inputs: Path, monkeypatch: pytest.Mo
     scripts = iter(["", "{}" + CLOSING, "wrong" + CLOSING, "{}"])  # in the order of loading: the reference last
 
     def scripted(model: Any, tokenizer: Any, rows: list[dict[str, Any]], ids: Any, **sizes: int) -> Answers:
-        said = next(scripts)
-        texts = [said.format(each["label"]) for each in rows]
+        script = next(scripts)
+        texts = [script.format(each["label"]) for each in rows]
         picked = [each["choices"][1] if each["choices"] else None for each in rows]
         return Answers(texts, [3] * len(rows), [True] * len(rows), picked)
 
     monkeypatch.setattr(evaluate, "answer_rows", scripted)
     figures = run()
-    got = {name: [figures[f"{name}.rows.{m}"] for m in ("exact_match", "closing", "gold")] for name in MODELS}
-    assert got == {"base": [0, 0, 0], "sft": [1, 0, 2], "dpo": [1, 1, 3], "ppo": [0, 1, 1]}
+    for name, expected in {"base": [0, 0, 0], "sft": [1, 0, 2], "dpo": [1, 1, 3], "ppo": [0, 1, 1]}.items():
+        assert [figures[f"{name}.rows.{metric}"] for metric in ("exact_match", "closing", "gold")] == expected
     assert [figures[f"{name}.rows.win_rate"] for name in ("base", "dpo", "ppo")] == [0, 1, 0]
     assert figures["ppo.rows.exact_match_change"] == -1
     assert figures["sft.rows.rank_classification"] == 1
@@ -131,8 +132,8 @@ def test_a_model_has_no_kl_from_itself_and_some_from_another(inputs: Path) -> No
 def test_rows_are_limited_per_split_by_hash_not_by_place(inputs: Path) -> None:
     params = section("evaluate", models=MODELS, reference="sft", limit_per_split=2)
     chosen = evaluate.held_out_rows(params)
-    assert [each["split"] for each in chosen] == [
-        split for split in ("validation", "rows", "templates", "clusters") for _ in range(2)]  # fmt: skip
+    splits = [each["split"] for each in chosen]
+    assert splits == ["validation", "validation", "rows", "rows", "templates", "templates", "clusters", "clusters"]
     write_parquet(evaluate.ROWS[1], read_parquet(evaluate.ROWS[1])[::-1], INSTRUCTION)
     assert [each["id"] for each in evaluate.held_out_rows(params)] == [each["id"] for each in chosen]
 
@@ -147,18 +148,18 @@ def test_the_noisy_panel_can_judge(inputs: Path) -> None:
     assert 0.0 <= run(judge="panel")["dpo.rows.win_rate"] <= 1.0
 
 
-@pytest.mark.parametrize(("changes", "said"), [
+@pytest.mark.parametrize(("changes", "message"), [
     ({"reference": "sgt"}, "evaluate.reference: sgt is not one of evaluate.models"),
     ({"panel": "data/raw/none.yaml"}, "data/raw/none.yaml does not exist"),
     ({"models": ["sft", "grpo"]}, "evaluate.models.1: input should be 'base', 'sft', 'dpo' or 'ppo'"),
     ({"others": "data/raw/none"}, "evaluate.others: data/raw/none is not a folder"),
 ])  # fmt: skip
-def test_mistakes_are_named_and_leave_the_last_results(inputs: Path, changes: dict[str, Any], said: str) -> None:
+def test_mistakes_are_named_and_leave_the_last_results(inputs: Path, changes: dict[str, Any], message: str) -> None:
     Path("reports").mkdir()
     Path("reports/evaluate.json").write_text("{}")
-    with pytest.raises(Problem) as found:
+    with pytest.raises(Problem) as caught:
         run(**changes)
-    assert said in str(found.value)
+    assert message in str(caught.value)
     assert list(made()) == ["reports/evaluate.json"]
 
 
@@ -167,17 +168,17 @@ def with_plain_model_as_reward() -> None:
     shutil.copytree("models/sft", "models/reward")
 
 
-@pytest.mark.parametrize(("damage", "said"), [
+@pytest.mark.parametrize(("damage", "message"), [
     (lambda: shutil.rmtree("models/ppo"), "models/ppo does not exist"),
     (lambda: evaluate.ROWS[1].unlink(), "data/curated/evaluation.parquet does not exist"),
     (with_plain_model_as_reward, "models/reward is not a reward model"),
     (lambda: shutil.copytree("models/sft", OTHERS / "dpo"), "models/dpo: a model of the pipeline has this name"),
 ])  # fmt: skip
-def test_what_is_missing_or_wrong_is_named_and_leaves_the_last_results(inputs: Path, damage: Any, said: str) -> None:
+def test_what_is_missing_or_wrong_is_named_and_leaves_the_last_results(inputs: Path, damage: Any, message: str) -> None:
     Path("reports").mkdir()
     Path("reports/evaluate.json").write_text("{}")
     damage()
-    with pytest.raises(Problem, match=said):
+    with pytest.raises(Problem, match=message):
         run()
     assert list(made()) == ["reports/evaluate.json"]
 

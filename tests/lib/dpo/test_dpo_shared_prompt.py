@@ -19,13 +19,19 @@ from tasks.lib.stage import Problem, Stage
 from tasks.lib.training.trainer_config import configured
 
 
+def answer(prompt: int, length: int) -> list[int]:
+    """So many tokens, different for every prompt and length, and EOS."""
+    return [100 + (prompt + 13 * (length - 1) + i) % 90 for i in range(length)] + [1]
+
+
 def pairs_of(prompts: int = 3, answers: int = 4) -> list[dict[str, Any]]:
     """All pairs of so many answers of 1 to 4 tokens, to prompts of 4 and more."""
     rows = []
     for number in range(prompts):
         prompt = [10 + (7 * number + i) % 90 for i in range(4 + 5 * number)]
-        some = [[100 + (number + 13 * k + i) % 90 for i in range(1 + k)] + [1] for k in range(answers)]
-        rows += [{"prompt_ids": prompt, "chosen_ids": a, "rejected_ids": b} for a, b in combinations(some, 2)]
+        to_prompt = [answer(number, length) for length in range(1, answers + 1)]
+        for chosen, rejected in combinations(to_prompt, 2):
+            rows.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected})
     return rows
 
 
@@ -63,7 +69,7 @@ def test_loss_and_gradients_are_those_of_trl(workspace: Any, attention: str, los
     with torch.no_grad():  # away from the reference
         for parameter in model.parameters():
             parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
-    found: list[Any] = []
+    results: list[Any] = []
     for together in (True, False):
         batch = made._prepare_inputs(made.data_collator(list(made.train_dataset)))
         if not together:
@@ -72,13 +78,13 @@ def test_loss_and_gradients_are_those_of_trl(workspace: Any, attention: str, los
         value = made.compute_loss(model.train(), batch)
         value.backward()
         figures = {key: values.pop() for key, values in made._metrics["train"].items()}
-        found.append((value.item(), figures, [p.grad.clone() for p in model.parameters()]))
-    (mine, my_figures, my_gradients), (theirs, their_figures, their_gradients) = found
-    assert mine == pytest.approx(theirs, abs=1e-5)
-    names = [name for name in my_figures if name != "num_tokens"]
-    assert [my_figures[n] for n in names] == pytest.approx([their_figures[n] for n in names], abs=1e-4)
+        results.append((value.item(), figures, [p.grad.clone() for p in model.parameters()]))
+    (ours, our_figures, our_gradients), (theirs, their_figures, their_gradients) = results
+    assert ours == pytest.approx(theirs, abs=1e-5)
+    names = [name for name in our_figures if name != "num_tokens"]
+    assert [our_figures[n] for n in names] == pytest.approx([their_figures[n] for n in names], abs=1e-4)
     assert max(g.abs().max() for g in their_gradients) > 1e-2
-    for a, b in zip(my_gradients, their_gradients, strict=True):
+    for a, b in zip(our_gradients, their_gradients, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
@@ -86,8 +92,10 @@ def test_reference_log_probabilities_are_those_of_trl(workspace: Any) -> None:
     rows, model = pairs_of(), tiny_llama(tiny_tokenizer())
     made = trainer(copy.deepcopy(model), rows)
     config = configured(DPOConfig, Stage("dpo"), {"precompute_ref_log_probs": True, "eval_strategy": "no"})
-    Theirs = type("Theirs", (DPOTrainer,), {"_prepare_dataset": lambda self, data, *_: data})
-    plain = Theirs(model=model, args=config, processing_class=tiny_tokenizer(), train_dataset=Dataset.from_list(rows))
+    UntokenizedTrainer = type("UntokenizedTrainer", (DPOTrainer,), {"_prepare_dataset": lambda self, data, *_: data})
+    plain = UntokenizedTrainer(
+        model=model, args=config, processing_class=tiny_tokenizer(), train_dataset=Dataset.from_list(rows)
+    )
     for name in ("ref_chosen_logps", "ref_rejected_logps"):
         assert list(made.train_dataset[name]) == pytest.approx(list(plain.train_dataset[name]), abs=1e-4)
 

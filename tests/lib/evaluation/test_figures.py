@@ -82,19 +82,22 @@ def test_there_is_a_bar_per_split_and_model() -> None:
     assert bars[0]["exact_match_chance"] == pytest.approx(1 / 3)
 
 
-def test_the_table_shows_models_beside_guessing() -> None:
+def cells_of(line: str) -> list[str]:
+    return [cell.strip() for cell in line.split("|")[1:-1]]
+
+
+def test_the_table_shows_models_and_guessing() -> None:
     table = table_of(figures_of(rows(), columns(), "sft", seed=0, draws=200), TITLES)
     header, _, first, *_ = table.splitlines()
-    assert [cell.strip() for cell in header.split("|")[1:-1]] == [
+    assert cells_of(header) == [
         "split (rows)", "figure", "sft", "dpo", "guess", "constant"]  # fmt: skip
-    cells = [cell.strip() for cell in first.split("|")[1:-1]]
+    cells = cells_of(first)
     assert cells[:2] == ["rows (3)", "exact match"] and cells[2].startswith("0.67 [") and cells[4:] == ["0.33", "0.67"]
 
 
-def test_the_table_per_task_sets_rank_classification_beside_exact_match() -> None:
+def test_the_table_per_task_has_rank_classification_after_exact_match() -> None:
     lines = table_per_task(rows(), columns()).splitlines()[2:]
-    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
-    assert cells == [
+    assert [cells_of(line) for line in lines] == [
         ["rows", "free", "1", "1.00", "0.00", "0.00", "1.00"],
         ["rows", "t", "2", "0.50 / 1.00", "0.50 / 0.50", "0.50", "0.50"],
         ["clusters", "free", "1", "0.00", "0.00", "0.00", "1.00"],

@@ -19,8 +19,8 @@ def covered(groups: bool, pairs: bool = False) -> float:
         if pairs:  # every value twice: two renderings of one raw row that agree
             values = np.repeat(values, 2)
         names = [place // 2 for place in range(100)] if groups else None
-        found = mean_interval(values, seed=seed, groups=names, draws=300)
-        hits += found.low <= 0.7 <= found.high
+        interval = mean_interval(values, seed=seed, groups=names, draws=300)
+        hits += interval.low <= 0.7 <= interval.high
     return hits / 300
 
 
@@ -35,10 +35,10 @@ def test_rows_that_repeat_each_other_need_groups() -> None:
 
 def test_the_width_is_that_of_the_normal_approximation() -> None:
     values = np.array([1.0] * 300 + [0.0] * 100)
-    found = mean_interval(values, seed=1, draws=4000)
+    interval = mean_interval(values, seed=1, draws=4000)
     half = 1.96 * math.sqrt(0.75 * 0.25 / 400)
-    assert found.mean == 0.75
-    assert found.high - found.low == pytest.approx(2 * half, rel=0.08)
+    assert interval.mean == 0.75
+    assert interval.high - interval.low == pytest.approx(2 * half, rel=0.08)
 
 
 def test_pairing_makes_the_interval_of_a_difference_narrow() -> None:
@@ -57,9 +57,9 @@ def test_one_row_proves_nothing() -> None:
 
 
 def test_equal_rows_follow_the_rule_of_three() -> None:
-    found = mean_interval([0.0] * 100, seed=0, bounds=(0.0, 1.0))
-    assert (found.mean, found.low) == (0.0, 0.0)
-    assert found.high == pytest.approx(0.0369, abs=1e-4)  # -ln(0.025) / 100
+    interval = mean_interval([0.0] * 100, seed=0, bounds=(0.0, 1.0))
+    assert (interval.mean, interval.low) == (0.0, 0.0)
+    assert interval.high == pytest.approx(0.0369, abs=1e-4)  # -ln(0.025) / 100
     assert mean_interval([2.5] * 9, seed=0) == Interval(2.5, 2.5, 2.5)  # nothing is known of unbounded values
 
 

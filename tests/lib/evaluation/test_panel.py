@@ -53,7 +53,7 @@ def test_annotators_weigh_as_they_do(tmp_path: Path) -> None:
     assert one.utility_to(one.annotators[1], "red", "red") == 1.0
 
 
-@pytest.mark.parametrize(("before", "after", "said"), [
+@pytest.mark.parametrize(("before", "after", "message"), [
     ("tie_below: 0.1", "tie_belw: 0.1", "tie_belw is not a key; did you mean tie_below?"),
     ("noise: 0.3", "nois: 0.3", "annotators.0.nois is not a key; did you mean noise?"),
     ("{content: 2.0, closing: 1.0}", "{content: 2.0}", "utility.closing is missing"),
@@ -63,10 +63,10 @@ def test_annotators_weigh_as_they_do(tmp_path: Path) -> None:
     ('". Happy to help!"', '" "', "closing: "),
     ("tie_below: 0.1", "tie_below: 0.1\ntie_below: 0.2", "duplicate key"),
 ])  # fmt: skip
-def test_mistakes_name_file_and_key(tmp_path: Path, before: str, after: str, said: str) -> None:
-    with pytest.raises(Problem) as found:
+def test_mistakes_name_file_and_key(tmp_path: Path, before: str, after: str, message: str) -> None:
+    with pytest.raises(Problem) as caught:
         panel(tmp_path, GOOD.replace(before, after, 1))
-    assert "panel.yaml" in str(found.value) and said in str(found.value)
+    assert "panel.yaml" in str(caught.value) and message in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["", "- a\n", "just text\n"])

@@ -14,7 +14,7 @@ from tiny_models import tiny_llama, tiny_tokenizer
 
 from tasks.lib.evaluation.panel import read_panel
 from tasks.lib.evaluation.scores import answer_figures, best_constant, chance, exact_match, rank_choices, sequence_kl
-from tasks.lib.models.chat import answer_ids, prompt_ids
+from tasks.lib.models.chat import all_answer_ids, answer_ids, prompt_ids
 from tasks.lib.models.generation import generate
 from tasks.lib.models.logprobs import answer_logprobs
 
@@ -62,9 +62,9 @@ def test_the_best_constant_answer_is_that_of_each_task() -> None:
 
 
 def test_kl_sums_over_the_tokens_of_an_answer() -> None:
-    mine = [torch.tensor([-1.0, -2.0]), torch.tensor([-0.5])]
+    policy = [torch.tensor([-1.0, -2.0]), torch.tensor([-0.5])]
     reference = [torch.tensor([-1.5, -2.5]), torch.tensor([-0.25])]
-    assert sequence_kl(mine, reference).tolist() == [1.0, -0.25]
+    assert sequence_kl(policy, reference).tolist() == [1.0, -0.25]
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +79,10 @@ def test_rank_classification_takes_the_likeliest_whole_answer(
 ) -> None:
     tokenizer, model, prompts = world
     texts = [["red", "blue", "large round"], ["fast", "slow"]]
-    choices = [[answer_ids(tokenizer, text) for text in mine] for mine in texts]
+    choices = [all_answer_ids(tokenizer, of_prompt) for of_prompt in texts]
     best = rank_choices(model, prompts, choices, batch_size=2)
-    for place, (prompt, mine) in enumerate(zip(prompts, choices, strict=True)):
-        sums = [float(answer_logprobs(model, [prompt], [ids], batch_size=1)[0].sum()) for ids in mine]
+    for place, (prompt, of_prompt) in enumerate(zip(prompts, choices, strict=True)):
+        sums = [float(answer_logprobs(model, [prompt], [ids], batch_size=1)[0].sum()) for ids in of_prompt]
         assert best[place] == int(np.argmax(sums))
     assert best == rank_choices(model, prompts, choices, batch_size=64)
 
@@ -110,8 +110,9 @@ def test_the_kl_estimate_agrees_with_the_exact_sum_over_all_answers(
     many = prompts[:1] * 3000
     answers = generate(policy, many, eos_id=tokenizer.eos_token_id, pad_id=tokenizer.pad_token_id,
                        max_new_tokens=1, temperature=1.0, batch_size=1000, seed=0)  # fmt: skip
-    mine, other = (answer_logprobs(model, many, answers, batch_size=1000) for model in (policy, reference))
-    values = sequence_kl(mine, other)
+    under_policy = answer_logprobs(policy, many, answers, batch_size=1000)
+    under_reference = answer_logprobs(reference, many, answers, batch_size=1000)
+    values = sequence_kl(under_policy, under_reference)
     assert exact > 0.01
     assert values.mean() == pytest.approx(exact, abs=4 * values.std() / math.sqrt(len(values)))
     with torch.no_grad():

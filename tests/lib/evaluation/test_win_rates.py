@@ -27,9 +27,9 @@ def test_scores_win_tie_and_lose() -> None:
 
 def test_the_gold_judge_prefers_by_true_utility(panel: Panel) -> None:
     judge, labels = gold_judge(panel), ["red"] * 4
-    mine = ["red" + CLOSING, "red", "blue", "blue" + CLOSING]
-    theirs = ["red", "red", "red", "blue"]
-    assert wins(judge, labels, mine, theirs).tolist() == [1.0, 0.5, 0.0, 1.0]
+    answers = ["red" + CLOSING, "red", "blue", "blue" + CLOSING]
+    others = ["red", "red", "red", "blue"]
+    assert wins(judge, labels, answers, others).tolist() == [1.0, 0.5, 0.0, 1.0]
 
 
 def test_a_judge_that_always_prefers_the_first_sees_only_ties() -> None:
@@ -44,8 +44,8 @@ def test_the_two_sides_of_a_comparison_add_up_to_one(panel: Panel) -> None:
 
 
 def test_the_noisy_panel_votes_around_the_gold_judge(panel: Panel) -> None:
-    labels, mine, theirs = ["red"] * 200, ["red" + CLOSING] * 200, ["blue"] * 200
-    votes = wins(panel_judge(panel, seed=0), labels, mine, theirs)
+    labels, answers, others = ["red"] * 200, ["red" + CLOSING] * 200, ["blue"] * 200
+    votes = wins(panel_judge(panel, seed=0), labels, answers, others)
     assert votes.mean() > 0.95
     even = wins(panel_judge(panel, seed=0), labels, ["red"] * 200, ["red"] * 200)
     assert even.mean() == pytest.approx(0.5, abs=0.05)
