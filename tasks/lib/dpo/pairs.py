@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.lib.annotation.agreement import majority, verdicts
+from tasks.lib.annotation.agreement import majority, verdicts, with_prompt_keys
 from tasks.lib.data.prompts import prompt_key
 from tasks.lib.data.rows import Row, content_id
 from tasks.lib.models.chat import all_answer_ids, all_prompt_ids
@@ -23,14 +23,10 @@ def pairs_of(rankings: Iterable[Row], per_prompt: int | None = None) -> tuple[li
     `per_prompt` pairs whose answers win most often (None: all): two good answers teach more than a good one and
     nonsense, which the model would not say anyway; and every prompt weighs about the same.
     """
+    keyed = with_prompt_keys(rankings)
     prompts: dict[str, Any] = {}  # of the spellings of one prompt the first
-    annotators: set[str] = set()
-    keyed: list[Row] = []
-    for row in rankings:
-        key = prompt_key(row["prompt"])
-        prompts.setdefault(key, row["prompt"])
-        annotators.add(row["annotator"])
-        keyed.append({**row, "prompt_key": key})
+    for ranking in keyed:
+        prompts.setdefault(ranking["prompt_key"], ranking["prompt"])
 
     preferences: dict[str, list[Preference]] = {key: [] for key in prompts}
     ties_and_draws = 0  # an annotator's tie counts one, and so does a pair whose votes balance
@@ -50,8 +46,8 @@ def pairs_of(rankings: Iterable[Row], per_prompt: int | None = None) -> tuple[li
     for key, of_prompt in preferences.items():
         for chosen, rejected in _best_first(of_prompt)[:per_prompt]:
             pairs.append({"prompt": prompts[key], "chosen": chosen, "rejected": rejected})
-    figures = {"prompts": len(prompts), "annotators": len(annotators), "ties_and_draws": ties_and_draws}
-    return pairs, figures
+    annotators = {ranking["annotator"] for ranking in keyed}
+    return pairs, {"prompts": len(prompts), "annotators": len(annotators), "ties_and_draws": ties_and_draws}
 
 
 def _best_first(preferences: Sequence[Preference]) -> list[Preference]:
