@@ -267,6 +267,21 @@ def test_every_python_file_says_what_it_is() -> None:
     assert silent == []
 
 
+COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_a_comprehension_does_one_thing(module: str) -> None:
+    """One `for`, no other comprehension inside, and no name bound in its condition: else it is a loop."""
+    for node in ast.walk(ast.parse(modules()[module].read_text(encoding="utf-8"))):
+        if isinstance(node, COMPREHENSIONS):
+            where = f"{module}:{node.lineno}"
+            inner = [each for each in ast.walk(node) if each is not node]
+            assert len(node.generators) == 1, where
+            assert not any(isinstance(each, COMPREHENSIONS) for each in inner), where
+            assert not any(isinstance(each, ast.NamedExpr) for each in inner), where
+
+
 def test_no_file_holds_a_path_of_this_machine() -> None:
     local = [
         str(ROOT).encode() + b"/",
