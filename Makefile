@@ -1,7 +1,7 @@
 # make demo   install into .venv and run the whole pipeline on the embedded data
 # make test   install into .venv and run every check and test
 PYTHON ?= python3
-# pip compiles nothing: of 20 000 files a run imports a third, and Python compiles and keeps those as it does
+# pip compiles nothing: a run imports a third of the 20 000 files, and Python compiles those when they are imported
 PIP = .venv/bin/python -m pip --disable-pip-version-check install -qq --no-compile --constraint constraints.txt
 WORKERS = --numprocesses auto --maxprocesses 4
 # the warning is of branches in the tests themselves, which are not counted
@@ -21,9 +21,10 @@ test: .venv/installed-test
 	@echo "covered by the tests that are not slow (coverage.txt):"
 	@awk '/^\(summary\)/ {print $$6 " % of branches, " $$7 " % of lines and branches"}' coverage.txt
 
-# pip first: the one that Python 3.11 comes with takes a minute and a half longer to choose the packages.
-# torch next: asked for by another package, pip may take a build for GPUs of several GB. Most of it is imported:
-# another core compiles it while the rest is installed. At last what a first run would wait for.
+# Upgrade pip first: the version that comes with Python 3.11 takes a minute and a half longer to choose the packages.
+# Then install torch by itself: as a dependency of another package, pip may choose a GPU build of several GB. Most of
+# torch is imported in a run, so a second core compiles it while the rest is installed. flows.prepare comes last: it
+# does what the first run would otherwise wait for.
 .venv/installed: constraints.txt pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(PIP) --upgrade pip
