@@ -38,7 +38,7 @@ def run(params: Params, stage: Stage) -> None:
     rows = read_parquet(INSTRUCTIONS, INSTRUCTION.names)
     for split in sorted(splits_of(rows)):
         if split not in SPLITS:
-            raise Problem(f"{INSTRUCTIONS}: {split} is no split; known: {', '.join(SPLITS)}")
+            raise Problem(f"{INSTRUCTIONS}: {split} is not a split; known: {', '.join(SPLITS)}")
     rows.sort(key=lambda row: (SPLITS.index(row["split"]), row["id"]))
     before = splits_of(rows)
 

@@ -125,7 +125,7 @@ def mix(params: Params, index: Index) -> None:
     """Keep the mix of tasks: a maximum per task and split (FLAN, T0), weights; which rows, their hash decides."""
     for task in sorted(params.weights):
         if task not in index.tasks:
-            raise Problem(f"render.weights: {task} is no task; known: {', '.join(index.tasks)}")
+            raise Problem(f"render.weights: {task} is not a task; known: {', '.join(index.tasks)}")
     kept = [np.empty(0, np.int64)]
     for split, name in enumerate(SPLITS):
         numbers = np.flatnonzero(index.rows.split == split)  # (n,) of the split's rows

@@ -175,7 +175,7 @@ def test_a_split_that_is_emptied_is_a_problem_and_leaves_the_old_files(workspace
 
 
 def test_an_unknown_split_is_a_problem(workspace: Path) -> None:
-    with pytest.raises(Problem, match="test is no split"):
+    with pytest.raises(Problem, match="test is not a split"):
         curated([instruction("x", "test")])
 
 

@@ -159,8 +159,8 @@ def test_empty_renders_are_dropped_counted_and_listed(world: Path) -> None:
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "an unknown cluster": ({"heldout_clusters": ["inferense"]}, "inferense is no cluster; known: inference"),
-    "an unknown template": ({"heldout_templates": ["review/z"]}, "review/z is no template"),
+    "an unknown cluster": ({"heldout_clusters": ["inferense"]}, "inferense is not a cluster; known: inference"),
+    "an unknown template": ({"heldout_templates": ["review/z"]}, "review/z is not a template"),
     "all templates held out": (
         {"heldout_templates": ["review/a", "review/b", "review/c"]}, "every template of review is held out"
     ),
@@ -303,7 +303,7 @@ def test_turns_and_weights(world: Path) -> None:
     everything = sum(row["split"] == "train" for row in rows)
     half = rendered(templates_per_row="all", weights={"review": 0.5})
     assert sum(row["split"] == "train" for row in half) == round(everything / 2)
-    with pytest.raises(Problem, match=r"render\.weights: reviews is no task; known: follows, review"):
+    with pytest.raises(Problem, match=r"render\.weights: reviews is not a task; known: follows, review"):
         rendered(weights={"reviews": 2.0})
 
 

@@ -62,13 +62,13 @@ def check_heldout(plan: Plan, templates: Mapping[str, Sequence[Template]], sourc
     clusters = {source.file.cluster for source in sources}
     for cluster in plan.heldout_clusters:
         if cluster not in clusters:
-            raise Problem(f"render.heldout_clusters: {cluster} is no cluster; known: {', '.join(sorted(clusters))}")
+            raise Problem(f"render.heldout_clusters: {cluster} is not a cluster; known: {', '.join(sorted(clusters))}")
     names: set[str] = set()
     for of_source in templates.values():
         names.update(template.name for template in of_source)
     for name in plan.heldout_templates:
         if name not in names:
-            raise Problem(f"render.heldout_templates: {name} is no template (<folder>/<name>)")
+            raise Problem(f"render.heldout_templates: {name} is not a template (<folder>/<name>)")
     for source_name, of_source in templates.items():
         if of_source and all(is_heldout(plan, template) for template in of_source):
             raise Problem(f"render: every template of {source_name} is held out; leave one for training")

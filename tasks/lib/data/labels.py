@@ -61,7 +61,7 @@ def classes(splits: dict[str, list[Labelled]], task: str) -> list[str]:
     if 2 * len(labels) > len(train):
         raise Problem(
             f"classify.tasks.{task}: {len(labels)} labels in {len(train)} training rows are free text, not classes; "
-            "train sft on them"
+            "use sft for them"
         )
     for row in (*splits["validation"], *splits["test"]):
         if row.label not in labels:

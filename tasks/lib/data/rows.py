@@ -139,10 +139,10 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> list[Row]:
     except FileNotFoundError:
         raise Problem(f"{path} does not exist; run the stage that writes it") from None
     except (pa.ArrowException, OSError) as error:
-        raise Problem(f"{path}: expected a Parquet file, found {excerpt(str(error), 80)}; make it again") from None
+        raise Problem(f"{path}: expected a Parquet file, found {excerpt(str(error), 80)}; write it again") from None
     missing = set(columns or ()) - set(table.column_names)
     if missing:
-        raise Problem(f"{path}: the columns {', '.join(sorted(missing))} are missing; make it again")
+        raise Problem(f"{path}: the columns {', '.join(sorted(missing))} are missing; write it again")
     return cast(list[Row], table.to_pylist())
 
 

@@ -268,7 +268,7 @@ def not_selected(rows: list[Row], params: Params) -> Findings:
         if row["split"] == "train":
             if row["id"] not in scores:
                 missing = f"no score of the training row {row['id']}"
-                raise Problem(f"{settings.scores}: {missing}; score every row, or top: null")
+                raise Problem(f"{settings.scores}: {missing}; score every row, or set curate.selection.top to null")
             items[row["id"]] = Item(row["id"], "", row["text"])
     kept = {item.id for item in best(list(items.values()), scores, settings.top, settings.max_similarity)}
     for place, row in enumerate(rows):

@@ -122,7 +122,7 @@ def read_source(path: Path, raw: Path, name: str, commercial: bool) -> Source:
 def _check_ready_made(path: Path, file: SourceFile) -> None:
     templated = {"templates", "fields", "labels", "inputs", "constants"} & file.model_fields_set
     if templated:
-        raise Problem(f"{path}: {min(templated)} does not go with shape: its rows are instructions already")
+        raise Problem(f"{path}: {min(templated)} cannot be combined with shape, whose rows are instructions already")
 
 
 def _check_templated(path: Path, file: SourceFile) -> None:
@@ -188,7 +188,7 @@ def read_rows(source: Source, quarantine: list[dict[str, str]] | None = None) ->
             f" {file.max_bad_share:g} of {source.where}"
         )
     if not tally.rows:
-        raise Problem(f"{source.data}: expected rows, found none that is whole")
+        raise Problem(f"{source.data}: expected rows, found no valid one")
     _check_labels(source, tally.labels)
     if quarantine is not None:
         quarantine += [{"source": source.name, "problem": problem} for problem in tally.bad]
@@ -292,4 +292,4 @@ def _check_labels(source: Source, counts: Counter[str]) -> None:
         )
     for label in (file.labels or {}).values():
         if str(label) not in counts:
-            raise Problem(f"{source.data}: the label {excerpt(label)} of labels: occurs in no row; correct the map")
+            raise Problem(f"{source.data}: the label {excerpt(label)} of `labels` is in no row; correct the mapping")

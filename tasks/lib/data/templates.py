@@ -143,7 +143,7 @@ def _texts(template: Template, fields: dict[str, Any], where: str, seed: str) ->
 def _checked(template: Template, choices: list[str] | None, texts: Sequence[str], where: str) -> Rendered | str:
     """The texts by their names; or why the row is left out."""
     if template.prompt is None and len(texts) > 2:
-        raise Problem(f"{where}: {template.where}: expected one ||| per render, found {len(texts) - 1}")
+        raise Problem(f"{where}: {template.where}: expected one ||| in each rendered text, found {len(texts) - 1}")
     prompt, answer = texts[0].strip(), texts[1].strip()
     if len(texts) == 2 and prompt and answer and (choices is None or answer in choices):  # most of them
         return Rendered(prompt, answer, answer, choices, None)

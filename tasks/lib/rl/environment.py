@@ -1,4 +1,4 @@
-"""What the policy shall learn: prompts, the reward of an answer, and the judge that compares policies."""
+"""What the policy learns from: prompts, the reward of an answer, and the judge that compares policies."""
 
 from __future__ import annotations
 

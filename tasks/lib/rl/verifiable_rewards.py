@@ -59,7 +59,7 @@ def matching(pattern: str) -> Verifier:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise Problem(f"{KEY}.regex: {pattern!r} is no regular expression: {error}") from None
+        raise Problem(f"{KEY}.regex: {pattern!r} is not a regular expression: {error}") from None
 
     def verify(answers: list[str], rows: list[Row]) -> list[float]:
         scores = []
@@ -95,7 +95,7 @@ def function(code: Path, place: str) -> Verifier:
             line = _last_line_in(path, error)
             raise Problem(f"{path}:{line}: {name}: {type(error).__name__}: {error}") from None
         if len(scores) != len(answers):
-            raise Problem(f"{path}: {name} gave {len(scores)} numbers for {len(answers)} answers; one each")
+            raise Problem(f"{path}: {name} gave {len(scores)} numbers for {len(answers)} answers; return one for each")
         for score, text in zip(scores, answers, strict=True):
             if not math.isfinite(score):
                 raise Problem(f"{path}: {name} gave {score} for the answer {text[:60]!r}; give finite numbers")
@@ -122,7 +122,7 @@ def _loaded(path: Path) -> Any:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise Problem(f"{path}: it cannot be imported: {type(error).__name__}: {error}") from None
+        raise Problem(f"{path} cannot be imported: {type(error).__name__}: {error}") from None
     finally:
         sys.path.remove(str(path.parent))
     return module

@@ -123,7 +123,7 @@ class VllmServer:
             if len(tokens) != len(logprobs) or not all(isinstance(token, int) for token in tokens):
                 raise TypeError
         except (LookupError, TypeError):
-            raise self._problem("answers without token_ids and their log-probs; vLLM has them from 0.11") from None
+            raise self._problem("it answers without token_ids and their log-probs; use vLLM 0.11 or newer") from None
         return tokens, logprobs
 
     def _compare(self, models: ActorCritic, prompts: TokenIds, drawn: list[Drawn]) -> None:
@@ -132,7 +132,7 @@ class VllmServer:
         size = models.policy.get_input_embeddings().weight.shape[0]
         for answer in answers:
             if not answer or min(answer) < 0 or max(answer) >= size:
-                raise self._problem(f"answers with none of the policy's {size} tokens; it serves another model")
+                raise self._problem(f"an answer has none of the policy's {size} tokens; it serves another model")
         own_logprobs = answer_logprobs(models.policy, prompts, answers, batch_size=self.config.batch_size)
         gaps = []  # nats, a tensor (tokens,) per answer
         for (_, server_logprobs), own in zip(drawn, own_logprobs, strict=True):

@@ -54,7 +54,7 @@ BAD = {
     ),
     "a label that never occurs": (
         {"labels": "{good: 1, bad: 0, odd: 2}"},
-        "the label 2 of labels: occurs in no row",
+        "the label 2 of `labels` is in no row",
     ),
     "inputs that are no fields": ({"inputs": "[title]"}, "title is not among the fields text, label"),
     "a renamed field that is no field": ({"rename": "{label: class}"}, "class is not among the fields"),
@@ -180,7 +180,7 @@ def test_a_ready_made_set_needs_a_shape_only(tmp_path: Path) -> None:
     assert (first.text, first.fields["answer"]) == ("Go", "x")
     assert second.text == "Go\n\n1" and second.where.endswith("seeds.jsonl:1:instances.2")
     (tmp_path / "source.yaml").write_text(about + "templates: toy\n")
-    with pytest.raises(Problem, match="templates does not go with shape"):
+    with pytest.raises(Problem, match="templates cannot be combined with shape"):
         read_source(tmp_path / "source.yaml", tmp_path, "seeds", commercial=True)
     (tmp_path / "source.yaml").write_text(about.replace("shape: self_instruct\n", ""))
     with pytest.raises(Problem, match="fields is missing; give templates and fields, or a shape"):
