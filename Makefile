@@ -4,7 +4,7 @@ PYTHON ?= python3
 # pip compiles nothing: a run imports a third of the 20 000 files, and Python compiles those when they are imported
 PIP = .venv/bin/python -m pip --disable-pip-version-check install -qq --no-compile --constraint constraints.txt
 WORKERS = --numprocesses auto --maxprocesses 4
-# the warning is of branches in the tests themselves, which are not counted
+# the warning is about branches in the tests themselves, which are not counted
 COVERAGE = .venv/bin/python -W "ignore:Unable to activate pytest branch coverage" -m slipcover
 export PYTHONDONTWRITEBYTECODE =
 
