@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"anneal: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("anneal: stopped; run it again to go on from the last checkpoints", file=sys.stderr)
+        print("anneal: stopped; run it again to continue from the last checkpoints", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `anneal status | head`
@@ -94,19 +94,19 @@ def run(
 ) -> int:
     """Bring every stage up to date.
 
-    As `dvc repro` does, but independent stages run side by side, and the run is recorded with its lineage.
+    As `dvc repro` does, but independent stages run at the same time, and the run is recorded with its lineage.
 
     Args:
         targets: Only these stages and what they depend on.
         stage: The same, as an option.
         preset: Lay presets/x.yaml over the committed params.yaml.
         settings: Change one parameter.
-        keep: Lay them over uncommitted changes in params.yaml.
+        keep: Keep uncommitted changes in params.yaml, and lay the preset over them.
         force: Run unchanged stages too.
-        device: Refuse what does not fit it; a GPU that is here is known.
-        oversize: Start what the plan says does not fit.
-        parallel: Stages side by side.
-        retries: New tries of a stage that crashed.
+        device: Refuse stages that do not fit this device; by default the GPU of this machine, if it has one.
+        oversize: Start stages even if they do not fit by the plan.
+        parallel: How many stages may run at the same time.
+        retries: How often a stage that crashed is run again.
     """
     from flows import local_run
 
@@ -128,7 +128,7 @@ def run(
 def status(*targets: Stage) -> int:
     """Print what would run, and why.
 
-    A stage behind another that runs may turn out to be unchanged.
+    A stage that depends on one that runs may turn out to be unchanged.
 
     Args:
         targets: Only these stages and what they depend on.
@@ -183,7 +183,7 @@ def verify(folder: Folder, /) -> int:
     from tasks.lib.export.manifest import verify
 
     manifest = verify(folder)
-    print(f"{folder}: all {len(manifest['files'])} files are as its manifest says")
+    print(f"{folder}: all {len(manifest['files'])} files match its manifest")
     return 0
 
 

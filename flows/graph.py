@@ -147,7 +147,7 @@ def _refuse_missing_sources(repo: Repo, stages: Sequence[Any]) -> None:
             path = Path(dep.fs_path)
             if dep.fs.protocol == "local" and not dep.exists and not _is_made(path, outputs):
                 shown = os.path.relpath(path)
-                raise Problem(f"{stage.addressing}: {shown} is missing and no stage makes it; put it there")
+                raise Problem(f"{stage.addressing}: {shown} is missing and no stage writes it; put it there")
 
 
 def _is_made(path: Path, outputs: Sequence[Path]) -> bool:

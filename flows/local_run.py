@@ -71,7 +71,7 @@ def refuse_oversize(request: Request) -> None:
     too_large = plan_table.too_large(document, device, plan.config_of(request.preset))
     lines = [line for stage, line in too_large.items() if not request.targets or stage in request.targets]
     if lines:
-        hint = "nothing was started; anneal plan shows the table, --oversize starts all the same"
+        hint = "nothing was started; anneal plan shows the table, --oversize starts it anyway"
         raise Problem("\n".join([*lines, hint]))
 
 
@@ -85,7 +85,7 @@ def _run_flow(request: Request, lock: int) -> None:
         if url is None:
             process, url = server.start()
             stack.enter_context(server.stopped(process))
-            print("anneal: a Prefect server starts; longest the first time", flush=True)
+            print("anneal: a Prefect server is starting; this takes longest the first time", flush=True)
         # While the server starts: mistakes are found, libraries imported
         params.check()
         stages = graph.read_graph(request.targets)
@@ -120,7 +120,7 @@ def _call_flow(request: Request, url: str) -> None:
         message = f"the Prefect server at {url} does not answer ({reason})"
         if not outcome.FILE.exists():
             raise Problem(f"{message}; nothing was run") from None
-        print(f"anneal: {message}; the stages went on without it", file=sys.stderr)
+        print(f"anneal: {message}; the stages continued without it", file=sys.stderr)
         return
     if not outcome.FILE.exists():
         raise Problem(str(state.message))

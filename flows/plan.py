@@ -240,7 +240,8 @@ def shape_of(section: base.Params, config: Path | None) -> Shape:
             raise Problem(f"{place}: not a config.json of a causal language model: {reason}") from None
     if section.model != "embedded":
         raise Problem(
-            f"params.yaml: base.model: {section.model} is not here; name its config.json: anneal plan --config FILE"
+            f"params.yaml: base.model: {section.model} is not on this machine; name its config.json: "
+            "anneal plan --config FILE"
         )
     from transformers import LlamaConfig
 
@@ -274,6 +275,6 @@ def device_of(name: str, threads: int) -> Device:
 
         return Device(psutil.virtual_memory().total, CPU_SPEED * threads, is_gpu=False)
     if name not in memory.DEVICES:
-        raise Problem(f"--device {name}: not known; one of cpu, {', '.join(memory.DEVICES)}")
+        raise Problem(f"--device {name}: unknown device; choose one of cpu, {', '.join(memory.DEVICES)}")
     sheet = memory.DEVICES[name]
     return Device(sheet.memory * memory.FREE, sheet.speed * memory.REACHED)

@@ -24,7 +24,7 @@ def show(document: Mapping[str, Any], targets: Sequence[str], device_name: str, 
     needs = plan.needs(sections, shape, device.is_gpu)
     for target in targets:
         if target not in needs:
-            raise Problem(f"no plan for {target}; the stages with one: {', '.join(needs)}")
+            raise Problem(f"there is no plan for {target}; stages with a plan: {', '.join(needs)}")
     if targets:
         needs = {stage: need for stage, need in needs.items() if stage in targets}
     print(f"{shape.parameters:,} parameters; memory, FLOPs and time of one {device_name}")
@@ -33,7 +33,7 @@ def show(document: Mapping[str, Any], targets: Sequence[str], device_name: str, 
         print(f"{stage:8}" + "".join(f"{cell:>12}" for cell in _cells(stage, need, device)))
     for stage, launch in plan.launches(sections).items():
         if launch.processes > 1 and stage in needs:
-            print(f"{stage}: {launch.processes} devices, as ZeRO {launch.zero} shares out")
+            print(f"{stage}: {launch.processes} devices, sharded as by ZeRO {launch.zero}")
     print("times rest on assumed speeds: a GPU at 0.35 of its data sheet, a CPU thread at 60 GFLOPS")
     lines = _too_large(needs, device)
     if lines:

@@ -140,8 +140,8 @@ def next_steps(run: Mapping[str, Any]) -> Iterator[str]:
             yield f"  {label:8} {path}"
     if "Failed" in states:
         failed = list(stages)[states.index("Failed")]
-        yield f"  next     mend {failed}, then `anneal run` again: what is done stays done"
+        yield f"  next     fix {failed}, then `anneal run` again: finished stages do not run again"
     elif "Cancelled" in states:
-        yield "  next     `anneal run` goes on from the last checkpoints"
+        yield "  next     `anneal run` continues from the last checkpoints"
     elif Path("export/release").exists():
         yield "  next     `anneal verify export/release`, then `git add dvc.lock && git commit`"

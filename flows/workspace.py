@@ -42,7 +42,7 @@ def check() -> None:
     free = shutil.disk_usage(".").free
     if free < FREE_BYTES:
         raise Problem(
-            f"the disk has {free / 2**30:.1f} GiB left, a run wants {FREE_BYTES / 2**30:.0f}; "
+            f"the disk has {free / 2**30:.1f} GiB left, a run needs {FREE_BYTES / 2**30:.0f}; "
             "make room (`dvc gc --workspace` drops old versions of artifacts)"
         )
 
@@ -84,8 +84,8 @@ def _holder(content: bytes) -> str:
     except (ValueError, KeyError, TypeError):
         return "another run is starting in this folder; wait for it to end"
     if host == socket.gethostname() and not _alive(pid):
-        return f"the run of process {pid} on {host} was killed, its stages are ending; try again in 15 seconds"
-    return f"process {pid} on {host} ({what}) has this folder since {since}; wait for it, or stop it"
+        return f"the run of process {pid} on {host} was killed and its stages are still ending; try again in 15 seconds"
+    return f"process {pid} on {host} ({what}) has been using this folder since {since}; wait for it, or stop it"
 
 
 def _alive(pid: int) -> bool:
@@ -183,5 +183,5 @@ def wait_for_dvc(lock: Path, seconds: float = 10.0) -> None:
         except zc.lockfile.LockError:
             if time.monotonic() > deadline:
                 pid = lock.read_text(encoding="utf-8", errors="replace").strip() or "unknown"
-                raise Problem(f"dvc (process {pid}) is at work in this folder; wait for it, or stop it") from None
+                raise Problem(f"dvc (process {pid}) is using this folder; wait for it, or stop it") from None
             time.sleep(0.3)

@@ -58,7 +58,7 @@ def short(content: bytes) -> str:
 
 def test_a_missing_source_file_is_named_before_anything_runs(project: Path) -> None:
     Path("raw.txt").unlink()
-    with pytest.raises(Problem, match=r"start: raw\.txt is missing and no stage makes it"):
+    with pytest.raises(Problem, match=r"start: raw\.txt is missing and no stage writes it"):
         read_graph()
 
 

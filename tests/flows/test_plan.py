@@ -34,8 +34,8 @@ def test_the_demo_fits_this_machine(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--device", "abacus"], "--device abacus: not known; one of cpu, rtx4090"),
-        (["sff"], "no plan for sff; the stages with one: base, sft"),
+        (["--device", "abacus"], "--device abacus: unknown device; choose one of cpu, rtx4090"),
+        (["sff"], "there is no plan for sff; stages with a plan: base, sft"),
         (["--config", "README.md"], "README.md: not a config.json"),
     ],
 )
@@ -47,7 +47,7 @@ def test_a_mistake_is_one_line(monkeypatch: pytest.MonkeyPatch, arguments: list[
 def test_a_hub_model_without_its_config_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     preset = tmp_path / "hub.yaml"
     preset.write_text("base: {model: some/model}\n")
-    with pytest.raises(SystemExit, match=r"some/model is not here; name its config\.json"):
+    with pytest.raises(SystemExit, match=r"some/model is not on this machine; name its config\.json"):
         plan(monkeypatch, "--preset", str(preset))
 
 
@@ -78,7 +78,7 @@ def test_70_billion_spread_over_eight_fit_80_gb_each_and_not_one(
     assert not end.value.code
     out = capsys.readouterr().out
     assert "70,553,706,496 parameters" in out
-    assert "sft: 8 devices, as ZeRO 3 shares out" in out
+    assert "sft: 8 devices, sharded as by ZeRO 3" in out
     assert "times rest on assumed speeds" in out
     alone = tmp_path / "alone.yaml"
     alone.write_text(

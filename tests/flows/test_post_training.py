@@ -151,7 +151,7 @@ def test_no_stage_outlives_the_run(
     output = run.communicate(timeout=300)[0]
     assert wait_until(lambda: not at_work(endless))
     if number != signal.SIGKILL:
-        assert output.endswith("anneal: stopped; run it again to go on from the last checkpoints\n")
+        assert output.endswith("anneal: stopped; run it again to continue from the last checkpoints\n")
         assert "Traceback" not in "".join(line for line in output.splitlines() if "endless | " not in line)
         assert run.returncode == 130
         assert outcome.read()["stages"]["endless"]["state"] == "Cancelled"

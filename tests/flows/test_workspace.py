@@ -54,7 +54,7 @@ def test_a_second_run_is_refused_naming_the_holder(project: Path) -> None:
     try:
         assert holder.stdout and holder.stdout.readline() == b"held\n"
         with (
-            pytest.raises(Problem, match=rf"process {holder.pid} on \S+ \(-c\) has this folder since 20"),
+            pytest.raises(Problem, match=rf"process {holder.pid} on \S+ \(-c\) has been using this folder since 20"),
             subject.held(),
         ):
             pass
@@ -123,7 +123,7 @@ def test_a_dvc_at_work_is_named(project: Path) -> None:
     holder = subprocess.Popen([sys.executable, "-c", DVC, str(lock)], stdout=subprocess.PIPE)
     try:
         assert holder.stdout and holder.stdout.readline() == b"held\n"
-        with pytest.raises(Problem, match=f"dvc .process {holder.pid}. is at work"):
+        with pytest.raises(Problem, match=f"dvc .process {holder.pid}. is using this folder"):
             subject.wait_for_dvc(lock, seconds=0.1)
     finally:
         holder.kill()
