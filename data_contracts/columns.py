@@ -81,7 +81,7 @@ def seen(column: Iterable[T], elsewhere: Set[T]) -> list[str]:
 
 
 def fits(lengths: Sequence[int], rows: Sequence[Row]) -> list[str]:
-    """'fits' or 'too long' per row of so many tokens; a row without `max_length` fits."""
+    """'fits' or 'too long' per row, by its number of tokens; a row without `max_length` fits."""
     fitting = []
     for length, row in zip(lengths, rows, strict=True):
         if row["max_length"] is None or length <= row["max_length"]:

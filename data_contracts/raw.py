@@ -43,7 +43,7 @@ SCHEMA = pa.schema(
 READS: dict[str, Path] = {}  # what the source.yaml files under render.sources name
 JUDGED = ("raw",)
 MOSTLY = 0.95  # the share of rows that must hold where a few do no harm: curation drops them
-CLASSES, ROWS_OF_A_CLASS = 50, 20  # labels are classes if they are at most so many, with so many rows each on average
+CLASSES, ROWS_OF_A_CLASS = 50, 20  # labels are classes if there are at most 50, with 20 rows each on average
 LARGEST_CLASS = 0.95
 
 

@@ -116,7 +116,7 @@ def generated() -> dict[Path, str]:
 
 
 def main(write: bool) -> int:
-    """Print the files whose lists are out of date, and write them anew if asked to."""
+    """Print the files whose lists are out of date, and rewrite them if asked to."""
     stale = {path: text for path, text in generated().items() if path.read_text(encoding="utf-8") != text}
     for path, text in stale.items():
         print(f"{path.relative_to(ROOT)}: {'written' if write else 'out of date; run it with --write'}")

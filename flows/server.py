@@ -76,8 +76,8 @@ def ready(process: subprocess.Popen[str], url: str, home: Path = HOME, seconds: 
                 return
         time.sleep(0.1)
     log = (home / "server.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    said = log[-1] if log else f"no answer after {seconds:.0f} seconds"
-    raise Problem(f"the temporary Prefect server did not start: {said} ({home}/server.log)")
+    reason = log[-1] if log else f"no answer after {seconds:.0f} seconds"
+    raise Problem(f"the temporary Prefect server did not start: {reason} ({home}/server.log)")
 
 
 @contextlib.contextmanager

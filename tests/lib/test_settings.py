@@ -21,7 +21,7 @@ MISFITS: list[tuple[str, dict[str, Any], str]] = [
     (
         "sft",
         {**ADAMW, "method": "prefix", "packing": True},
-        "sft.packing: a prefix stands before a row, not before each sample; set false",
+        "sft.packing: a prefix is before a row, not before each sample; set it to false",
     ),
     (
         "sft",

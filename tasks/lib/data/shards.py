@@ -1,6 +1,6 @@
 """Rendering in shards: memory does not grow with the rows, shards of unchanged rows are made once.
 
-A source's rows are cut into blocks where a row's hash says so, not after so many rows: rows that come or go change
+A source's rows are cut into blocks where a row's hash says so, not after a fixed number: rows that come or go change
 the blocks around them only. A block's shard is named by the hash of all that it is made of, so that a run over
 changed data renders the new blocks, a killed run goes on, and any number of processes gives the same bytes.
 """
@@ -118,7 +118,7 @@ def render_shards(
 
 
 def processes(stack: ExitStack, count: int) -> ProcessPoolExecutor | None:
-    """A pool of so many processes for `render_shards`; None where this one does the work."""
+    """A pool of processes for `render_shards`; None where this process does the work."""
     if count == 1:
         return None
     # spawned, not forked: this process may hold threads

@@ -30,7 +30,7 @@ COMMERCIAL = frozenset((
 NOT_COMMERCIAL = frozenset((
     "CC-BY-NC-3.0", "CC-BY-NC-4.0", "CC-BY-NC-SA-3.0", "CC-BY-NC-SA-4.0", "CC-BY-NC-ND-4.0",
 ))  # fmt: skip
-SAME_LABEL_ROWS = 20  # with at least so many rows, one single label means that the file is not labelled
+SAME_LABEL_ROWS = 20  # from this many rows on, a single label means that the file is not labelled
 
 
 class SourceFile(BaseModel, extra="forbid"):
@@ -51,7 +51,7 @@ class SourceFile(BaseModel, extra="forbid"):
     constants: dict[str, Any] = {}  # further fields, the same for every row
     labels: dict[str, Any] | None = None  # value of the field `label` in the file -> value in the templates
     inputs: list[str] | None = None  # the fields that make a row what it is; default: all but label
-    limit: int | None = Field(None, ge=1)  # at most so many rows, chosen by their content
+    limit: int | None = Field(None, ge=1)  # the largest number of rows, chosen by their content
     on_bad_row: Literal["fail", "quarantine"] = "fail"  # quarantine: set aside, listed with the reason
     max_bad_share: float = Field(0.01, ge=0, le=1)  # ... but no more than this share of all
 

@@ -40,7 +40,7 @@ class TemplateFile(BaseModel, extra="forbid"):
     choices: list[str] | str | None = None
     system: str | None = None
     turns: list[Turn] = []
-    exemplars: int = Field(0, ge=0, le=32)  # few-shot: so many solved rows of the same split come first
+    exemplars: int = Field(0, ge=0, le=32)  # few-shot: how many solved rows of the same split come first
     heldout: bool = False
 
 

@@ -1,7 +1,7 @@
 """LoRA whose product is merged into the weights for one pass at a time: y = x (W + s B A)' + b, W and b frozen.
 
 peft adds s B (A x) to the output instead, and writes three more tensors as wide as the output. Here W + s B A is formed
-in the forward pass and anew in the backward pass, so that no second copy of the weights is kept, and the gradients of
+in the forward pass and again in the backward pass, so that no second copy of the weights is kept, and the gradients of
 A and B come from narrow products: never from the gradient of W, which is as large as W (arXiv 2106.09685, section 4.1).
 """
 

@@ -98,7 +98,7 @@ def score(models: ActorCritic, batch: Batch, env: Environment, config: PPOConfig
     """2. The score of each whole answer; log-probs of policy and reference; values of the critic.
 
     The policy's log-probs are those of the roll-out where these are safe: in float32 (`update` checks them against
-    its own first pass). In 16 bits, or where another engine drew the answers, they are computed anew.
+    its own first pass). In 16 bits, or where another engine sampled the answers, the policy computes them.
     """
     scores = score_answers(batch, env, config, iteration)
     if batch.sampled_logprobs is None or models.policy.dtype != torch.float32:

@@ -119,7 +119,7 @@ def next_prompts(env: Environment, count: int, iteration: int) -> list[Prompt]:
 
 
 def next_prompt_numbers(env: Environment, count: int, iteration: int) -> list[int]:
-    """The next `count` places in an endless stream of prompts, which is shuffled anew at each pass over them."""
+    """The next `count` places in an endless stream of prompts, which is shuffled again for each pass over them."""
     orders: dict[int, list[int]] = {}  # of each pass over the prompts
     numbers = []
     for place in range((iteration - 1) * count, iteration * count):

@@ -48,7 +48,7 @@ class Params(BaseModel, extra="forbid"):
         if self.method == "prompt" and self.trainer.get("weight_decay"):
             raise ValueError("trainer.weight_decay would shrink the whole vocabulary; 0 with method prompt")
         if self.packing and self.method == "prefix":
-            raise ValueError("packing: a prefix stands before a row, not before each sample; set false")
+            raise ValueError("packing: a prefix is before a row, not before each sample; set it to false")
         if self.packing and "max_length" in self.trainer and self.trainer["max_length"] is None:
             raise ValueError("packing needs sft.trainer.max_length, the tokens of a packed row")
         if self.keep_adapter and self.method not in PEFT:
