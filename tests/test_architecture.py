@@ -164,6 +164,24 @@ def test_the_library_imports_only_what_is_below_it(module: str) -> None:
     assert {name for name in ours if subject(name) not in allowed} == set()
 
 
+def test_the_picture_of_the_rooms_has_exactly_the_arrows_of_below() -> None:
+    """Of the Mermaid block in docs/architecture.md: a line `room --> room & room`."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    _, first, *arrows = text.split("```mermaid")[1].split("```")[0].splitlines()
+    assert first.startswith("flowchart")
+    drawn: dict[str, set[str]] = {room: set() for room in BELOW}
+    for arrow in arrows:
+        room, rooms = arrow.split(" --> ")
+        drawn[room.strip()].update(rooms.split(" & "))
+    assert drawn == BELOW
+
+
+def test_the_table_of_the_rooms_has_each_of_them() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = text.split("| room | what is in it |")[1].split("\n\n")[0]
+    assert sorted(re.findall(r"(?m)^\| `(\w+)` \|", table)) == sorted(BELOW)
+
+
 def test_contracts_import_the_library_but_no_stage_and_no_flow() -> None:
     for module in (name for name in modules() if name.startswith("data_contracts")):
         ours = {name for name in imports(module) if name.split(".")[0] in ("tasks", "flows")}
