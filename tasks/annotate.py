@@ -39,7 +39,7 @@ def run(params: Params, stage: Stage) -> None:
     instructions = {row["id"]: row for row in read_parquet(Path("data/curated/preference.parquet"))}
     lost = [row["instruction"] for row in candidates if row["instruction"] not in instructions]
     if lost:
-        raise Problem(f"data/candidates: {len(lost)} prompts are not curated any more ({lost[0]}); run sample again")
+        raise Problem(f"data/candidates: {len(lost)} prompts are not curated now ({lost[0]}); run sample again")
     tasks = []
     for number, candidate in enumerate(candidates, 1):
         instruction = instructions[candidate["instruction"]]

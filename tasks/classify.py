@@ -220,7 +220,7 @@ def refuse_at_chance(stage: str, figures: dict[str, Any], where: str, shown: str
         raise Problem(
             f"{stage}: {where} no better than {guess} ({shown}); the model is not "
             "written. Try classify.method full, classify.trainer.learning_rate and num_train_epochs; "
-            "classify.require_above_chance: false writes it all the same"
+            "classify.require_above_chance: false writes it anyway"
         )
 
 

@@ -76,7 +76,7 @@ def _prompts(params: Params, tokenizer: Any) -> list[Ids]:
         messages_of[row["id"]] = row["messages"]
     chosen = sorted(messages_of)[: params.max_prompts]
     if not chosen:
-        raise Problem(f"{PROMPTS}: no prompts to distil on; raise the share of the split policy")
+        raise Problem(f"{PROMPTS}: no prompts to distil from; raise the share of the split policy")
     return [prompt_ids(tokenizer, messages_of[key]) for key in chosen]
 
 

@@ -35,7 +35,7 @@ def run(params: Params, stage: Stage) -> None:
     files = _export_files(params.annotations)
     unknown = params.formats.keys() - {file.name for file in files}
     if unknown:
-        raise Problem(f"preferences.formats: {min(unknown)} is no file of {params.annotations}")
+        raise Problem(f"preferences.formats: {min(unknown)} is not a file in {params.annotations}")
     rated = [file for file in files if params.attributes and has_ratings(file, params.attributes)]
 
     rows, dropped, counts = cleaned(_imported(files, rated, params), params.license)
@@ -59,7 +59,7 @@ def run(params: Params, stage: Stage) -> None:
     for row in annotators:
         if row["low"]:
             name = row["annotator"]
-            print(f"preferences: {name} agrees with the others much less than they with each other; look at them")
+            print(f"preferences: {name} agrees far less with the others than they do with each other; check why")
     figures: Row = {"files": len(files)}
     figures |= _ranking_figures(ranked, splits, counts)
     figures |= _dropped_figures(dropped)
@@ -88,7 +88,7 @@ def _without_copies(files: list[Path]) -> list[Path]:
     for file in files:
         digest = file_hash(file)
         if digest in first:
-            print(f"preferences: {file} is left out: the same bytes as {first[digest]}")
+            print(f"preferences: {file} is ignored: it has the same bytes as {first[digest]}")
         first.setdefault(digest, file)
     return list(first.values())
 
@@ -154,18 +154,18 @@ def _write_benchmarks(params: Params, trained_prompts: set[str]) -> None:
     for file in _tables(folder):
         name = file.name.split(".")[0]
         if name in files:
-            raise Problem(f"{folder}: two files have the same name but for its ending; rename one of them")
+            raise Problem(f"{folder}: two files have the same name apart from the ending; rename one of them")
         files[name] = file
     for name, file in files.items():
         rows, dropped, _ = cleaned(read_export(file, buckets=params.buckets), params.license)
         if not rows:
-            raise Problem(f"{file}: no pair of different answers is ordered; take it out of {folder}")
+            raise Problem(f"{file}: no two different answers are ordered; remove it from {folder}")
         write_parquet(PREFERENCES / f"benchmarks/{name}.parquet", rows, RANKING)
         _print_dropped(dropped)
         prompts = _prompt_keys(rows)
         seen = prompts & trained_prompts
         if seen:
-            print(f"preferences: {file}: {len(seen)} of {len(prompts)} prompts are trained on, too")
+            print(f"preferences: {file}: {len(seen)} of {len(prompts)} prompts are also in training")
 
 
 def _prompt_keys(rows: list[Row]) -> set[str]:

@@ -94,7 +94,7 @@ def _licensed_sources(params: Params) -> list[dict[str, Any]]:
         if source["license"] not in params.licenses:
             raise Problem(
                 f"not released: rows of {source['source']} have the licence {source['license'] or '(none)'}, "
-                "which is not in release.licenses; drop the source or, if you may, add the licence"
+                "which is not in release.licenses; drop the source, or add the licence if you may release it"
             )
     return sources
 

@@ -232,7 +232,7 @@ def main(file: str, Params: type[P], run: Callable[[P, Stage], None]) -> None:
     except Problem as problem:
         sys.exit(f"anneal: {problem}")
     except KeyboardInterrupt:
-        print(f"anneal: {name}: stopped; run it again to go on from the last checkpoint", file=sys.stderr)
+        print(f"anneal: {name}: stopped; run it again to continue from the last checkpoint", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
         place, reason = error.filename or "writing", error.strerror or error

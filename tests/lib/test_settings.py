@@ -16,7 +16,7 @@ MISFITS: list[tuple[str, dict[str, Any], str]] = [
     (
         "sft",
         {**ADAMW, "method": "prompt", "trainer": {"weight_decay": 0.1}},
-        "sft.trainer.weight_decay would shrink the whole vocabulary; 0 with method prompt",
+        "sft.trainer.weight_decay would shrink the whole vocabulary; set it to 0 with method prompt",
     ),
     (
         "sft",
@@ -31,7 +31,7 @@ MISFITS: list[tuple[str, dict[str, Any], str]] = [
     (
         "sft",
         {**ADAMW, "method": "bitfit", "keep_adapter": True},
-        "sft.keep_adapter: bitfit makes none; choose one of lora, adalora, qlora, ia3",
+        "sft.keep_adapter: bitfit has no adapter; choose one of lora, adalora, qlora, ia3",
     ),
     (
         "classify",
@@ -53,7 +53,7 @@ MISFITS: list[tuple[str, dict[str, Any], str]] = [
     (
         "dpo",
         {"method": "kto", "trainer": {"precompute_ref_log_probs": True}},
-        "dpo.trainer.precompute_ref_log_probs: not with kto, whose batches are shuffled",
+        "dpo.trainer.precompute_ref_log_probs cannot be used with kto, whose batches are shuffled",
     ),
     (
         "dpo",

@@ -89,5 +89,5 @@ def test_prompts_that_are_not_curated_any_more_are_a_problem(panel, monkeypatch)
     kept = world.instructions()[:-1]
     monkeypatch.setattr(world, "instructions", lambda: kept)
     world.write_instructions()
-    with pytest.raises(Problem, match="1 prompts are not curated any more"):
+    with pytest.raises(Problem, match="1 prompts are not curated now"):
         run()

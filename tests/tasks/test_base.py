@@ -100,7 +100,7 @@ def test_interrupted_in_the_middle_it_ends_in_the_same_bytes(world: Path, progra
     interrupted = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True)
     assert interrupted.returncode == status and Path(".anneal/checkpoints/base/checkpoint.safetensors").exists()
     again = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert f"going on after step {step} of 12" in again.stdout
+    assert f"continuing after step {step} of 12" in again.stdout
     assert weights(world) == whole
 
 

@@ -121,7 +121,7 @@ def test_a_later_export_adds_to_the_earlier_rankings_and_moves_none(workspace):
 
 def test_a_stated_format_needs_its_file(workspace):
     write(rankings())
-    with pytest.raises(Problem, match=r"preferences\.formats: other.json is no file of"):
+    with pytest.raises(Problem, match=r"preferences\.formats: other.json is not a file in"):
         run(formats={"other.json": "pairs"})
 
 

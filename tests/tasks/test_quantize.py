@@ -31,7 +31,7 @@ def test_every_format_is_written_with_what_it_costs(workspace: Path, capsys: pyt
     assert report["int8.mean_weight_error"] < report["nf4.mean_weight_error"]
     assert report["gguf-f16.bits_per_weight"] < report["safetensors.bits_per_weight"]
     assert report["nf4.bits_per_quantised_weight"] < 4.6  # tiny matrices: the blocks of scales are half empty
-    assert "rows of 16 do not divide by 32; kept as F16" in capsys.readouterr().out
+    assert "rows of 16 are not a multiple of 32; kept as F16" in capsys.readouterr().out
     before = {file: file.read_bytes() for file in Path("export").rglob("*") if file.is_file()}
     run(FORMATS)
     assert {file: file.read_bytes() for file in before} == before

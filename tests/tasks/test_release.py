@@ -103,7 +103,7 @@ def test_another_tokenizer_in_an_export_is_found(inputs: Path) -> None:
     layout["model"]["merges"].pop()
     file.write_text(json.dumps(layout))
     write_manifest(Path("export/formats"), formats=FORMATS)
-    with pytest.raises(Problem, match="int8: another tokenizer"):
+    with pytest.raises(Problem, match="int8: its tokenizer is not the model's"):
         run()
 
 

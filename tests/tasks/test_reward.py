@@ -114,7 +114,7 @@ def test_every_benchmark_is_reported_by_subset(annotated, capsys):
     import_rankings("bench")
     reward.run(section("reward", training={**HOW, "epochs": 1}, require_above_chance=False), Stage("reward", seed=1))
     said = capsys.readouterr().out
-    assert "bench/pairs.json: 7 of 12 prompts are trained on, too" in said
+    assert "bench/pairs.json: 7 of 12 prompts are also in training" in said
     assert "long.parquet: left out, no ordered pair of answers fits the model" in said
     figures = json.loads(Path("reports/reward.json").read_text())
     found = {name: value for name, value in figures.items() if name.startswith("benchmark_")}
@@ -154,7 +154,7 @@ def test_a_run_killed_with_9_goes_on_and_ends_in_the_same_bytes(annotated, capsy
     child.join()
     assert child.exitcode == -signal.SIGKILL and checkpoint.exists()
     run()
-    assert "going on after step" in capsys.readouterr().out
+    assert "continuing after step" in capsys.readouterr().out
     assert [Path(output).read_bytes() for output in OUTPUTS] == whole
 
 

@@ -114,5 +114,5 @@ def test_a_reward_model_of_one_head_cannot_choose(model):
     single = from_policy(world.policy(seed=1), seed=1)
     normalise(single, torch.tensor([[0.0], [1.0]]))
     save_model(single, world.tokenizer(), "models/earlier")
-    with pytest.raises(Problem, match=r"models/earlier: a reward model of one head"):
+    with pytest.raises(Problem, match=r"models/earlier: the reward model has one head"):
         run(choice="disagreement", reward="models/earlier")

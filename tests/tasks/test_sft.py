@@ -305,7 +305,7 @@ def test_the_trained_tokens_are_shown(inputs: Path, capsys: pytest.CaptureFixtur
         ({"method": "lora", "optimizer": "muon"}, "muon trains all weights"),
         ({"method": "adalora", "adapter": {"r": 4}}, "from init_r to a smaller target_r"),
         ({"method": "adalora", "adapter": {"init_r": 4}}, "from init_r to a smaller target_r"),
-        ({"packing": True, "method": "prefix"}, "sft.packing: a prefix stands before a row"),
+        ({"packing": True, "method": "prefix"}, "sft.packing: a prefix is before a row"),
         ({"packing": True, "trainer": {"max_length": None}}, "sft.packing needs sft.trainer.max_length"),
     ],
 )
@@ -327,7 +327,7 @@ def test_a_spike_names_its_rows_and_stops_if_asked(
     monkeypatch.setattr(loss_guard, "times_the_median", lambda loss, log: loss / 0.1)
     train(trainer={"max_steps": 1})
     assert re.search(r"the loss is 5\.\d+, 5\d times .* at step 1; rows [0-9a-f]{16}, ", capsys.readouterr().out)
-    with pytest.raises(Problem, match=r"at step 1; rows [0-9a-f]{16}, .*; look at them"):
+    with pytest.raises(Problem, match=r"at step 1; rows [0-9a-f]{16}, .*; check them"):
         train(trainer={"max_steps": 1}, spike="stop")
 
 

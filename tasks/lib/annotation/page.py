@@ -65,7 +65,7 @@ class Round:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Problem(f"{path}: another annotation page writes to it; close that one first") from None
+            raise Problem(f"{path}: another annotation page is writing to it; close that one first") from None
         self.last_rows = self._read()
 
     def _read(self) -> dict[str, Row]:
@@ -75,7 +75,7 @@ class Round:
         whole = content.rfind(b"\n") + 1
         if whole < len(content):
             self._file.truncate(whole)
-            print(f"anneal: {self.path}: half a line at its end was taken off (a crash while it was written)")
+            print(f"anneal: {self.path}: half a line at its end was removed (left by a crash)")
         last_rows = {}
         for number, line in enumerate(content[:whole].splitlines(), 1):
             try:

@@ -85,7 +85,7 @@ class ModelFolder:
 
     def check(self, folder: Path, model: PreTrainedModel, tokenizer: Any, talks: Sequence[Messages]) -> list[str]:
         if load_tokenizer(folder).backend_tokenizer.to_str() != tokenizer.backend_tokenizer.to_str():
-            raise Problem("another tokenizer than the model's")
+            raise Problem("its tokenizer is not the model's")
         return []
 
     def how_to_load(self, folder: Path) -> str:

@@ -79,7 +79,7 @@ def pass_gate(
             failures.append(f"{name}: {', '.join(reasons)}")
         stage.progress(done, len(names), **figures.get(name, {}))
     if failures:
-        raise Problem(f"not released, because a format is beyond its bounds: {'; '.join(failures)}; "
+        raise Problem(f"not released, because a format exceeds its bounds: {'; '.join(failures)}; "
                       "leave it out of quantize.formats or loosen release.bounds")  # fmt: skip
     return figures
 

@@ -41,11 +41,11 @@ def check_tokens(tokenizer: Any, vocabulary: Vocabulary, talks: Sequence[Message
                 tokenize=False,
             )
             if vocabulary.encode(text, add_special=False) != prompt_ids(tokenizer, talk):
-                raise Problem(f"other tokens for the conversation that starts {talk[0]['content'][:40]!r}")
+                raise Problem(f"different tokens for the conversation that starts {talk[0]['content'][:40]!r}")
     adds_space = adds_prefix_space(tokenizer)  # reads the whole tokenizer
     for text in (*texts, *ODD_TEXTS):
         if vocabulary.encode(as_engine_input(text, adds_space)) != tokenizer(text).input_ids:
-            raise Problem(f"other tokens for the text {text[:40]!r}")
+            raise Problem(f"different tokens for the text {text[:40]!r}")
 
 
 def as_engine_input(text: str, adds_space: bool) -> str:

@@ -112,7 +112,7 @@ def _quantised(
         dtype = precision if data.ndim == 2 else gguf.GGMLQuantizationType.F32
         block = gguf.GGML_QUANT_SIZES[dtype][0]  # weights that share a scale
         if data.shape[-1] % block:
-            notes.append(f"{target}: rows of {data.shape[-1]} do not divide by {block}; kept as F16")
+            notes.append(f"{target}: rows of {data.shape[-1]} are not a multiple of {block}; kept as F16")
             dtype = gguf.GGMLQuantizationType.F16
         tensors.append((target, gguf.quants.quantize(np.ascontiguousarray(data), dtype), dtype))
     return tensors, notes

@@ -54,7 +54,7 @@ def verify(folder: Path) -> dict[str, Any]:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         expected: dict[str, dict[str, Any]] = dict(manifest["files"])
     except FileNotFoundError:
-        raise Problem(f"{folder} has no {MANIFEST}; it is not a whole export, write it again") from None
+        raise Problem(f"{folder} has no {MANIFEST}; it is not a complete export; write it again") from None
     except (UnicodeDecodeError, ValueError, KeyError, TypeError):
         raise Problem(f"{folder / MANIFEST} is not a manifest; restore the folder or write it again") from None
     present = listed(folder)

@@ -47,7 +47,7 @@ def load_adapters(base: Path, adapters: Mapping[str, Path]) -> Any:
             try:
                 model.load_adapter(str(folder), name)
             except ValueError as error:  # another kind than the first
-                raise Problem(f"{folder}: does not go with the others: {str(error)[:160]}") from None
+                raise Problem(f"{folder}: cannot be combined with the others: {str(error)[:160]}") from None
         else:
             model = PeftModel.from_pretrained(model, str(folder), name)
     return model.eval()

@@ -67,7 +67,7 @@ def read_export(
     """
     names = [known.name for known in FORMATS]
     if format and format not in names:
-        raise Problem(f"{path}: {format} is no format of preferences; known: {', '.join(names)}")
+        raise Problem(f"{path}: {format} is not a format of preferences; known: {', '.join(names)}")
     rows = read_table(path)
     first = next(rows)
     recognised = format_of(path, first[1])

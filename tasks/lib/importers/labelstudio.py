@@ -157,7 +157,7 @@ def _rated_field(where: str, data: Row, tag: str) -> str:
         return tag
     fields = [field for field in ANSWERS if isinstance(data.get(field), str)]
     if len(fields) != 1:
-        raise Problem(f"{where}: rates {tag}, which is no answer of the task ({', '.join(data)})")
+        raise Problem(f"{where}: rates {tag}, which is not an answer of the task ({', '.join(data)})")
     return fields[0]
 
 

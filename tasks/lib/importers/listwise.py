@@ -43,7 +43,7 @@ def _ranking(export: Export, where: str, row: Row) -> Ranking:
         raise Problem(f"{where}:{name}: expected a list of texts, found {str(answers)[:60]!r}")
     unknown = row.keys() - KNOWN
     if "ranks" in row and unknown:  # this project's own format: a typo is a mistake
-        raise Problem(f"{where}:{min(unknown)}: is no field of a ranking ({', '.join(sorted(KNOWN))})")
+        raise Problem(f"{where}:{min(unknown)}: is not a field of a ranking ({', '.join(sorted(KNOWN))})")
     ranks = _ranks(where, row)
     if len(ranks) != len(answers):
         raise Problem(f"{where}:ranks: expected one per answer, {len(answers)}, found {len(ranks)}")

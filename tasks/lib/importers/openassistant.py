@@ -41,7 +41,7 @@ def messages(export: Export) -> Iterator[Ranking | Dropped]:
     known: dict[str, Row] = {}
     for where, row in export.rows:
         if row["message_id"] in known:
-            raise Problem(f"{where}:message_id: {row['message_id']} is there twice")
+            raise Problem(f"{where}:message_id: {row['message_id']} occurs twice")
         known[row["message_id"]] = {**row, "replies": []}
     roots = []
     for message in known.values():

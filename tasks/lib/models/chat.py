@@ -51,7 +51,7 @@ def prompt_ids(tokenizer: Any, messages: Messages) -> list[int]:
             list(messages), add_generation_prompt=True, return_dict=True, sanitize_control_tokens=forged
         )
     except Exception as error:  # templates raise their own errors, such as "roles must alternate"
-        raise Problem(f"the chat template cannot show this conversation: {str(error)[:200]}") from None
+        raise Problem(f"the chat template cannot render this conversation: {str(error)[:200]}") from None
     return list(encoded["input_ids"])
 
 

@@ -125,7 +125,7 @@ def _drawn(logits: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Te
     """The next token (B) by logits (B, V): the likeliest at temperature 0, else one of the nucleus `top_p`; and its
     log-probability (B)."""
     if not torch.isfinite(logits).all():
-        raise Problem("generation: probabilities are not finite: the weights are spoilt")
+        raise Problem("generation: probabilities are not finite: the weights are corrupt")
     if not temperature:
         return logits.argmax(-1), logits.new_zeros(len(logits))
     softmax = torch.softmax(logits.float() / temperature, -1)

@@ -26,7 +26,7 @@ def materialise(name_or_path: str, revision: str | None, into: str | Path) -> di
     model, tokenizer = load_policy(source, on="cpu"), load_tokenizer(source)
     embeddings = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > embeddings:
-        raise Problem(f"{name_or_path}: {len(tokenizer)} tokens, but {embeddings} embeddings; not of one model")
+        raise Problem(f"{name_or_path}: {len(tokenizer)} tokens, but {embeddings} embeddings; they are of two models")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     given = tokenizer.chat_template

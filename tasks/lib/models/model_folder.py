@@ -93,7 +93,7 @@ def refuse_code(folder: Path) -> None:
         except (ValueError, RecursionError):
             raise Problem(f"{file}: not valid JSON; restore the folder") from None
         if isinstance(content, dict) and "auto_map" in content:
-            raise Problem(f"{file}: auto_map asks to run the model's own code; only classes of transformers load")
+            raise Problem(f"{file}: auto_map asks to run the model's own code; only classes of transformers are loaded")
 
 
 def first_line(error: Exception) -> str:

@@ -21,7 +21,7 @@ def reliability_weights(groups: Sequence[Group]) -> dict[str, float]:
         weights[name] = max(0.0, 2 * rate - 1)
     if not any(weights.values()):
         raise Problem("reward.training.annotator_weights: no annotator is better than a coin; use equal")
-    print("reward: annotators count", ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items()))
+    print("reward: weights of annotators:", ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items()))
     return weights
 
 

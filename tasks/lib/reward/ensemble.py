@@ -95,7 +95,7 @@ def load_ensemble(folder: Path) -> tuple[Any, Any]:
     """The reward model of a folder and its tokenizer. Problem when it has one head, which cannot disagree."""
     model = load_reward(folder)
     if getattr(model.config, "reward_heads", 1) == 1:
-        raise Problem(f"{folder}: a reward model of one head; train one with reward.heads above 1")
+        raise Problem(f"{folder}: the reward model has one head; train one with reward.heads above 1")
     return model, load_tokenizer(folder)
 
 

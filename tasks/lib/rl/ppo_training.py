@@ -212,7 +212,7 @@ def _resumed(models: ActorCritic, optimizer: torch.optim.Optimizer, checkpoint: 
     if saved is None:
         return None
     iteration, tensors, state = saved
-    print(f"ppo: going on after iteration {iteration}", flush=True)
+    print(f"ppo: continuing after iteration {iteration}", flush=True)
     put_back(models.policy_parameters() | models.critic_parameters(), _part(tensors, "current."))
     restore_optimizer(optimizer, tensors)
     return Run(**state, kept=_part(tensors, "kept."))

@@ -33,7 +33,7 @@ class Params(BaseModel, extra="forbid"):
             if self.share_prompt:
                 raise ValueError("share_prompt is for pairs; kto has none: set it to false")
             if self.trainer.get("precompute_ref_log_probs"):
-                raise ValueError("trainer.precompute_ref_log_probs: not with kto, whose batches are shuffled")
+                raise ValueError("trainer.precompute_ref_log_probs cannot be used with kto, whose batches are shuffled")
         elif self.thumbs is not None:
             raise ValueError("thumbs needs dpo.method: kto; dpo needs pairs")
         return self

@@ -46,11 +46,11 @@ class Params(BaseModel, extra="forbid"):
         if self.optimizer == "muon" and self.method != "full":
             raise ValueError(f"optimizer: muon trains all weights; with sft.method {self.method} use `trainer`")
         if self.method == "prompt" and self.trainer.get("weight_decay"):
-            raise ValueError("trainer.weight_decay would shrink the whole vocabulary; 0 with method prompt")
+            raise ValueError("trainer.weight_decay would shrink the whole vocabulary; set it to 0 with method prompt")
         if self.packing and self.method == "prefix":
             raise ValueError("packing: a prefix is before a row, not before each sample; set it to false")
         if self.packing and "max_length" in self.trainer and self.trainer["max_length"] is None:
             raise ValueError("packing needs sft.trainer.max_length, the tokens of a packed row")
         if self.keep_adapter and self.method not in PEFT:
-            raise ValueError(f"keep_adapter: {self.method} makes none; choose one of {', '.join(PEFT)}")
+            raise ValueError(f"keep_adapter: {self.method} has no adapter; choose one of {', '.join(PEFT)}")
         return self

@@ -152,7 +152,7 @@ def _at_the_end(checkpoint: Path, is_over: Callable[[list[Any]], bool]) -> bool:
 
 
 def _discard(folder: Path, reason: str) -> None:
-    print(f"{folder.name}: the checkpoint is discarded and the run starts anew: {reason}", flush=True)
+    print(f"{folder.name}: the checkpoint is discarded and the run starts from the beginning: {reason}", flush=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -125,13 +125,13 @@ def train(
     with first_before_others():  # the first may discard it
         resume = hf_checkpoint(stage.checkpoints, fingerprint, lambda log: patience_is_over(log, patience))
     if resume is not None:
-        print(f"{stage.name}: going on from {resume}", flush=True)
+        print(f"{stage.name}: continuing from {resume}", flush=True)
         trainer.args.eval_on_start = False  # its figures are in the checkpoint's log
     with asked_to_stop(signal.SIGTERM) as signals:
         trainer.add_callback(Watch(stage, fingerprint, shown, signals, border, patience))
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     if signals:
-        print(f"{stage.name}: stopped after step {trainer.state.global_step}; run it again to go on", flush=True)
+        print(f"{stage.name}: stopped after step {trainer.state.global_step}; run it again to continue", flush=True)
         raise SystemExit(128 + signals[0])
     if trainer.eval_dataset is not None and not _is_evaluated(trainer.state):
         trainer.evaluate()

@@ -81,7 +81,7 @@ def _torchrun(words: list[str]) -> Launch:
     asked = _parsed(get_args_parser(), [*words, "-m", "module"])
     fewest, most = parse_min_max_nnodes(asked.nnodes)
     if fewest != most:
-        raise ValueError("--nnodes with a range: a changing number of machines gives other batches; name one")
+        raise ValueError("--nnodes with a range: a changing number of machines gives other batches; give one number")
     return Launch(most * determine_local_world_size(asked.nproc_per_node), _replicated())
 
 
@@ -91,7 +91,7 @@ def _accelerate(words: list[str]) -> Launch:
 
     asked = _parsed(launch_command_parser(), [*words, "-m", "module"])
     if not asked.config_file:
-        raise ValueError("--config_file is missing: without it a file in your home decides")
+        raise ValueError("--config_file is missing: without it, a file in your home folder decides")
     config = load_config_from_file(asked.config_file)
     kind = str(getattr(config.distributed_type, "value", config.distributed_type))
     zero = 0

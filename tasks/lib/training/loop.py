@@ -46,7 +46,7 @@ def train_steps(
     """
     first, log = _resumed(model, optimizer, checkpoint)
     if first:
-        print(f"{stage}: going on after step {first} of {steps}", flush=True)
+        print(f"{stage}: continuing after step {first} of {steps}", flush=True)
     with asked_to_stop(signal.SIGTERM, signal.SIGINT) as signals:
         for step in range(first, steps):
             loss, figures = loss_of(step)
@@ -66,7 +66,7 @@ def train_steps(
                 weights = {WEIGHTS + name: weight for name, weight in _trained(model).items()}
                 checkpoint.save(done, weights | optimizer_tensors(optimizer), log)
             if signals:
-                print(f"{stage}: stopped after step {done}; run it again to go on", flush=True)
+                print(f"{stage}: stopped after step {done}; run it again to continue", flush=True)
                 raise SystemExit(128 + signals[0])
     return log
 

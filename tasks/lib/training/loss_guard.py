@@ -33,10 +33,10 @@ class LossGuard:
         more = " and more" if len(rows) > NAMED_ROWS else ""
         where = f"at step {step + 1}; rows {named}{more}"
         if not math.isfinite(loss):
-            raise Problem(f"the loss is {loss} {where}; look at them or lower the learning rate")
+            raise Problem(f"the loss is {loss} {where}; check them, or lower the learning rate")
         self._check_spike(loss * parts, where, log)
         if self.first_loss is not None and step == 0 and not math.isclose(loss, self.first_loss, abs_tol=1e-5):
-            raise Problem(f"the first loss is {loss:.6g}, not {self.first_loss:.6g}: another reference?")
+            raise Problem(f"the first loss is {loss:.6g}, not {self.first_loss:.6g}: is the reference another model?")
 
     def _check_spike(self, loss: float, where: str, log: Sequence[Mapping[str, Any]]) -> None:
         if self.spike == "off":
@@ -46,7 +46,7 @@ class LossGuard:
             return
         found = f"the loss is {loss:.3g}, {times:.0f} times the median of the steps before, {where}"
         if self.spike == "stop":
-            raise Problem(f"{found}; look at them, or set sft.spike to say")
+            raise Problem(f"{found}; check them, or set sft.spike to say")
         print(f"sft: {found}", flush=True)
 
 

@@ -10,7 +10,7 @@ import torch
 from tasks.lib.stage import Problem, Stage, known_keys
 
 OWNED = {
-    "output_dir": "checkpoints lie under .anneal/checkpoints",
+    "output_dir": "checkpoints are in .anneal/checkpoints",
     "seed": "set the shared key seed",
     "data_seed": "set the shared key seed",
     "packing": "set sft.packing",

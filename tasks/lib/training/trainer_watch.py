@@ -50,7 +50,7 @@ class Watch(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if patience_is_over(state.log_history, self.patience):
-            print(f"{self.stage.name}: {self.patience} evaluations without gain: it ends at {state.global_step}")
+            print(f"{self.stage.name}: no gain in {self.patience} evaluations; it ends at step {state.global_step}")
             control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -49,7 +49,7 @@ def test_what_was_submitted_is_on_the_disk_and_is_gone_on_with(prompts, tmp_path
     first = Round(prompts, "ada", path)
     first.submit(0, [0, 1, 1, 2], 3.0)
     first.submit(1, None, 1.0)
-    with pytest.raises(Problem, match="another annotation page writes to it"):
+    with pytest.raises(Problem, match="another annotation page is writing to it"):
         Round(prompts, "ada", path)
     first._file.close()
     with path.open("ab") as file:

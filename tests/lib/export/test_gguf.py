@@ -134,7 +134,7 @@ def test_other_tokens_are_found() -> None:
     tokenizer = tiny_tokenizer()
     vocabulary = describe(tokenizer, len(tokenizer))
     worse = replace(vocabulary, merges=vocabulary.merges[:-5])
-    with pytest.raises(Problem, match="other tokens"):
+    with pytest.raises(Problem, match="different tokens"):
         check_tokens(tokenizer, worse, [TALK], [" ".join(map(tokenizer.decode, range(len(tokenizer))))])
 
 

@@ -63,5 +63,5 @@ def test_a_stated_format_that_the_rows_do_not_have_is_refused(tmp_path):
     assert len(imported(path, format="pairs")[0]) == 1
     with pytest.raises(Problem, match="stated to be rankings, but its rows look like pairs"):
         imported(path, format="rankings")
-    with pytest.raises(Problem, match="votes is no format"):
+    with pytest.raises(Problem, match="votes is not a format"):
         imported(path, format="votes")

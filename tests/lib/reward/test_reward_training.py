@@ -93,7 +93,7 @@ def test_an_annotator_as_good_as_a_coin_does_not_train(tokenizer, tmp_path, caps
             ranks = [1, 0] if who == "coin" and n % 2 else [0, 1]
             rows.append(world.ranking(who, ["good", "bad"], ranks, f"The {noun} was fine"))
     weights = reliability_weights(tokenize(tokenizer, grouped(rows), None))
-    assert weights["coin"] < 0.1 < 0.9 < weights["ada"] and "annotators count ada" in capsys.readouterr().out
+    assert weights["coin"] < 0.1 < 0.9 < weights["ada"] and "weights of annotators: ada" in capsys.readouterr().out
     how = settings(epochs=2, annotator_weights="reliability", strength_margin=0.5)
     model, batch = from_policy(world.policy(), seed=1), tokenize(tokenizer, grouped(rows), None)
     checkpoint = Checkpoint(tmp_path, {})
