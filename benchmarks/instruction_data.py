@@ -177,7 +177,7 @@ def memory() -> None:
 
 
 def write_project(folder: Path, rows: int) -> None:
-    """A project of one task whose source is a CSV of so many rows; nothing in it is held out, mixed or dropped."""
+    """A project of one task whose source is a CSV of `rows` rows; nothing in it is held out, mixed or dropped."""
     dice = random.Random(2)
     with (folder / "rows.csv").open("w") as file:
         file.write("text,label\n")
@@ -209,7 +209,7 @@ def instructions(rows: int) -> Iterator[dict[str, Any]]:
 
 
 def contracts(rows: int = 100_000) -> None:
-    """The contract of instructions over so many rows, three of them broken; imports included."""
+    """The contract of instructions over that many rows, three of them broken; imports included."""
     given = list(instructions(rows))
     given[10] = {**given[10], "answer": " "}
     given[20] = {**given[20], "label": "odd"}
@@ -234,7 +234,7 @@ def contracts(rows: int = 100_000) -> None:
 
 
 def curation(rows: int = 100_000, planted: int = 500) -> None:
-    """Precision and recall of the rules against copies, near copies and leaks planted among so many rows."""
+    """Precision and recall of the rules against copies, near copies and leaks planted among that many rows."""
     from tasks.lib.data.rules import RULES
     from tasks.lib.settings.curate import Params
 

@@ -3,8 +3,8 @@
     python -m benchmarks.kills WORKSPACE [--kills 10] [--rows 200] [--stages sft reward dpo ppo] [--preset FILE]
                                [--set reward.method=lora ...] [--seed 0]
 
-WORKSPACE has been through the line once (`make demo`, or `anneal run --preset presets/smoke.yaml`); nothing is
-written in it: its models and so many rows of its data are copied, and the preset (presets/smoke.yaml) is laid over
+WORKSPACE has been through the pipeline once (`make demo`, or `anneal run --preset presets/smoke.yaml`); nothing is
+written in it: its models and some rows of its data are copied, and the preset (presets/smoke.yaml) is laid over
 the params.yaml of the current folder, with what makes its ppo learn (`LEARNS`).
 A killed run is started again at once, and killed again; one that ends before its kill is compared and starts from
 nothing. Every file of models/<stage> counts.
@@ -89,7 +89,7 @@ def weights(folder: Path) -> str:
 
 
 def kill(stage: str, kills: int, seed: int) -> None:
-    """Run once in peace, then until so many kills; RuntimeError when bytes differ."""
+    """Run once undisturbed, then until that many kills; RuntimeError when bytes differ."""
     chance, log, out = random.Random(f"{seed}/{stage}"), Path(f"{stage}.log"), Path("models") / stage
     checkpoints = Path(".anneal/checkpoints") / stage
     shutil.rmtree(out, ignore_errors=True)

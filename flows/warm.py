@@ -101,7 +101,7 @@ def run_and_end(module: str) -> None:
 
 
 def update_locks_by_stage() -> None:
-    """DVC parses dvc.lock so that comments would be kept and writes all of it anew when one stage's entry changes.
+    """DVC parses dvc.lock so that comments would be kept and rewrites all of it when one stage's entry changes.
     Here it is parsed as elsewhere, and the text of the other stages stays: half of what DVC takes for a stage."""
     from dvc.utils.serialize import _yaml
 

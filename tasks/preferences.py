@@ -149,7 +149,7 @@ def _write_benchmarks(params: Params, trained_prompts: set[str]) -> None:
     """Write preferences from elsewhere, a file each, which judge reward models and train none."""
     folder = params.benchmarks
     if not folder.is_dir():
-        raise Problem(f"preferences.benchmarks: {folder} is not a folder; name one, which may hold no file")
+        raise Problem(f"preferences.benchmarks: {folder} is not a folder; name one, which may be empty")
     files: dict[str, Path] = {}
     for file in _tables(folder):
         name = file.name.split(".")[0]

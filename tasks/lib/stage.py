@@ -198,7 +198,7 @@ def _model_at(model: type[BaseModel], location: Sequence[Any]) -> type[BaseModel
 
 
 def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
-    """The fields of a model by the keys that stand for them in a file."""
+    """The fields of a model by their keys in a file."""
     return {field.alias or name: field for name, field in model.model_fields.items()}
 
 

@@ -1,4 +1,4 @@
-"""check: a violated contract stops the line with one line and leaves a report that names the rows."""
+"""check: a violated contract stops the pipeline with one line and leaves a report that names the rows."""
 
 from __future__ import annotations
 

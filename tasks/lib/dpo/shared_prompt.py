@@ -124,7 +124,7 @@ def refuse_unless_equal(trainer: Any, pairs: Sequence[Pair]) -> None:
     """Problem when the model reads a shared prompt otherwise than whole sequences (sliding windows)."""
     kind = trainer.model.config._attn_implementation
     if "flash" in kind:
-        raise Problem(f"dpo.share_prompt: {kind} takes no mask of ours; load with sdpa, or set it to false")
+        raise Problem(f"dpo.share_prompt: {kind} takes no custom mask; load with sdpa, or set it to false")
     inputs = trainer._prepare_inputs(trainer.data_collator(pairs))
     shared = torch.cat(trainer.compute_ref_log_probs(trainer.model, inputs))  # (2B,) sums over the answers' tokens
     inputs.pop("shared")

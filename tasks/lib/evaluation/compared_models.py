@@ -25,7 +25,7 @@ def compared_folders(models: Sequence[str], others: Path) -> dict[str, Path]:
     Raises Problem when `others` is not there, or when one of its subfolders has the name of a trained model.
     """
     if not others.is_dir():
-        raise Problem(f"evaluate.others: {others} is not a folder; name one, which may hold no model")
+        raise Problem(f"evaluate.others: {others} is not a folder; name one, which may be empty")
     folders = {name: folder_of(name, others) for name in models}
     for file in sorted(others.glob("*/config.json")):
         name = file.parent.name

@@ -47,7 +47,7 @@ class Panel(BaseModel, extra="forbid"):
         names = [annotator.name for annotator in self.annotators]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"annotators: {name} is there twice; give every annotator its own name")
+                raise ValueError(f"annotators: {name} occurs twice; give every annotator its own name")
         return self
 
     def has_closing(self, answer: str) -> bool:

@@ -1,6 +1,6 @@
 """Packing: several samples in one row, each as if it were alone.
 
-A packed row has no attention mask; the positions start anew with each sample. From that transformers makes a block
+A packed row has no attention mask; the positions start at 0 with each sample. From that transformers makes a block
 mask for its own attentions (eager, sdpa, flex), and FlashAttention takes each sample as a sequence, which needs a
 batch that is one row. What a model makes of it is compared with its samples one by one before anything is trained.
 """

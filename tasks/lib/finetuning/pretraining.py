@@ -18,7 +18,7 @@ from tasks.lib.training.muon import Muon
 
 SPECIAL_TOKENS = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 
-# A space stands before every content, because "Mia" and " Mia" are different tokens to a byte-level BPE:
+# A space is put before every content, because "Mia" and " Mia" are different tokens to a byte-level BPE:
 # what the model copies from a prompt has to be the token that the prompt holds.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"

@@ -1,4 +1,4 @@
-"""Prompt tuning (arXiv 2104.08691): the embeddings of new tokens that stand before every conversation.
+"""Prompt tuning (arXiv 2104.08691): the embeddings of new tokens before every conversation.
 
 The soft prompt is made of tokens of the vocabulary: engines without adapters serve it, and padding on the left stays
 without effect.

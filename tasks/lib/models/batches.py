@@ -23,12 +23,12 @@ BATCH_COSTS = 128  # tokens that pass in the time that a forward and backward pa
 
 
 def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Ids (B, T) and `is_token` (B, T), True where a token stands, padded on the left (for generation)."""
+    """Ids (B, T) and `is_token` (B, T), True at tokens, padded on the left (for generation)."""
     return _padded(rows, pad_id, left=True)
 
 
 def right_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Ids (B, T) and `is_token` (B, T), True where a token stands, padded on the right (for scoring)."""
+    """Ids (B, T) and `is_token` (B, T), True at tokens, padded on the right (for scoring)."""
     return _padded(rows, pad_id, left=False)
 
 
@@ -48,7 +48,7 @@ def _padded(rows: Sequence[Sequence[int]], pad_id: int, *, left: bool) -> tuple[
 
 
 def position_ids(is_token: Tensor) -> Tensor:
-    """Positions (B, T): 0 at the first token of a row, wherever the padding stands; 0 on left padding."""
+    """Positions (B, T): 0 at the first token of a row, wherever the padding is; 0 on left padding."""
     return (is_token.long().cumsum(dim=1) - 1).clamp(min=0)
 
 

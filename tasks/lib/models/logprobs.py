@@ -72,7 +72,7 @@ class Rows:
         to its logits after that layer (a scale, a soft cap) is done to these.
         """
         row, step = self.is_action.nonzero(as_tuple=True)  # of every answer token, one after the other
-        column = self.columns[row, step]  # of the state that predicts it; the token itself stands one further
+        column = self.columns[row, step]  # of the state that predicts it; the token itself is one further
         hidden: list[Tensor] = []
 
         def predicting(_: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -130,7 +130,7 @@ def rows_of(
     starts = torch.tensor([len(prompt) for prompt in prompts]).unsqueeze(1)  # (B, 1) column of the answer's first token
     lengths = torch.tensor([len(answer) for answer in answers]).unsqueeze(1)  # (B, 1)
     step = torch.arange(int(lengths.max()) + 1)  # (T+1)
-    columns = (starts - 1 + step).clamp(max=ids.shape[1] - 1)  # (B, T+1) state t is read where token t - 1 stands
+    columns = (starts - 1 + step).clamp(max=ids.shape[1] - 1)  # (B, T+1) state t is read at token t - 1
     return Rows(ids.to(device), columns.to(device), (step[:-1] < lengths).to(device))
 
 

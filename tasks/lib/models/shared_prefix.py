@@ -20,7 +20,7 @@ class Row(NamedTuple):
     ids: list[int]
     positions: list[int]
     branches: list[int]
-    ends: list[int]  # of each sequence, where its last token stands in `ids`
+    ends: list[int]  # of each sequence, the place of its last token in `ids`
 
 
 def common(sequences: Sequence[Sequence[int]]) -> int:

@@ -118,7 +118,7 @@ def score(
 ) -> list[float]:
     """Normalised rewards of answers (ids with EOS) to prompts (ids): mean 0, std 1 on reference answers.
 
-    With a `disagreement_weight`, of an ensemble: the mean of its heads less so many standard deviations (population)
+    With a `disagreement_weight`, of an ensemble: the mean of its heads less this many standard deviations (population)
     over them, each head brought to mean 0 on reference answers, so that what people never ranked is worth less.
     Coste et al. (arXiv 2310.02743, section 3) take the variance; a standard deviation has the unit of the reward.
 

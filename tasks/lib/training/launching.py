@@ -136,7 +136,7 @@ def _join(launch: Launch, launcher: str, stage: Stage) -> None:
 
     _end_with_parent()
     state = PartialState(cpu=not torch.cuda.is_available())
-    torch.set_num_threads(stage.threads)  # the launcher sets one thread where nothing is said
+    torch.set_num_threads(stage.threads)  # the launcher sets one thread if nobody sets a number
     if state.num_processes != launch.processes:
         raise Problem(
             f"{stage.name}: {state.num_processes} of {launch.processes} processes found each other; start it as "

@@ -16,7 +16,7 @@ Log = Sequence[Mapping[str, Any]]
 
 
 class Watch(TrainerCallback):
-    """Prints progress, marks checkpoints as complete, and ends the run for want of patience or on a signal.
+    """Prints progress, marks checkpoints as complete, and ends the run when patience is over or on a signal.
 
     `shown` maps names of the log to names on the progress line. A signal in the list `signals` saves and ends the run
     after a step that is a multiple of `border`, in all processes.

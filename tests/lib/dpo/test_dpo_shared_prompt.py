@@ -111,5 +111,5 @@ def test_a_model_that_reads_a_shared_prompt_otherwise_is_refused(workspace: Any)
         trainer(model, pairs_of())
     model = tiny_llama(tiny_tokenizer())
     model.config._attn_implementation_internal = "flash_attention_2"
-    with pytest.raises(Problem, match="flash_attention_2 takes no mask of ours"):
+    with pytest.raises(Problem, match="flash_attention_2 takes no custom mask"):
         trainer(model, pairs_of())

@@ -59,7 +59,7 @@ def test_annotators_weigh_as_they_do(tmp_path: Path) -> None:
     ("{content: 2.0, closing: 1.0}", "{content: 2.0}", "utility.closing is missing"),
     ("noise: 0.3", "noise: -1", "annotators.0.noise: input should be greater than or equal to 0"),
     ("noise: 0.3", "noise: .nan", "annotators.0.noise: "),
-    ("name: bo", "name: ada", "annotators: ada is there twice"),
+    ("name: bo", "name: ada", "annotators: ada occurs twice"),
     ('". Happy to help!"', '" "', "closing: "),
     ("tie_below: 0.1", "tie_below: 0.1\ntie_below: 0.2", "duplicate key"),
 ])  # fmt: skip
