@@ -3,7 +3,7 @@
 Equal model, rows, optimiser, learning rate, precision and number of tokens; one thread. TRL has its defaults: rows
 in random order, padded to the longest of their batch, every position scored. Ours batches by length and scores
 trained positions; once with as many rows a step as TRL, once with as many tokens. First both must give one batch the
-same loss and gradients; the held-out loss after the epoch is printed with the seconds. TRL's packing is no opponent here:
+same loss and gradients; the held-out loss after the epoch is printed with the seconds. TRL's packing is left out:
 without FlashAttention it lets samples see each other.
 
 Run     python -m benchmarks.sft_lengths            (one core: about three minutes)
@@ -54,7 +54,7 @@ def rows_of(count: int, seed: int) -> list[dict[str, Any]]:
 
 
 def trainer(kind: str, rows: list[dict[str, Any]], held_out: list[dict[str, Any]], folder: str) -> Any:
-    """`kind`: TRL; or ours by rows or tokens a step, or packed into sequences of that many tokens; from equal weights."""
+    """`kind`: TRL; or ours by rows or tokens a step, or packed into sequences of these tokens; from equal weights."""
     torch.manual_seed(0)
     shape: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4}
     shape["num_attention_heads"] = 4

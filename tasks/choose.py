@@ -80,7 +80,7 @@ def evaluation() -> Report:
 def figure(report: Report, key: str) -> Any:
     """One figure; a missing one is a Problem that names it."""
     if key not in report:
-        raise Problem(f"{EVALUATION}: the figure {key} is missing; have evaluate produce it, or change the section choose")
+        raise Problem(f"{EVALUATION}: the figure {key} is missing; have evaluate produce it, or change section choose")
     return report[key]
 
 

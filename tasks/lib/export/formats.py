@@ -43,7 +43,7 @@ class Format(Protocol):
         """The stored weights, dequantised to f32 and named as in the full-precision model."""
 
     def quantised_bits(self, folder: Path) -> float | None:
-        """Bits per weight of the quantised matrices alone, scales included; None where the format does not separate them."""
+        """Bits per weight of the quantised matrices alone, scales included; None if they cannot be told apart."""
 
     def read(self, folder: Path) -> PreTrainedModel:
         """The model as its users load it, on the CPU."""
