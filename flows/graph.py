@@ -6,6 +6,7 @@ import difflib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,11 @@ class Locked:
 
     inputs: dict[str, str]
     outputs: dict[str, str]
+
+
+# The graph of this run, if whoever starts it has read and checked it already: a flow's parameters are plain values.
+# It is not in the flow's own module, of which Prefect sends a copy to the process of a scheduled run.
+of_this_run: ContextVar[Graph | None] = ContextVar("of_this_run", default=None)
 
 
 def read_graph(targets: Sequence[str] = ()) -> Graph:

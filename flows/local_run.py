@@ -91,15 +91,14 @@ def _run_flow(request: Request, lock: int) -> None:
         stages = graph.read_graph(request.targets)
         if warm.is_wanted(stages, request.force):
             stack.enter_context(child.warm(lock))
-        from flows import post_training
 
         if process is not None:
             server.ready(process, url)
-        token = post_training.graph_of_run.set(stages)
+        token = graph.of_this_run.set(stages)
         try:
             _call_flow(request, url)
         finally:
-            post_training.graph_of_run.reset(token)
+            graph.of_this_run.reset(token)
 
 
 def _call_flow(request: Request, url: str) -> None:

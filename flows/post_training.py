@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager, nullcontext
-from contextvars import ContextVar
 from graphlib import TopologicalSorter
 from threading import Event, Thread
 from typing import Any
@@ -28,7 +27,7 @@ from prefect.client.schemas.objects import StateDetails, TaskRun  # noqa: E402
 from prefect.context import FlowRunContext  # noqa: E402
 from prefect.states import Cancelled, Completed, Failed, State  # noqa: E402
 
-from flows import child, lineage, outcome, params, picture, prefect_log, reports, warm, workspace  # noqa: E402
+from flows import child, graph, lineage, outcome, params, picture, prefect_log, reports, warm, workspace  # noqa: E402
 from flows.child import Children  # noqa: E402
 from flows.graph import Graph, read_graph, read_lock  # noqa: E402
 from flows.outcome import DONE, STATES, Outcome  # noqa: E402
@@ -37,9 +36,6 @@ from flows.repro import bring_up_to_date  # noqa: E402
 
 CANCEL_POLL_SECONDS = 3.0
 prefect_log.shorten()
-
-# The graph of this run, if whoever starts it has read and checked it already: a flow's parameters are plain values
-graph_of_run: ContextVar[Graph | None] = ContextVar("graph_of_run", default=None)
 
 
 @flow(name="post-training")
@@ -57,7 +53,7 @@ def post_training(
     """
     with workspace.held() as lock:
         workspace.check()
-        run = Run(graph_of_run.get() or checked_graph(targets or ()), Children((lock,)), force)
+        run = Run(graph.of_this_run.get() or checked_graph(targets or ()), Children((lock,)), force)
 
         def may_pass_next_time(_task: Any, task_run: TaskRun, _state: State) -> bool:
             """A user's mistake stays one; a crash may not happen again."""

@@ -173,9 +173,8 @@ def test_a_stage_under_torchrun(workspace: Path) -> None:
     """The whole way, as DVC starts it: two processes, one that talks and writes; then a Problem in its own line."""
     write_inputs("sft")
     launcher = "torchrun --standalone --nproc_per_node 2"
-    Path("params.yaml").write_text(
-        json.dumps({"seed": 1, "threads": 1, "sft": SECTIONS["sft"] | {"launcher": launcher}})
-    )
+    params = section("sft", **SECTIONS["sft"], launcher=launcher).model_dump(mode="json")
+    Path("params.yaml").write_text(json.dumps({"seed": 1, "threads": 1, "sft": params}))
     command = f"{launcher} -m tasks.sft"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment, check=False)
