@@ -7,8 +7,11 @@ so that nobody has to read DVC's messages, of which only warnings and errors are
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import Any
+
+from tasks.lib.warm import ADDRESS, hand_over
 
 RAN, COMMAND_FAILED, DVC_FAILED, UNCHANGED, RESTORED, STOPPED = 0, 1, 2, 10, 11, 130  # exit statuses
 
@@ -68,4 +71,6 @@ def _with_causes(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
+    if ADDRESS in os.environ:
+        hand_over(os.environ[ADDRESS], "flows.dvc_child", sys.argv[1:])
     sys.exit(main(sys.argv[1], "--force" in sys.argv[2:]))

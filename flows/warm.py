@@ -15,17 +15,15 @@ import atexit
 import contextlib
 import gc
 import importlib
-import io
 import json
 import os
-import re
 import runpy
 import signal
 import socket
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from flows import guard
 
@@ -47,7 +45,6 @@ LIBRARIES = (  # in the order in which a run wants them
     "trl.trainer.dpo_trainer",
 )
 LONGEST_JOB = 1 << 20  # bytes
-LOCK_HEAD = "schema: '2.0'\nstages:\n"
 
 
 def is_wanted(graph: Graph, force: bool) -> bool:
@@ -71,8 +68,6 @@ def main(address: str) -> None:
     os.environ.update(job["environment"])
     sys.path.insert(0, job["folder"])
     sys.argv = [job["module"], *job["arguments"]]
-    if job["module"] == "dvc":
-        update_locks_by_stage()
     run_and_end(job["module"])
 
 
@@ -98,36 +93,6 @@ def run_and_end(module: str) -> None:
         sys.stderr.flush()
     finally:
         os._exit(status)
-
-
-def update_locks_by_stage() -> None:
-    """DVC parses dvc.lock so that comments would be kept and rewrites all of it when one stage's entry changes.
-    Here it is parsed as elsewhere, and the text of the other stages stays: half of what DVC takes for a stage."""
-    from dvc.utils.serialize import _yaml
-
-    dump, text_of = _yaml._dump, dict[int, tuple[Any, str]]()
-
-    def parse_for_update(text: str, path: str) -> Any:
-        document = _yaml.parse_yaml(text, path)
-        head, *texts = re.split(r"(?m)^(?=  \S)", text)  # a stage's entry begins two columns in
-        entries = list((document.get("stages") or {}).values())
-        if head == LOCK_HEAD and len(entries) == len(texts):
-            text_of.update((id(entry), (entry, text)) for entry, text in zip(entries, texts, strict=True))
-        return document
-
-    def dump_changed(document: Any, stream: TextIO) -> None:
-        if not text_of or document.keys() != {"schema", "stages"}:
-            return dump(document, stream)
-        stream.write(LOCK_HEAD)
-        for name, entry in document["stages"].items():
-            if id(entry) in text_of:
-                stream.write(text_of[id(entry)][1])
-            else:
-                alone = io.StringIO()
-                dump({"stages": {name: entry}}, alone)
-                stream.write(alone.getvalue().removeprefix("stages:\n"))
-
-    _yaml.parse_yaml_for_update, _yaml._dump = parse_for_update, dump_changed
 
 
 def next_job(address: str) -> dict[str, Any]:

@@ -118,26 +118,3 @@ def test_a_stage_is_a_fork_and_its_own_children_are_not(address: str, tmp_path: 
         cwd=tmp_path, env=os.environ | {ADDRESS: address}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout == "a b c True False\n"
-
-
-@pytest.mark.parametrize("comment", [b"", b"  # said by hand\n"])
-def test_a_lock_is_updated_to_the_same_bytes(tmp_path: Path, comment: bytes) -> None:
-    update = """
-import sys
-from dvc.utils.serialize import modify_yaml
-from flows.warm import update_locks_by_stage
-if sys.argv[1] == "by stage":
-    update_locks_by_stage()
-with modify_yaml("dvc.lock") as lock:
-    lock["stages"]["sft"] = {**lock["stages"]["sft"], "cmd": "another" + 40 * " word", "params": {"yes": None}}
-    lock["stages"]["more"] = {"cmd": "${HOME}: 2e-5"}
-"""
-    lock = (ROOT / "dvc.lock").read_bytes()
-    written = {}
-    for how in ("by stage", "whole"):
-        (tmp_path / "dvc.lock").write_bytes(lock + comment)
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        subprocess.run([sys.executable, "-c", update, how], cwd=tmp_path, check=True, env=environment)
-        written[how] = (tmp_path / "dvc.lock").read_bytes()
-    assert written["by stage"] == written["whole"].replace(comment, b"")
-    assert b"cmd: another" in written["whole"]
