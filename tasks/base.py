@@ -1,10 +1,10 @@
 """base: the model that the pipeline starts from.
 
-`model: embedded` trains a tiny Llama and its tokenizer on the text that ships with the project. A Hub id
-with a pinned revision, or a folder, is taken in as it is; `pretraining.steps` above 0 continues its
-pre-training on the text first.
+`model: embedded` trains a tiny Llama and its tokenizer on the text that ships with the project. A Hub id with a pinned
+revision, a folder, or a .gguf file is taken in as it is; `pretraining.steps` above 0 continues its pre-training on the
+text first.
 
-Reads   base.text; the folder or Hub model named by base.model
+Reads   base.text; the folder, file or Hub model named by base.model
 Writes  models/base, reports/base.json, reports/plots/base.csv, reports/plots/base.png
 Run     python -m tasks.base
 """
@@ -18,7 +18,7 @@ import torch
 
 from tasks.lib.finetuning.pretraining import blocks, documents, new_llama, perplexity, pretrain, train_tokenizer
 from tasks.lib.models.chat import load_tokenizer
-from tasks.lib.models.hub_models import materialise
+from tasks.lib.models.intake import take_in
 from tasks.lib.models.loading import load_policy, save_model
 from tasks.lib.plots import curves
 from tasks.lib.settings.base import Params
@@ -48,7 +48,7 @@ def run(params: Params, stage: Stage) -> None:
 def write_start(params: Params, stage: Stage) -> dict[str, Any]:
     """Write models/base: the embedded model with random weights, or the model that is named. Facts for the report."""
     if params.model != "embedded":
-        return materialise(params.model, params.revision, OUT)
+        return take_in(params.model, params.revision, OUT)
     tokenizer = train_tokenizer(documents(params.text), params.tiny.vocab_size)
     torch.manual_seed(stage.seed_of("weights"))
     shape = params.tiny.model_dump(exclude={"vocab_size"})

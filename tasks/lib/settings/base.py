@@ -47,7 +47,8 @@ class Pretraining(BaseModel, extra="forbid"):
 
 class Params(BaseModel, extra="forbid"):
     model: str
-    """`embedded`, the id of a model on the Hub, or a folder. A folder's content is not tracked, only its name."""
+    """`embedded`; the id of a model on the Hub; a folder; a .gguf file; or `package:file.gguf`, a file inside an
+    installed package. What a folder or file holds is not tracked, only its name."""
     revision: str | None
     """The commit or tag of a Hub model; null for anything else."""
     text: Path

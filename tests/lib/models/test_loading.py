@@ -6,13 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_llama, tiny_tokenizer, write_model
 
 from tasks.lib.models import loading
-from tasks.lib.models.chat import answer_ids, example_ids, load_tokenizer
-from tasks.lib.models.hub_models import materialise
+from tasks.lib.models.chat import load_tokenizer
 from tasks.lib.models.loading import load_policy, save_model
 from tasks.lib.models.model_folder import weights_hash
 from tasks.lib.stage import Problem
@@ -121,67 +119,6 @@ def test_weights_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
     assert not (tmp_path / "model").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "revision", "message"),
-    [
-        ("no/such/folder", None, "no such folder"),
-        ("vocab.gguf", None, "no such folder"),
-        ("org/model", None, "fixed revision"),
-        ("org/model", "main", "fixed revision"),
-    ],
-)
-def test_a_base_model_has_to_be_pinned_or_there(workspace: Path, name: str, revision: str | None, message: str) -> None:
-    with pytest.raises(Problem, match=message):
-        materialise(name, revision, workspace / "base")
-
-
-def test_an_unreachable_hub_is_one_line(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-
-    def offline(*args: object, **settings: object) -> str:
-        raise OSError("offline\nand a long story")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(Problem, match=r"^org/model@v1: cannot be downloaded: offline$"):
-        materialise("org/model", "v1", workspace / "base")
-
-
-def test_a_pinned_hub_model_takes_the_path_of_a_local_one(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import huggingface_hub
-
-    commit = folder.rename(tmp_path / ("a" * 40))
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **settings: str(commit))
-    facts = materialise("org/model", "v1", tmp_path / "base")
-    assert (facts["source"], facts["revision"]) == ("org/model", "a" * 40)
-    assert files(tmp_path / "base") == files(commit)
-
-
-def test_a_tokenizer_of_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
-    tokenizer = tiny_tokenizer()
-    tokenizer.add_tokens([f"word{i}" for i in range(50)])
-    tokenizer.save_pretrained(folder)
-    with pytest.raises(Problem, match="350 tokens, but 300 embeddings"):
-        materialise(str(folder), None, tmp_path / "base")
-
-
-def test_stories260k_becomes_a_model_of_the_pipeline(shared: Path, tmp_path: Path) -> None:
-    facts = materialise(str(shared / "models/stories260K"), None, tmp_path / "base")
-    assert (facts["source"], facts["parameters"], facts["template"]) == ("stories260K", 260_032, "added")
-    tokenizer, model = load_tokenizer(tmp_path / "base"), load_policy(tmp_path / "base")
-    assert (tokenizer.pad_token, tokenizer.eos_token) == ("<unk>", "</s>")
-    assert model.generation_config.eos_token_id == [1, 2]
-    golden = json.loads((shared / "models/stories260K/golden_greedy.json").read_text())["ids"][:40]
-    greedy = model.generate(torch.tensor([golden[:1]]), max_new_tokens=39, do_sample=False)
-    assert greedy[0].tolist() == golden
-    ids, is_answer = example_ids(tokenizer, [{"role": "user", "content": "Who?"}], "Lily.")
-    assert sum(is_answer) == len(answer_ids(tokenizer, "Lily."))
-    assert len(ids) > sum(is_answer)
-
-
-def test_a_vocabulary_without_tensors_is_refused(shared: Path, tmp_path: Path) -> None:
-    with pytest.raises(Problem, match="is a file"):
-        materialise(str(shared / "models/ggml-vocab-llama-spm.gguf"), None, tmp_path / "base")
+def test_a_file_is_not_a_folder(shared: Path) -> None:
     with pytest.raises(Problem, match="is a file"):
         loading.load_policy(shared / "models/ggml-vocab-llama-spm.gguf")
