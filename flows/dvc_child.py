@@ -71,6 +71,7 @@ def _with_causes(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
-    if ADDRESS in os.environ:
+    # a fork was started as flows.warm: it does the work, and does not ask for another fork
+    if ADDRESS in os.environ and "flows.dvc_child" in sys.orig_argv:
         hand_over(os.environ[ADDRESS], "flows.dvc_child", sys.argv[1:])
     sys.exit(main(sys.argv[1], "--force" in sys.argv[2:]))

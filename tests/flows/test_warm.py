@@ -118,3 +118,15 @@ def test_a_stage_is_a_fork_and_its_own_children_are_not(address: str, tmp_path: 
         cwd=tmp_path, env=os.environ | {ADDRESS: address}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout == "a b c True False\n"
+
+
+def test_dvc_is_one_fork_that_asks_for_no_other(address: str, tmp_path: Path) -> None:
+    folder = tmp_path / "no project"
+    folder.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.dvc_child", "base"],
+        cwd=folder, env=os.environ | {ADDRESS: address, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        check=False, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("dvc: you are not inside of a DVC repository")
