@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    document = laid(read_yaml(PARAMS_FILE), options.preset, [*LEARNS, *options.set])
+    document = laid(read_yaml(PARAMS_FILE), [options.preset], [*LEARNS, *options.set])
     document["threads"] = 1
     with tempfile.TemporaryDirectory() as folder:
         for name in READ:

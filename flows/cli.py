@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(
     *targets: Stage,
     stage: tuple[Stage, ...] = (),
-    preset: File | None = None,
+    preset: tuple[File, ...] = (),
     settings: Annotated[tuple[str, ...], Parameter(name="--set", metavar="KEY=VALUE")] = (),
     keep: bool = False,
     force: bool = False,
@@ -99,7 +99,7 @@ def run(
     Args:
         targets: Only these stages and what they depend on.
         stage: The same, as an option.
-        preset: Lay presets/x.yaml over the committed params.yaml.
+        preset: Lay presets/x.yaml over the committed params.yaml; a further one over that.
         settings: Change one parameter.
         keep: Keep uncommitted changes in params.yaml, and lay the preset over them.
         force: Run unchanged stages too.
@@ -112,7 +112,7 @@ def run(
 
     request = local_run.Request(
         targets=(*targets, *stage),
-        preset=preset,
+        presets=preset,
         settings=settings,
         keep=keep,
         force=force,
@@ -289,7 +289,7 @@ def score(
 def plan(
     *targets: Stage,
     device: Name = "cpu",
-    preset: File | None = None,
+    preset: tuple[File, ...] = (),
     config: File | None = None,
 ) -> int:
     """Print the memory, time and disk that each stage needs.
@@ -299,16 +299,14 @@ def plan(
     Args:
         targets: Only these stages.
         device: cpu (this machine), rtx4090, h100, ...
-        preset: With this preset laid over params.yaml.
+        preset: With this preset laid over params.yaml; a further one over that.
         config: config.json of a Hub model.
     """
     from flows import plan_table, presets
     from flows.plan import config_of
     from tasks.lib.stage import PARAMS_FILE, read_yaml
 
-    document = read_yaml(PARAMS_FILE)
-    if preset:
-        document = presets.laid(document, preset)
+    document = presets.laid(read_yaml(PARAMS_FILE), preset)
     plan_table.show(document, targets, device, config or config_of(preset))
     return 0
 

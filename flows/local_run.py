@@ -16,7 +16,7 @@ class Request:
     """The arguments of `anneal run`; flows/cli.py says what each means."""
 
     targets: tuple[str, ...] = ()
-    preset: Path | None = None
+    presets: tuple[Path, ...] = ()
     settings: tuple[str, ...] = ()
     keep: bool = False
     force: bool = False
@@ -35,7 +35,7 @@ def run(request: Request) -> int:
     workspace.check()
     signal.signal(signal.SIGTERM, _interrupted)  # ends like Ctrl-C: children stopped, the record written
     with workspace.held() as lock:
-        for line in presets.lay_over(request.preset, request.settings, request.keep):
+        for line in presets.lay_over(request.presets, request.settings, request.keep):
             print(f"params.yaml  {line}")
         refuse_oversize(request)
         outcome.FILE.unlink(missing_ok=True)
@@ -68,7 +68,7 @@ def refuse_oversize(request: Request) -> None:
     else:
         assert gpu_bytes is not None
         device = memory.Device(gpu_bytes * memory.FREE, speed=1.0)  # its speed is not known
-    too_large = plan_table.too_large(document, device, plan.config_of(request.preset))
+    too_large = plan_table.too_large(document, device, plan.config_of(request.presets))
     lines = [line for stage, line in too_large.items() if not request.targets or stage in request.targets]
     if lines:
         hint = "nothing was started; anneal plan shows the table, --oversize starts it anyway"

@@ -6,7 +6,7 @@ bf16 autocast on a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -258,14 +258,13 @@ def shape_of(section: base.Params, config: Path | None) -> Shape:
     )
 
 
-def config_of(preset: Path | None) -> Path | None:
-    """The config.json in the folder that has the name of a preset."""
-    if preset is None:
-        return None
-    config = preset.with_suffix("") / "config.json"
-    if not config.is_file():
-        return None
-    return config
+def config_of(presets: Sequence[Path]) -> Path | None:
+    """The config.json in the folder that has the name of a preset; of the last preset that has one."""
+    for preset in reversed(presets):
+        config = preset.with_suffix("") / "config.json"
+        if config.is_file():
+            return config
+    return None
 
 
 def device_of(name: str, threads: int) -> Device:

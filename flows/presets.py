@@ -22,13 +22,13 @@ WRITTEN = Path(".anneal") / "params.laid"  # the hash of the params.yaml that wa
 VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
-def lay_over(preset: Path | None, settings: Sequence[str], keep: bool = False) -> list[str]:
-    """Merge a preset and `key=value` settings into params.yaml; return a line per value that changed.
+def lay_over(presets: Sequence[Path], settings: Sequence[str], keep: bool = False) -> list[str]:
+    """Merge presets in their order, then `key=value` settings, into params.yaml; a line per value that changed.
 
-    They are laid over the committed file, so a second preset replaces the first. Changes that a person made and did
-    not commit are a Problem; with `keep` they stay, and the preset is laid over them.
+    They are laid over the committed file, so those of a second run replace those of the first. Changes that a person
+    made and did not commit are a Problem; with `keep` they stay, and the presets are laid over them.
     """
-    if preset is None and not settings:
+    if not presets and not settings:
         return []
     from ruamel.yaml import YAML
 
@@ -36,23 +36,23 @@ def lay_over(preset: Path | None, settings: Sequence[str], keep: bool = False) -
     yaml.preserve_quotes = True
     yaml.width = 4096
     document = yaml.load(_text_to_start_from(keep))
-    changes = _lay(document, preset, settings)
+    changes = _lay(document, presets, settings)
     text = StringIO()
     yaml.dump(document, text)
     _write_when_valid(text.getvalue())
     return changes
 
 
-def laid(document: dict[str, Any], preset: Path, settings: Sequence[str] = ()) -> dict[str, Any]:
-    """The document of a params.yaml, changed in place by a preset and `key=value` settings; no file is written."""
-    _lay(document, preset, settings)
+def laid(document: dict[str, Any], presets: Sequence[Path], settings: Sequence[str] = ()) -> dict[str, Any]:
+    """The document of a params.yaml, changed in place by presets and `key=value` settings; no file is written."""
+    _lay(document, presets, settings)
     return document
 
 
-def _lay(document: dict[str, Any], preset: Path | None, settings: Sequence[str]) -> list[str]:
-    """Merge a preset, then the settings one by one; a line per value that changed."""
+def _lay(document: dict[str, Any], presets: Sequence[Path], settings: Sequence[str]) -> list[str]:
+    """Merge the presets, then the settings, one by one; a line per value that changed."""
     changes: list[str] = []
-    if preset is not None:
+    for preset in presets:
         overlay = read_yaml(preset)
         if not isinstance(overlay, dict):
             raise Problem(f"{preset}: expected sections of params.yaml, found {type(overlay).__name__}")

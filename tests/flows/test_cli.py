@@ -105,8 +105,13 @@ def test_words_become_typed_arguments_as_often_as_they_are_given(monkeypatch: py
     monkeypatch.setattr(local_run, "run", received.append)
     with pytest.raises(SystemExit):
         main(["run", "--force", "base", "--set", "a.b=[1, 2]", "--stage", "sft", "--set=c=d=e", "dpo", "--parallel=3"])
+    with pytest.raises(SystemExit):
+        main(["run", "--preset", "a.yaml", "sft", "--preset=b.yaml"])
     settings = ("a.b=[1, 2]", "c=d=e")
-    assert received == [local_run.Request(("base", "dpo", "sft"), settings=settings, force=True, parallel=3)]
+    assert received == [
+        local_run.Request(("base", "dpo", "sft"), settings=settings, force=True, parallel=3),
+        local_run.Request(("sft",), presets=(Path("a.yaml"), Path("b.yaml"))),
+    ]
 
 
 def test_a_shell_completes_commands_options_and_stages(workspace: Path, anneal: Anneal) -> None:

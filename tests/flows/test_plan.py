@@ -51,6 +51,18 @@ def test_a_hub_model_without_its_config_is_one_line(monkeypatch: pytest.MonkeyPa
         plan(monkeypatch, "--preset", str(preset))
 
 
+def test_presets_of_a_plan_are_laid_over_in_their_order(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    wide, deep = tmp_path / "wide.yaml", tmp_path / "deep.yaml"
+    wide.write_text("base: {tiny: {vocab_size: 2048, hidden: 256, layers: 1}}\n")
+    deep.write_text("base: {tiny: {layers: 2}}\n")
+    with pytest.raises(SystemExit):
+        plan(monkeypatch, "base", "--preset", str(wide), "--preset", str(deep))
+    embedding, layer = 2048 * 256, 4 * 256 * 256 + 3 * 256 * 384 + 2 * 256
+    assert f"{embedding + 2 * layer + 256:,} parameters" in capsys.readouterr().out
+
+
 def test_eight_billion_in_four_bits_fit_24_gb_and_ppo_of_them_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,7 +23,7 @@ class Params(BaseModel, extra="forbid"):
 def test_a_preset_changes_values_and_keeps_comments(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WHERE", "s3://somewhere")
     Path("preset.yaml").write_text("right: {y: 1e-3}\nleft: {x: '${WHERE}/base'}\n")
-    changed = presets.lay_over(Path("preset.yaml"), ["seed=7", "left.z=[1, 2]"])
+    changed = presets.lay_over([Path("preset.yaml")], ["seed=7", "left.z=[1, 2]"])
     assert changed == [
         "right.y: 2e-05 -> 0.001",
         "left.x: 1 -> 's3://somewhere/base'",
@@ -35,20 +35,28 @@ def test_a_preset_changes_values_and_keeps_comments(project: Path, monkeypatch: 
     assert read_yaml(Path("params.yaml"))["right"]["y"] == 1e-3
 
 
-def test_a_second_preset_replaces_the_first(project: Path) -> None:
-    presets.lay_over(None, ["left.x=5"])
-    presets.lay_over(None, ["right.y=0.1"])
+def test_a_second_command_replaces_the_presets_of_the_first(project: Path) -> None:
+    presets.lay_over([], ["left.x=5"])
+    presets.lay_over([], ["right.y=0.1"])
     document = read_yaml(Path("params.yaml"))
     assert (document["left"]["x"], document["right"]["y"]) == (1, 0.1)
+
+
+def test_presets_of_one_command_are_laid_over_in_their_order(project: Path) -> None:
+    Path("one.yaml").write_text("left: {x: 2}\nright: {y: 0.5}\n")
+    Path("two.yaml").write_text("left: {x: 3}\n")
+    presets.lay_over([Path("one.yaml"), Path("two.yaml")], ["seed=9"])
+    document = read_yaml(Path("params.yaml"))
+    assert (document["left"]["x"], document["right"]["y"], document["seed"]) == (3, 0.5, 9)
 
 
 def test_a_persons_changes_are_not_overwritten(project: Path) -> None:
     text = Path("params.yaml").read_text().replace("x: 1", "x: 3")
     Path("params.yaml").write_text(text)
     with pytest.raises(Problem, match="not committed"):
-        presets.lay_over(None, ["seed=2"])
+        presets.lay_over([], ["seed=2"])
     assert Path("params.yaml").read_text() == text
-    presets.lay_over(None, ["seed=2"], keep=True)
+    presets.lay_over([], ["seed=2"], keep=True)
     assert read_yaml(Path("params.yaml"))["left"]["x"] == 3
 
 
@@ -57,13 +65,13 @@ def test_mistakes_in_a_preset_leave_params_as_it_was(project: Path, monkeypatch:
     monkeypatch.delenv("NOT_SET", raising=False)
     Path("preset.yaml").write_text("left: {x: '${NOT_SET}'}\n")
     with pytest.raises(Problem, match=r"preset.yaml: \$\{NOT_SET\} is not set"):
-        presets.lay_over(Path("preset.yaml"), [])
+        presets.lay_over([Path("preset.yaml")], [])
     with pytest.raises(Problem, match=r"presets/none.yaml"):
-        presets.lay_over(Path("presets/none.yaml"), [])
+        presets.lay_over([Path("presets/none.yaml")], [])
     with pytest.raises(Problem, match="expected key=value"):
-        presets.lay_over(None, ["seed"])
+        presets.lay_over([], ["seed"])
     with pytest.raises(Problem, match=r"params.yaml: the section lefft belongs to no stage; did you mean"):
-        presets.lay_over(None, ["lefft.x=1"])
+        presets.lay_over([], ["lefft.x=1"])
     assert Path("params.yaml").read_bytes() == before
 
 
