@@ -1,7 +1,7 @@
 """evaluate: every model of the pipeline answers the same held-out rows.
 
-Reads   models/{base,sft,dpo,ppo,reward}, the models in evaluate.others, data/curated/{validation,evaluation}.parquet,
-        the panel file of evaluate.panel
+Reads   models/{base,sft,dpo,ppo,reward}, the models in evaluate.others, the panel file of evaluate.panel,
+        data/curated/{validation,evaluation}.parquet; with evaluate.few_shot data/curated/train.parquet
 Writes  reports/evaluation/{answers.parquet,table.md}, reports/evaluate.json, reports/plots/evaluate.{csv,png}
 Run     python -m tasks.evaluate
 
@@ -11,6 +11,7 @@ The split `validation` is there for `choose`, which selects on it; results are r
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from tasks.lib.evaluation.answers import (
     spelling,
     tokenize_rows,
 )
-from tasks.lib.evaluation.compared_models import compared_folders
+from tasks.lib.evaluation.compared_models import FEW_SHOT, compared_folders
+from tasks.lib.evaluation.few_shot import EXAMPLE_COLUMNS, Example, examples_of, few_shot_prompts
 from tasks.lib.evaluation.figures import CHANCE, MAJORITY, TITLES, Columns, figures_of, places_by_split
 from tasks.lib.evaluation.panel import Panel, read_panel
 from tasks.lib.evaluation.tables import table_of, table_per_task
@@ -40,6 +42,7 @@ from tasks.lib.reward.reward_model import load_reward, score
 from tasks.lib.settings.evaluate import Params
 from tasks.lib.stage import Problem, Stage, main
 
+TRAINING = Path("data/curated/train.parquet")
 ROWS = (Path("data/curated/validation.parquet"), Path("data/curated/evaluation.parquet"))
 REWARD, OUT = Path("models/reward"), Path("reports/evaluation")
 PLOT = Path("reports/plots/evaluate")
@@ -52,9 +55,13 @@ Greedy answers; means with 95 % bootstrap intervals over rows.
 - rank classification (rows with choices): the likeliest choice is the label
 - win rate: against {reference}, ties count half
 - KL: from {reference}, estimated on one answer per row sampled at temperature 1
-- guess: a choice at random (0 for free answers); constant: the best constant answer per task, with hindsight
+{few_shot}- guess: a choice at random (0 for free answers); constant: the best constant answer per task, with hindsight
 
 Models are selected on the split `validation`: its figures flatter the chosen one. The others are results."""
+FEW_SHOT_NOTE = f"""\
+- {FEW_SHOT}: the base model, with up to {{count}} solved training examples as earlier turns of each prompt: of the
+  row's template; of its task where the template is held out; of other tasks where the task is held out
+"""
 PRINTED = ("exact_match", "rank_classification", "win_rate", "gold", "closing", "kl")
 VALUES = (
     "exact_match",
@@ -80,24 +87,28 @@ ANSWERS = pa.schema(
 
 def run(params: Params, stage: Stage) -> None:
     # 1. Rows and panel first: a mistake in them should not cost the time of a model.
-    folders = compared_folders(params.models, params.others)
+    folders = compared_folders(params.models, params.others, params.few_shot > 0)
     rows = held_out_rows(params)
+    training = read_parquet(TRAINING, EXAMPLE_COLUMNS) if params.few_shot else []
+    examples = examples_of(rows, training, params.few_shot)
     panel = None if params.judge == "none" else read_panel(params.panel)
 
     # 2. One model after the other answers.
-    answers, kl, tokenized = answers_of_models(folders, params, stage, rows)
+    answers, further, tokenized = answers_of_models(folders, params, stage, rows, examples)
 
     # 3. A value per row for every metric of every model.
     columns = {name: answers[name].columns(rows, panel) for name in folders}
-    for name, values in kl.items():
-        columns[name]["kl"] = values
+    for name, of_model in further.items():
+        columns[name] |= of_model
     add_rewards(columns, answers, rows, tokenized, params)
     add_win_rates(columns, answers, rows, panel, params, stage)
 
     # 4. Figures, tables, plots.
     seed = stage.seed_of("bootstrap")
     figures = figures_of(rows, columns, params.reference, seed=seed, draws=params.bootstrap_draws)
-    page = f"# Evaluation\n\n{NOTE.format(reference=params.reference)}\n\n{table_of(figures, TITLES)}\n"
+    few_shot = FEW_SHOT_NOTE.format(count=params.few_shot) if params.few_shot else ""
+    note = NOTE.format(reference=params.reference, few_shot=few_shot)
+    page = f"# Evaluation\n\n{note}\n\n{table_of(figures, TITLES)}\n"
     page += f"\n## Exact match / rank classification per task\n\n{table_per_task(rows, columns)}\n"
     with replaced_folder(OUT) as folder:
         write_parquet(folder / "answers.parquet", answers_table(rows, answers, columns), ANSWERS)
@@ -131,9 +142,11 @@ def held_out_rows(params: Params) -> list[Row]:
 
 
 def answers_of_models(
-    folders: dict[str, Path], params: Params, stage: Stage, rows: list[Row]
-) -> tuple[dict[str, Answers], dict[str, np.ndarray], TokenizedRows]:
-    """Every model's answers, the KL per row (N,) of the models listed after the reference, and the rows as ids.
+    folders: dict[str, Path], params: Params, stage: Stage, rows: list[Row], examples: list[list[Example]]
+) -> tuple[dict[str, Answers], dict[str, Columns], TokenizedRows]:
+    """Every model's answers, what only some models have per row (N,), and the rows as ids.
+
+    Models that are listed after the reference have a KL from it, base_few_shot has its number of examples.
 
     Each model is loaded once, one at a time: the reference comes last and scores what the others sampled.
     """
@@ -145,13 +158,14 @@ def answers_of_models(
         sampled_places += places[: params.kl_prompts].tolist()
 
     answers: dict[str, Answers] = {}
+    further: dict[str, Columns] = {}
     samples: dict[str, Samples] = {}
     reference_tokenizer = load_tokenizer(folders[params.reference])
     tokenized = tokenize_rows(reference_tokenizer, rows)
     model: Any = None
     for done, name in enumerate(sorted(names, key=lambda name: name == params.reference), 1):
         tokenizer, model = load_tokenizer(folders[name]), load_policy(folders[name])
-        has_kl = name in after_reference
+        has_kl = name in after_reference and name != FEW_SHOT
         if has_kl and spelling(tokenizer) != spelling(reference_tokenizer):
             if name in params.models:
                 where = f"params.yaml: evaluate.models: {name} has another tokenizer than {params.reference}"
@@ -159,16 +173,39 @@ def answers_of_models(
             print(f"evaluate: {name} has another tokenizer than {params.reference}: no KL between them", flush=True)
             has_kl = False
         tokenized = tokenize_rows(tokenizer, rows, tokenized)
-        answers[name] = answer_rows(model, tokenizer, rows, tokenized, **sizes)
+        asked = tokenized
+        if name == FEW_SHOT:
+            asked, further[name] = few_shot_rows(model, tokenizer, rows, examples, tokenized, params)
+        answers[name] = answer_rows(model, tokenizer, rows, asked, **sizes)
         if has_kl and sampled_places:
             seed = stage.seed_of("kl", name)
             samples[name] = sample_rows(model, tokenizer, tokenized, sampled_places, seed=seed, **sizes)
         stage.progress(done, len(names))
 
-    kl: dict[str, np.ndarray] = {}
     for name, sampled in samples.items():  # the last model is the reference
-        kl[name] = sampled.kl_from(model, len(rows), params.batch_size)
-    return answers, kl, tokenized
+        further[name] = {"kl": sampled.kl_from(model, len(rows), params.batch_size)}
+    return answers, further, tokenized
+
+
+def few_shot_rows(
+    model: Any,
+    tokenizer: Any,
+    rows: list[Row],
+    examples: list[list[Example]],
+    tokenized: TokenizedRows,
+    params: Params,
+) -> tuple[TokenizedRows, Columns]:
+    """The rows with as many examples in their prompts as leave room for an answer and each choice; how many (N,)."""
+    room = params.max_new_tokens
+    for choices in tokenized.choices:
+        room = max(room, *map(len, choices), 0)
+    context = getattr(model.config, "max_position_embeddings", None) or math.inf
+    prompts, kept = few_shot_prompts(tokenizer, rows, examples, context - room)
+    cut = sum(count < len(of_row) for count, of_row in zip(kept, examples, strict=True))
+    if cut:
+        print(f"evaluate: {FEW_SHOT}: {cut} of {len(rows)} prompts have no room for {params.few_shot} examples, and "
+              f"have fewer; the model has {context} positions", flush=True)  # fmt: skip
+    return replace(tokenized, prompts=prompts), {"examples": np.array(kept, dtype=np.float64)}
 
 
 def add_rewards(

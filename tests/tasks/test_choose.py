@@ -103,6 +103,7 @@ def test_selecting_and_reporting_on_the_same_rows_is_refused(inputs: dict[str, A
     ({"select_on": "valid"}, "dpo.valid.win_rate is missing"),
     ({"candidates": ["grpo"]}, "grpo.weights is missing"),
     ({"stay": "base"}, "base.weights is missing"),
+    ({"stay": "base_few_shot"}, "base_few_shot is the model base with another prompt"),
 ])  # fmt: skip
 def test_what_the_evaluation_does_not_know_is_named(
     inputs: dict[str, Any], changes: dict[str, Any], message: str

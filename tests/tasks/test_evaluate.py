@@ -12,7 +12,7 @@ import pytest
 import torch
 from preference_world import CLOSING, PANEL
 from sections import section
-from tiny_models import instruction, tiny_llama, tiny_tokenizer
+from tiny_models import instruction, tiny_llama, tiny_tokenizer, write_instructions
 
 from tasks import evaluate
 from tasks.lib.data.rows import INSTRUCTION, content_id, read_parquet, write_parquet
@@ -129,6 +129,35 @@ def test_a_model_has_no_kl_from_itself_and_some_from_another(inputs: Path) -> No
     assert abs(figures["ppo.rows.kl"]) > 1e-4
 
 
+def test_base_with_examples_in_its_prompts_is_a_further_model_next_to_base(
+    inputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_instructions(evaluate.TRAINING, range(20))
+    prompts: list[list[str]] = []  # in the order of loading
+    answer_rows = evaluate.answer_rows
+
+    def watched(model: Any, tokenizer: Any, rows: Any, ids: Any, **sizes: int) -> Answers:
+        prompts.append([tokenizer.decode(prompt) for prompt in ids.prompts])
+        return answer_rows(model, tokenizer, rows, ids, **sizes)
+
+    monkeypatch.setattr(evaluate, "answer_rows", watched)
+    figures = run(models=["sft", "base", "ppo"], few_shot=1)
+    names = [key.removesuffix(".weights") for key in figures if key.endswith(".weights")]
+    assert names == ["sft", "base", "base_few_shot", "ppo"]
+    assert figures["base_few_shot.weights"] == figures["base.weights"]
+    assert figures["base_few_shot.rows.examples"] == 1 and "base.rows.examples" not in figures
+    assert {"base_few_shot.rows.exact_match_low", "base_few_shot.rows.win_rate"} <= set(figures)
+    assert "base_few_shot.rows.kl" not in figures and "base.rows.kl" in figures
+    plain, with_example = prompts[0], prompts[1]
+    for short, long in zip(plain, with_example, strict=True):
+        assert long.endswith(short) and long.count("Say the first word") == 2
+    page = Path("reports/evaluation/table.md").read_text()
+    assert "base_few_shot: the base model, with up to 1 solved" in page and "examples in the prompt" in page
+    capsys.readouterr()
+    run(models=["base"], reference="base", few_shot=9, reward=False)  # the models have 64 positions
+    assert "24 of 24 prompts have no room for 9 examples" in capsys.readouterr().out
+
+
 def test_rows_are_limited_per_split_by_hash_not_by_place(inputs: Path) -> None:
     params = section("evaluate", models=MODELS, reference="sft", limit_per_split=2)
     chosen = evaluate.held_out_rows(params)
@@ -153,6 +182,8 @@ def test_the_noisy_panel_can_judge(inputs: Path) -> None:
     ({"panel": "data/raw/none.yaml"}, "data/raw/none.yaml does not exist"),
     ({"models": ["sft", "grpo"]}, "evaluate.models.1: input should be 'base', 'sft', 'dpo' or 'ppo'"),
     ({"others": "data/raw/none"}, "evaluate.others: data/raw/none is not a folder"),
+    ({"models": ["sft"], "few_shot": 2}, "few_shot: base is not one of evaluate.models"),
+    ({"few_shot": 2}, "data/curated/train.parquet does not exist"),
 ])  # fmt: skip
 def test_mistakes_are_named_and_leave_the_last_results(inputs: Path, changes: dict[str, Any], message: str) -> None:
     Path("reports").mkdir()

@@ -27,6 +27,7 @@ TITLES = {  # the metrics, in the order of the tables
     "closing": "answers with closing",
     "ended": "answers ended by EOS",
     "tokens": "tokens per answer",
+    "examples": "examples in the prompt",
     "kl": "KL, nats per answer",
     "exact_match_change": "change of exact match",
 }

@@ -16,6 +16,8 @@ class Params(BaseModel, extra="forbid"):
     """Which of the trained models are compared; the table has their order, and the KL is of those after `reference`."""
     others: Path
     """Folder of further models: each subfolder that holds one is compared too, under its name."""
+    few_shot: int = Field(ge=0)
+    """Solved training examples in front of each prompt of a further model base_few_shot; 0: there is none."""
     reference: str
     """The model that the win rates are against and the KL is from."""
     limit_per_split: int = Field(ge=1)
@@ -36,7 +38,9 @@ class Params(BaseModel, extra="forbid"):
     """Resamples behind an interval; a thousand are steady to two digits."""
 
     @model_validator(mode="after")
-    def reference_is_compared(self) -> Params:
+    def what_is_named_is_compared(self) -> Params:
         if self.reference not in self.models:
             raise ValueError(f"reference: {self.reference} is not one of evaluate.models")
+        if self.few_shot and "base" not in self.models:
+            raise ValueError("few_shot: base is not one of evaluate.models; add it, or set few_shot to 0")
         return self
