@@ -203,13 +203,14 @@ def update(
     for group in optimizer.param_groups:
         parameters += group["params"]
     ids = episodes.batch.ids
-    steps: list[dict[str, float]] = []
+    steps: list[dict[str, float]] = []  # of the latest epoch
     for epoch in range(config.epochs):
+        steps = []
         order = permutation(len(episodes.batch), seed_of("minibatches", episodes.iteration, epoch))
-        for minibatch in torch.tensor(order).chunk(config.minibatches):
+        for minibatch in torch.tensor(order).tensor_split(config.minibatches):
             rows = minibatch.tolist()
             figures = accumulate_gradient(models, optimizer, episodes, advantages, returns, rows, config)
-            if not steps:
+            if epoch == 0 and not steps:
                 check_first_pass(figures, episodes.iteration)
             add_gradients(parameters)
             norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm or math.inf)
@@ -218,10 +219,9 @@ def update(
             optimizer.step()
             steps.append(figures)
 
-    last_epoch = steps[-config.minibatches :]
     means = {}
     for key in ("policy_loss", "value_loss", "approx_kl", "clip_share", "grad_norm"):
-        means[key] = sum(step[key] for step in last_epoch) / len(last_epoch)
+        means[key] = sum(step[key] for step in steps) / len(steps)
     return means
 
 

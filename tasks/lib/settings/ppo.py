@@ -20,10 +20,10 @@ class PPOConfig(BaseModel, extra="forbid"):
     episodes: PositiveInt
     """Answers of one round."""
     epochs: PositiveInt
-    """Passes over a round's answers; more of them use the answers better and move further from the policy that gave
+    """How often a round's answers are trained on; more use them better and move further from the policy that gave
     them."""
     minibatches: PositiveInt
-    """Optimiser steps of one pass."""
+    """Optimiser steps of one epoch, at most `episodes`; the answers are divided among them as evenly as can be."""
     batch_size: PositiveInt
     """Rows of one forward pass; lower it when memory runs out."""
     # 1 roll out
@@ -84,6 +84,12 @@ class PPOConfig(BaseModel, extra="forbid"):
     """Fall of the content accuracy beyond which a policy is refused; null refuses none."""
     checkpoint_every: PositiveInt
     """Iterations that a killed run may have to repeat; does not change the result."""
+
+    @model_validator(mode="after")
+    def every_minibatch_has_an_episode(self) -> PPOConfig:
+        if self.minibatches > self.episodes:
+            raise ValueError(f"minibatches: {self.minibatches} is more than episodes: {self.episodes}; lower it")
+        return self
 
 
 class Params(PPOConfig, extra="forbid"):

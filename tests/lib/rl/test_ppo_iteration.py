@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import zlib
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from sections import ppo_config
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
@@ -292,6 +294,35 @@ def test_answers_that_never_end_are_a_problem(tmp_path: Path) -> None:
 def test_a_single_episode_and_uneven_minibatches_are_fine(changes: dict[str, Any], tmp_path: Path) -> None:
     result = run(tmp_path, environment(), config(iterations=2, **changes), models(reward_model=reward_model()))
     assert result.log[-1]["iteration"] == 2
+
+
+@pytest.mark.parametrize(("episodes", "minibatches", "sizes"), [(16, 5, [4, 3, 3, 3, 3]), (16, 4, [4] * 4)])
+def test_an_epoch_has_as_many_steps_as_minibatches_and_the_figures_are_those_of_the_last(
+    episodes: int, minibatches: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As `torch.chunk` would divide them, 16 episodes are four minibatches, not five."""
+    taken: list[list[int]] = []
+    losses: list[float] = []
+    original = ppo.accumulate_gradient
+
+    def noted(*arguments: Any) -> dict[str, float]:
+        figures = original(*arguments)
+        taken.append(arguments[5])
+        losses.append(figures["policy_loss"])
+        return figures
+
+    monkeypatch.setattr(ppo, "accumulate_gradient", noted)
+    settings = config(iterations=1, episodes=episodes, minibatches=minibatches, epochs=2)
+    log = run(tmp_path, environment(), settings, models()).log
+    assert [len(rows) for rows in taken] == sizes * 2
+    for epoch in (taken[:minibatches], taken[minibatches:]):
+        assert sorted(itertools.chain(*epoch)) == list(range(episodes))
+    assert log[1]["policy_loss"] == pytest.approx(sum(losses[minibatches:]) / minibatches)
+
+
+def test_more_minibatches_than_episodes_are_refused() -> None:
+    with pytest.raises(ValidationError, match="minibatches: 5 is more than episodes: 4; lower it"):
+        config(episodes=4, minibatches=5)
 
 
 def test_a_warning_names_a_constant_reward(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
