@@ -42,32 +42,32 @@ REPORTS = (  # copied into the manifest
     Path("reports/choose.json"),
     Path("reports/distill.json"),
 )
-USES = ("train", "preference", "policy")
+USES = ("train", "preference", "policy")  # whose rows models learn from; those of `validation` only choose models
 
 
 def run(params: Params, stage: Stage) -> None:
-    # 1. Nothing passes the gate that is not what quantize wrote, and nothing is shipped that may not be
+    # 1. The export is what quantize wrote, and all training rows may be released.
     names: list[str] = verify(EXPORT)["formats"]
     for name in names:
         if name not in params.bounds:
             raise Problem(f"release.bounds has no bounds for the format {name}; add them")
     sources = _licensed_sources(params)
 
-    # 2. The fp32 model on every held-out split, and every format against it
+    # 2. The fp32 model on every held-out split, and every format against it.
     panel = read_panel(params.panel) if params.judge == "panel" else None
     reference = answered(params, _heldout(params), panel)
     quality = quality_by_split(reference)
     figures_of = pass_gate(names, EXPORT, reference, params, stage)
 
-    # 3. The folder: formats, card, manifest
-    formats = []
+    # 3. The folder: formats, card, manifest.
+    card_rows = []  # a row per format
     for name in names:
         size = FORMATS[name].weight_file(EXPORT / name).stat().st_size
-        formats.append({"format": name, "bytes": size, **figures_of[name]})
+        card_rows.append({"format": name, "bytes": size, **figures_of[name]})
     with replaced_folder(OUT) as folder:
         for name in names:
             shutil.copytree(EXPORT / name, folder / name)  # copies: a hard link would share DVC's cache file
-        card = _card(params, sources, quality, formats, reference.tokenizer)
+        card = _card(params, sources, quality, card_rows, reference.tokenizer)
         (folder / "README.md").write_text(card, encoding="utf-8")
         write_manifest(
             folder,
@@ -79,8 +79,8 @@ def run(params: Params, stage: Stage) -> None:
         )
         verify(folder)
 
-    # 4. Plot and report
-    shown = [{"format": row["format"], "model": params.card.name, **row} for row in formats]
+    # 4. Plot and report.
+    shown = [{"format": row["format"], "model": params.card.name, **row} for row in card_rows]
     axes = {"Bytes": "bytes", "KL": "kl", "Exact match": "exact_match"}
     bars(Path("reports/plots/release"), shown, "format", "model", axes)
     stage.report(_flat(figures_of) | _flat(quality))
@@ -117,20 +117,20 @@ def _card(
     params: Params,
     sources: list[dict[str, Any]],
     quality: dict[str, dict[str, float]],
-    formats: list[dict[str, Any]],
+    card_rows: list[dict[str, Any]],
     tokenizer: Any,
 ) -> str:
-    """The model card; `formats` has a row per format."""
+    """The model card; of `card_rows` there is one per format, as the card's table shows it."""
     loading: dict[str, str] = {}
     advice: list[str] = []  # each paragraph once
-    for row in formats:
+    for row in card_rows:
         name = row["format"]
         loading[name] = FORMATS[name].how_to_load(EXPORT / name)
         paragraph = FORMATS[name].advice(tokenizer)
         if paragraph and paragraph not in advice:
             advice.append(paragraph)
     splits = [{"split": split, **figures} for split, figures in quality.items()]
-    return model_card(params.card, sources, splits, formats, loading, advice)
+    return model_card(params.card, sources, splits, card_rows, loading, advice)
 
 
 def _stages() -> dict[str, Any]:
@@ -158,7 +158,7 @@ def _report(path: Path) -> Any:
 
 
 def _flat(figures_of: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """{format or split: {key: figure}} as {format or split.key: figure}."""
+    """Figures by format (or split) and key, in one dict: {"int8": {"kl": 0.1}} becomes {"int8.kl": 0.1}."""
     flat = {}
     for name, figures in figures_of.items():
         for key, figure in figures.items():

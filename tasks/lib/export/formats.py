@@ -48,11 +48,13 @@ class Format(Protocol):
     def read(self, folder: Path) -> PreTrainedModel:
         """The model as its users load it, on the CPU."""
 
-    def check(self, folder: Path, model: PreTrainedModel, tokenizer: Any, talks: Sequence[Messages]) -> list[str]:
+    def check(
+        self, folder: Path, model: PreTrainedModel, tokenizer: Any, conversations: Sequence[Messages]
+    ) -> list[str]:
         """Compare what lies around the weights, such as tokens, with the full-precision model's `tokenizer`.
 
-        `model` is what `read` gave, `talks` are conversations to try. Returns lines for the log. Raises Problem when
-        users would see something else than the full-precision model does.
+        `model` is what `read` gave, `conversations` are there to try it on. Returns lines for the log. Raises Problem
+        when users would see something else than the full-precision model does.
         """
 
     def how_to_load(self, folder: Path) -> str:
@@ -83,7 +85,9 @@ class ModelFolder:
         model: PreTrainedModel = load_policy(folder, on="cpu")
         return model
 
-    def check(self, folder: Path, model: PreTrainedModel, tokenizer: Any, talks: Sequence[Messages]) -> list[str]:
+    def check(
+        self, folder: Path, model: PreTrainedModel, tokenizer: Any, conversations: Sequence[Messages]
+    ) -> list[str]:
         if load_tokenizer(folder).backend_tokenizer.to_str() != tokenizer.backend_tokenizer.to_str():
             raise Problem("its tokenizer is not the model's")
         return []
@@ -139,10 +143,17 @@ class GgufFile:
     def read(self, folder: Path) -> PreTrainedModel:
         return read_gguf(self.weight_file(folder))
 
-    def check(self, folder: Path, model: PreTrainedModel, tokenizer: Any, talks: Sequence[Messages]) -> list[str]:
+    def check(
+        self, folder: Path, model: PreTrainedModel, tokenizer: Any, conversations: Sequence[Messages]
+    ) -> list[str]:
         file = self.weight_file(folder)
-        check_tokens(tokenizer, read_vocabulary(file), talks, [talk[-1]["content"] for talk in talks])
-        line = check_engine(file, model, tokenizer, talks[:ENGINE_PROMPTS])
+        check_tokens(
+            tokenizer,
+            read_vocabulary(file),
+            conversations,
+            [conversation[-1]["content"] for conversation in conversations],
+        )
+        line = check_engine(file, model, tokenizer, conversations[:ENGINE_PROMPTS])
         return [line] if line else []
 
     def how_to_load(self, folder: Path) -> str:

@@ -66,29 +66,36 @@ def quality_by_split(reference: Reference) -> dict[str, dict[str, float]]:
 def pass_gate(
     names: Sequence[str], export: Path, reference: Reference, params: Params, stage: Stage
 ) -> dict[str, dict[str, float]]:
-    """Format -> its figures. Raises Problem that names every format beyond its bounds, and which."""
+    """Format -> its figures. Raises Problem that names every format that fails: beyond which bounds, or what no bound
+    allows, such as another tokenizer or logits that are not finite."""
     figures: dict[str, dict[str, float]] = {}
-    failures = []
+    beyond, broken = [], []
     for done, name in enumerate(names, start=1):
         try:
             figures[name] = _compared(name, export / name, reference, params)
             reasons = params.bounds[name].broken_by(figures[name])
+            if reasons:
+                beyond.append(f"{name}: {', '.join(reasons)}")
         except Problem as problem:
-            reasons = [str(problem)]
-        if reasons:
-            failures.append(f"{name}: {', '.join(reasons)}")
+            broken.append(f"{name}: {problem}")
         stage.progress(done, len(names), **figures.get(name, {}))
+    failures = []
+    if beyond:
+        failures.append(f"beyond the bounds are {'; '.join(beyond)}; loosen release.bounds, "
+                        "or leave the format out of quantize.formats")  # fmt: skip
+    if broken:
+        failures.append(f"no bound allows {'; '.join(broken)}; run quantize again, "
+                        "or leave the format out of quantize.formats")  # fmt: skip
     if failures:
-        raise Problem(f"not released, because a format exceeds its bounds: {'; '.join(failures)}; "
-                      "leave it out of quantize.formats or loosen release.bounds")  # fmt: skip
+        raise Problem(f"not released: {'; '.join(failures)}")
     return figures
 
 
 def _compared(name: str, folder: Path, reference: Reference, params: Params) -> dict[str, float]:
-    """One format: its drift, its exact match and what that lost. Raises Problem for what no bound may allow."""
+    """One format: its drift, its exact match and what that lost. Raises Problem for what no bound allows."""
     model = FORMATS[name].read(folder)
-    talks = [row["messages"] for row in reference.rows]
-    for line in FORMATS[name].check(folder, model, reference.tokenizer, talks):
+    conversations = [row["messages"] for row in reference.rows]
+    for line in FORMATS[name].check(folder, model, reference.tokenizer, conversations):
         print(f"release: {name}: {line}", flush=True)
     figures = drift(reference.model, model, reference.prompts, reference.answers, params.batch_size)
     answers = _greedy_answers(model, reference.tokenizer, reference.prompts, params)
@@ -108,7 +115,8 @@ def drift(
     """Differences over all tokens of the given answers (those of the reference).
 
     max and mean |logit difference|; mean KL(reference || model) in nats per token; the fraction of tokens whose
-    most probable successor is the same. Raises Problem when a logit is not finite.
+    most probable successor is the same. Raises Problem when a logit of `model` is not finite; the reference's are,
+    for it gave the answers.
     """
     largest, total, divergence = 0.0, 0.0, 0.0
     agreeing, tokens, logits = 0, 0, 0

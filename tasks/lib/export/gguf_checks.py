@@ -30,18 +30,20 @@ ODD_TEXTS = (
 )  # fmt: skip
 
 
-def check_tokens(tokenizer: Any, vocabulary: Vocabulary, talks: Sequence[Messages], texts: Sequence[str]) -> None:
+def check_tokens(
+    tokenizer: Any, vocabulary: Vocabulary, conversations: Sequence[Messages], texts: Sequence[str]
+) -> None:
     """Raise Problem when llama.cpp would cut a conversation, a text or an odd text into other tokens."""
     if vocabulary.chat_template:
-        for talk in talks:
+        for conversation in conversations:
             text = tokenizer.apply_chat_template(
-                list(talk),
+                list(conversation),
                 chat_template=vocabulary.chat_template,
                 add_generation_prompt=True,
                 tokenize=False,
             )
-            if vocabulary.encode(text, add_special=False) != prompt_ids(tokenizer, talk):
-                raise Problem(f"different tokens for the conversation that starts {talk[0]['content'][:40]!r}")
+            if vocabulary.encode(text, add_special=False) != prompt_ids(tokenizer, conversation):
+                raise Problem(f"different tokens for the conversation that starts {conversation[0]['content'][:40]!r}")
     adds_space = adds_prefix_space(tokenizer)  # reads the whole tokenizer
     for text in (*texts, *ODD_TEXTS):
         if vocabulary.encode(as_engine_input(text, adds_space)) != tokenizer(text).input_ids:
@@ -53,7 +55,7 @@ def as_engine_input(text: str, adds_space: bool) -> str:
     return f" {text}" if adds_space and text and not text.startswith(" ") else text
 
 
-def check_engine(file: Path, model: PreTrainedModel, tokenizer: Any, talks: Sequence[Messages]) -> str | None:
+def check_engine(file: Path, model: PreTrainedModel, tokenizer: Any, conversations: Sequence[Messages]) -> str | None:
     """Ask llama.cpp itself for the first token of its answer to each conversation.
 
     `model` is what `read_gguf` made of the same file. Returns a line for the log, None without xllamacpp.
@@ -64,7 +66,7 @@ def check_engine(file: Path, model: PreTrainedModel, tokenizer: Any, talks: Sequ
         return None
     done = subprocess.run(
         [sys.executable, "-c", ENGINE, str(file)],
-        input=json.dumps([list(talk) for talk in talks]),
+        input=json.dumps([list(conversation) for conversation in conversations]),
         capture_output=True,
         text=True,
         check=False,
@@ -74,17 +76,17 @@ def check_engine(file: Path, model: PreTrainedModel, tokenizer: Any, talks: Sequ
         tail = (done.stderr.strip().splitlines() or ["no output"])[-1]
         raise Problem(f"llama.cpp stopped with status {done.returncode}: {tail[:200]}")
     largest_difference = 0.0
-    for talk, (count, likeliest) in zip(talks, json.loads(done.stdout.splitlines()[-1]), strict=True):
-        ids = prompt_ids(tokenizer, talk)
+    for conversation, (count, likeliest) in zip(conversations, json.loads(done.stdout.splitlines()[-1]), strict=True):
+        ids = prompt_ids(tokenizer, conversation)
         if count != len(ids):
-            raise Problem(f"llama.cpp reads {count} tokens, not {len(ids)}, in {talk[-1]['content'][:40]!r}")
+            raise Problem(f"llama.cpp reads {count} tokens, not {len(ids)}, in {conversation[-1]['content'][:40]!r}")
         with torch.no_grad():
             expected = model(torch.tensor([ids], device=model.device)).logits[0, -1].log_softmax(-1)  # (V,)
         for token, logprob in likeliest:
             largest_difference = max(largest_difference, abs(float(expected[token]) - logprob))
     if largest_difference > ENGINE_TOLERANCE:
         raise Problem(f"llama.cpp gives other probabilities: a log-probability differs by {largest_difference:.3g}")
-    return f"llama.cpp agrees: {len(talks)} prompts, log-probabilities within {largest_difference:.2g}"
+    return f"llama.cpp agrees: {len(conversations)} prompts, log-probabilities within {largest_difference:.2g}"
 
 
 # Prints a line: per conversation the number of its tokens, and (id, log-probability) of the five likeliest next ones
@@ -94,8 +96,8 @@ import xllamacpp
 params = xllamacpp.CommonParams()
 params.model.path, params.n_parallel, params.warmup, params.cpuparams.n_threads = sys.argv[1], 1, False, 1
 server, answers = xllamacpp.Server(params), []
-for talk in json.load(sys.stdin):
-    request = {"messages": talk, "max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": 5}
+for conversation in json.load(sys.stdin):
+    request = {"messages": conversation, "max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": 5}
     answer = server.handle_chat_completions(request)
     likeliest = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
     answers.append([answer["usage"]["prompt_tokens"], [[token["id"], token["logprob"]] for token in likeliest]])
