@@ -40,6 +40,14 @@ class Graph:
         """Stage -> the stages it depends on."""
         return {name: node.upstream for name, node in self.nodes.items()}
 
+    def may_run(self, force: bool) -> set[str]:
+        """The stages that changed (with `force` all), and those behind them: whether these run is known later."""
+        names: set[str] = set()
+        for name, node in self.nodes.items():
+            if force or self.changes[name] or names.intersection(node.upstream):
+                names.add(name)
+        return names
+
 
 @dataclass(frozen=True)
 class Locked:

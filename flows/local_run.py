@@ -1,10 +1,11 @@
-"""What `anneal run` does: parameters laid over, the plan asked, a server started, the flow run, its table printed."""
+"""What `anneal run` does: parameters laid over, a server started, the plan asked, the flow run, its table printed."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +38,6 @@ def run(request: Request) -> int:
     with workspace.held() as lock:
         for line in presets.lay_over(request.presets, request.settings, request.keep):
             print(f"params.yaml  {line}")
-        refuse_oversize(request)
         outcome.FILE.unlink(missing_ok=True)
         _run_flow(request, lock)
         summary.show(outcome.read())
@@ -53,8 +53,11 @@ def _interrupted(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def refuse_oversize(request: Request) -> None:
-    """Problem when a stage of this run needs more memory than the device has; without a GPU nobody is asked."""
+def refuse_oversize(request: Request, starting: Collection[str]) -> None:
+    """Problem when one of the stages `starting` needs more memory than `--device`, or else the GPU of this machine.
+
+    Without both nothing is refused.
+    """
     from flows import gpu
 
     gpu_bytes = gpu.memory()
@@ -69,9 +72,9 @@ def refuse_oversize(request: Request) -> None:
         assert gpu_bytes is not None
         device = memory.Device(gpu_bytes * memory.FREE, speed=1.0)  # its speed is not known
     too_large = plan_table.too_large(document, device, plan.config_of(request.presets))
-    lines = [line for stage, line in too_large.items() if not request.targets or stage in request.targets]
+    lines = [line for stage, line in too_large.items() if stage in starting]
     if lines:
-        hint = "nothing was started; anneal plan shows the table, --oversize starts it anyway"
+        hint = "no stage was started; anneal plan shows the table, --oversize starts them anyway"
         raise Problem("\n".join([*lines, hint]))
 
 
@@ -89,6 +92,7 @@ def _run_flow(request: Request, lock: int) -> None:
         # While the server starts: mistakes are found, libraries imported
         params.check()
         stages = graph.read_graph(request.targets)
+        refuse_oversize(request, stages.may_run(request.force))
         if warm.is_wanted(stages, request.force):
             stack.enter_context(child.warm(lock))
 
@@ -114,10 +118,10 @@ def _call_flow(request: Request, url: str) -> None:
             retries=request.retries,
             return_state=True,
         )
-    except Exception as error:
+    except Exception as error:  # Prefect's own: what the flow raises is in its state
         reason = (str(error) or repr(error)).splitlines()[0][:120]
         message = f"the Prefect server at {url} does not answer ({reason})"
-        if not outcome.FILE.exists():
+        if not outcome.FILE.exists():  # the flow writes it however it ends, once it has begun
             raise Problem(f"{message}; nothing was run") from None
         print(f"anneal: {message}; the stages continued without it", file=sys.stderr)
         return

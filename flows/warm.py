@@ -48,15 +48,10 @@ LONGEST_JOB = 1 << 20  # bytes
 
 
 def is_wanted(graph: Graph, force: bool) -> bool:
-    """Whether forks can do the work, on Linux without a GPU, and several stages in Python may run: those that
-    changed, and what depends on them."""
+    """Whether forks can do the work, on Linux without a GPU, and several stages in Python may run."""
     gpus = [*Path("/dev").glob("nvidia[0-9]*"), *Path("/dev").glob("kfd")]
-    changed: set[str] = set()
-    for name, node in graph.nodes.items():  # in an order that respects dependencies
-        if force or graph.changes[name] or changed.intersection(node.upstream):
-            changed.add(name)
-    some = sum("python -m tasks." in graph.nodes[name].command for name in changed) > 2
-    return some and sys.platform == "linux" and not gpus
+    in_python = [name for name in graph.may_run(force) if "python -m tasks." in graph.nodes[name].command]
+    return len(in_python) > 2 and sys.platform == "linux" and not gpus
 
 
 def main(address: str) -> None:

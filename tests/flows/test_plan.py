@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from flows import cli, gpu
+from flows import cli, gpu, graph, local_run, params, server
 from flows import plan as planned
+from flows.graph import Graph, Node
 from flows.local_run import Request, refuse_oversize
 from flows.memory import FREE
 from tasks.lib.stage import Problem, read_yaml
@@ -126,7 +127,37 @@ def test_adapters_with_the_default_fields_are_planned_as_adapters(stage: str) ->
 def test_what_does_not_fit_is_refused_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(gpu, "memory", lambda: 1e6 / FREE)
-    with pytest.raises(Problem, match=r"sft needs .* the device has 1\.0 MB\nnothing was started"):
-        refuse_oversize(Request(("sft",)))
-    refuse_oversize(Request(("sft",), oversize=True))
-    refuse_oversize(Request(("sft",), device="h200"))
+    with pytest.raises(Problem, match=r"sft needs .* the device has 1\.0 MB\nno stage was started"):
+        refuse_oversize(Request(), {"sft"})
+    refuse_oversize(Request(oversize=True), {"sft"})
+    refuse_oversize(Request(device="h200"), {"sft"})
+
+
+def test_a_stage_before_the_target_that_does_not_fit_is_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`anneal run release`: dpo is started as well, unless it is up to date."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(gpu, "memory", lambda: 1e6 / FREE)
+    nodes = {
+        "dpo": Node("dpo", "python -m tasks.dpo", (), ()),
+        "release": Node("release", "python -m tasks.release", ("dpo",), ()),
+    }
+    changed = Graph(nodes, {"dpo": ["params.yaml: dpo.lora"], "release": []})
+    unchanged = Graph(nodes, {"dpo": [], "release": ["export deleted"]})
+    request = Request(("release",))
+    with pytest.raises(Problem, match=r"^dpo needs .* the device has 1\.0 MB\nno stage was started"):
+        refuse_oversize(request, changed.may_run(force=False))
+    refuse_oversize(request, unchanged.may_run(force=False))
+    with pytest.raises(Problem, match=r"^dpo needs"):
+        refuse_oversize(request, unchanged.may_run(force=True))
+
+
+def test_a_run_asks_for_all_stages_that_it_may_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = {"dpo": Node("dpo", "", (), ()), "release": Node("release", "", ("dpo",), ())}
+    asked: list[set[str]] = []
+    monkeypatch.setattr(server, "given", lambda: "http://127.0.0.1:1/api")
+    monkeypatch.setattr(params, "check", lambda: None)
+    monkeypatch.setattr(graph, "read_graph", lambda targets: Graph(nodes, {"dpo": ["changed"], "release": []}))
+    monkeypatch.setattr(local_run, "refuse_oversize", lambda _, starting: asked.append(starting))
+    monkeypatch.setattr(local_run, "_call_flow", lambda *_: None)
+    local_run._run_flow(Request(("release",)), lock=0)
+    assert asked == [{"dpo", "release"}]

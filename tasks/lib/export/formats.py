@@ -147,12 +147,8 @@ class GgufFile:
         self, folder: Path, model: PreTrainedModel, tokenizer: Any, conversations: Sequence[Messages]
     ) -> list[str]:
         file = self.weight_file(folder)
-        check_tokens(
-            tokenizer,
-            read_vocabulary(file),
-            conversations,
-            [conversation[-1]["content"] for conversation in conversations],
-        )
+        questions = [messages[-1]["content"] for messages in conversations]
+        check_tokens(tokenizer, read_vocabulary(file), conversations, questions)
         line = check_engine(file, model, tokenizer, conversations[:ENGINE_PROMPTS])
         return [line] if line else []
 
