@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.lib.data.rows import read_parquet
+from tasks.lib.data.splits import TRAINING
 from tasks.lib.evaluation.panel import read_panel
 from tasks.lib.export.card import model_card, sources_of
 from tasks.lib.export.formats import FORMATS
@@ -42,7 +43,6 @@ REPORTS = (  # copied into the manifest
     Path("reports/choose.json"),
     Path("reports/distill.json"),
 )
-USES = ("train", "preference", "policy")  # whose rows models learn from; those of `validation` only choose models
 
 
 def run(params: Params, stage: Stage) -> None:
@@ -88,7 +88,7 @@ def run(params: Params, stage: Stage) -> None:
 
 def _licensed_sources(params: Params) -> list[dict[str, Any]]:
     """Row counts per source and licence. Raises Problem for a licence that is not listed."""
-    rows = {use: read_parquet(Path(f"data/curated/{use}.parquet"), ["source", "license"]) for use in USES}
+    rows = {use: read_parquet(Path(f"data/curated/{use}.parquet"), ["source", "license"]) for use in TRAINING}
     sources = sources_of(rows)
     for source in sources:
         if source["license"] not in params.licenses:

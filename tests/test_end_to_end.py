@@ -1,4 +1,4 @@
-"""The whole line as a user runs it, in a fresh clone: by the flow, by `dvc repro`, again."""
+"""The whole pipeline as a user runs it, in a fresh clone: by the flow, by `dvc repro`, again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole line on real data: a real small checkpoint, tables, templates and rankings."""
+"""The whole pipeline on real data: a real small checkpoint, tables, templates and rankings."""
 
 from __future__ import annotations
 
