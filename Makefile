@@ -13,8 +13,8 @@ export PYTHONDONTWRITEBYTECODE =
 demo: .venv/installed
 	.venv/bin/anneal run
 
-real: .venv/installed-smollm
-	.venv/bin/anneal run --preset presets/smollm2.yaml
+real: .venv/installed-smollm $(if $(ANNEAL_DATA),data/real)
+	.venv/bin/anneal run --preset presets/smollm2.yaml $(if $(ANNEAL_DATA),--preset presets/smollm2-tables.yaml)
 
 test: .venv/installed-test
 	.venv/bin/ruff check .
@@ -24,6 +24,13 @@ test: .venv/installed-test
 	.venv/bin/python -m pytest $(WORKERS) --dist loadfile -m slow
 	@echo "covered by the tests that are not slow (coverage.txt):"
 	@awk '/^\(summary\)/ {print $$6 " % of branches, " $$7 " % of lines and branches"}' coverage.txt
+
+# The embedded tables and templates with real ones beside them, in one folder
+data/real:
+	mkdir -p $@
+	cp -r data/raw/tasks templates $@
+	cp -r $(ANNEAL_DATA)/tasks $(ANNEAL_DATA)/templates $@
+	cp -r presets/smollm2-tables/. $@/tasks
 
 # Upgrade pip first: the version that comes with Python 3.11 takes a minute and a half longer to choose the packages.
 # Then install torch by itself: as a dependency of another package, pip may choose a GPU build of several GB. Most of
