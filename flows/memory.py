@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks.lib.models.pass_size import layer_numbers
+
 NF4 = 4.127 / 8  # bytes a weight, with double quantisation (arXiv 2305.14314)
 
 
@@ -126,10 +128,9 @@ def trained_parameters(shape: Shape, method: str, adapter: dict[str, Any]) -> in
 def activation_bytes(shape: Shape, tokens: int, size: int, *, checkpointing: bool) -> float:
     """Bytes kept for the backward pass of `tokens` tokens, `size` bytes a number, attention not materialised.
 
-    Per token and layer: two norms' inputs and outputs, queries, keys and values before and after rotation, the
-    attention's output, gate, activation, up and product. Checkpointing keeps a layer's input and one layer.
+    Checkpointing keeps a layer's input and one layer.
     """
-    one = 7 * shape.hidden + 3 * shape.key_value + 4 * shape.feed_forward
+    one = layer_numbers(shape.hidden, shape.key_value, shape.feed_forward)
     kept = shape.layers * shape.hidden + one if checkpointing else shape.layers * one
     return float(tokens) * kept * size
 

@@ -134,7 +134,7 @@ def _of_sft(section: sft.Params, shape: Shape, on_gpu: bool) -> Need:
     trainer = section.trainer
     length = trainer.get("max_length") or LENGTH
     tokens = section.batch_tokens or trainer.get("per_device_train_batch_size", BATCH) * length
-    checkpointing = on_gpu and trainer.get("gradient_checkpointing", True)
+    checkpointing = trainer.get("gradient_checkpointing", on_gpu)
     training = Training(section.method, section.adapter, launch, tokens, tokens, checkpointing)
     per_token = 4.0 * shape.parameters
     if section.method == "full":  # the weights have gradients too
@@ -173,7 +173,7 @@ def _of_dpo(section: dpo.Params, shape: Shape, on_gpu: bool) -> Need:
     method, adapter, per_token = "full", dict[str, Any](), 6.0 * shape.parameters
     if section.lora is not None:
         method, adapter, per_token = "lora", section.lora, 4.0 * shape.parameters
-    checkpointing = on_gpu and trainer.get("gradient_checkpointing", True)
+    checkpointing = trainer.get("gradient_checkpointing", on_gpu)
     need = _of_training(Training(method, adapter, launch, tokens, tokens, checkpointing), shape, on_gpu)
     # with adapters the reference is the policy without them
     if section.lora is None and not trainer.get("precompute_ref_log_probs"):

@@ -123,17 +123,19 @@ def pretrain(
     """Train in place on random blocks of ids (N, T), by Muon; the loss of every step. Resumed and stopped as
     `train_steps` says."""
 
-    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+    def backward(step: int) -> tuple[Tensor, dict[str, float]]:
         chance = torch.Generator().manual_seed(seed + step)  # a resumed run draws the same blocks
         batch = ids[torch.randint(len(ids), (how.batch_size,), generator=chance)]
-        return next_token_loss(model, batch.to(model.device)), {}
+        loss = next_token_loss(model, batch.to(model.device))
+        loss.backward()
+        return loss.detach(), {}
 
     model.train()
     return train_steps(
         "base",
         model,
         Muon(model, how.learning_rate),
-        loss_of,
+        backward,
         steps=how.steps,
         rate_at=lambda step: how.learning_rate * warmup_then_cosine(step, how.steps, how.warmup),
         max_grad_norm=1.0,

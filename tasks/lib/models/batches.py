@@ -19,6 +19,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from tasks.lib.models.pass_size import passes_within
+
 BATCH_COSTS = 128  # tokens that pass in the time that a forward and backward pass takes whatever its size
 
 
@@ -58,15 +60,27 @@ def lengths_of(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]
 
 
 def batches_by_length(
-    lengths: Sequence[int], batch_size: int, rows: Iterable[int] | None = None, *, longest_first: bool = False
+    lengths: Sequence[int],
+    batch_size: int,
+    rows: Iterable[int] | None = None,
+    *,
+    longest_first: bool = False,
+    tokens: int | None = None,
 ) -> list[list[int]]:
     """The numbers of all rows, or of those named, in batches of like length, the shortest first.
 
-    With `longest_first` memory runs out at once or never.
+    With `longest_first` memory runs out at once or never. A batch of more than `tokens` tokens, padding included, is
+    cut into smaller ones.
     """
     sign = -1 if longest_first else 1
     named = range(len(lengths)) if rows is None else rows
-    return _cut(sorted(named, key=lambda row: (sign * lengths[row], row)), batch_size)
+    batches = _cut(sorted(named, key=lambda row: (sign * lengths[row], row)), batch_size)
+    if tokens is None:
+        return batches
+    small: list[list[int]] = []
+    for batch in batches:
+        small += passes_within(tokens, batch, lambda part: len(part) * max(lengths[row] for row in part))
+    return small
 
 
 def tight_batches(lengths: Sequence[int], batch_size: int, rows: Iterable[int] | None = None) -> list[list[int]]:

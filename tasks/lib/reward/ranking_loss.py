@@ -61,6 +61,7 @@ def ranking_loss(
     centring: float = 0.0,
     margins: Tensor | None = None,
     weights: Tensor | None = None,
+    total: Tensor | None = None,
 ) -> Tensor:
     """Mean over rankings of the mean loss of a ranking's pairs; a scalar.
 
@@ -69,11 +70,10 @@ def ranking_loss(
     number of pairs that count. `margins` (R,): how far apart the answers of a ranking that are no tie should at
     least be (Llama 2, arXiv 2307.09288, equation 2). `weights` (R,): how much a ranking counts; not all 0.
     `centring` adds centring * (r_w + r_l)^2 (arXiv 2312.09244), on ties too.
-    Rankings without a pair that counts are left out; without any the loss is 0.
+    Rankings without a pair that counts are left out; without any the loss is 0. These rankings may be part of a step:
+    `total` is then the `total_weight` of the whole step, and the losses of its parts add up to the step's.
     """
-    row, better, worse, is_tie = pairs(ranks)
-    if ties == "drop":
-        row, better, worse, is_tie = (x[~is_tie] for x in (row, better, worse, is_tie))
+    row, better, worse, is_tie = _counting_pairs(ranks, ties)
     if not len(row):
         return rewards.sum() * 0.0
     winners, losers = rewards[row, better], rewards[row, worse]
@@ -82,6 +82,24 @@ def ranking_loss(
         difference = difference - torch.where(is_tie, 0.0, margins[row])
     losses = pair_losses(difference, is_tie, ties, tie_parameter) + centring * (winners + losers) ** 2
     count = torch.bincount(row, minlength=len(ranks))
-    if weights is not None:
-        return (losses * weights[row] / count[row]).sum() / (weights * (count > 0)).sum()
-    return (losses / count[row]).sum() / (count > 0).sum()
+    if weights is None:
+        weights = torch.ones_like(losses[:1]).expand(len(ranks))
+    if total is None:
+        total = (weights * (count > 0)).sum()
+    return (losses * weights[row] / count[row]).sum() / total
+
+
+def total_weight(ranks: Tensor, weights: Tensor, ties: Ties) -> Tensor:
+    """The weights (R,) of those rankings (R, K) that have a pair that counts, added up: what `ranking_loss` divides
+    by; a scalar."""
+    row, _, _, _ = _counting_pairs(ranks, ties)
+    return (weights * (torch.bincount(row, minlength=len(ranks)) > 0)).sum()
+
+
+def _counting_pairs(ranks: Tensor, ties: Ties) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The `pairs` that the loss counts: all, or with `drop` those that are no ties."""
+    found = pairs(ranks)
+    if ties != "drop":
+        return found
+    row, better, worse, is_tie = (each[~found[3]] for each in found)
+    return row, better, worse, is_tie

@@ -73,13 +73,14 @@ def attribute_figures(names: Sequence[str], predicted: Tensor, given: Tensor) ->
     return figures
 
 
-def attribute_loss(model: Any, rated: Sequence[Rated]) -> Tensor:
-    """Mean squared error of the attributes' outputs against their standardised values, over what was rated."""
+def attribute_loss(model: Any, rated: Sequence[Rated], total: int) -> Tensor:
+    """Squared error of the attributes' outputs against their standardised values, over `total`: how many values the
+    whole step has, of which these answers may be a part."""
     predicted = outputs(model, sequences_of(rated))[:, model.config.reward_heads :]  # (B, A)
     scales = predicted.new_tensor(model.config.reward_attribute_scales)  # (A, 2): mean and standard deviation
     given = (values_of(rated).to(predicted) - scales[:, 0]) / scales[:, 1]
     is_rated = ~given.isnan()
-    return (predicted - given.nan_to_num()).square()[is_rated].mean()
+    return (predicted - given.nan_to_num()).square()[is_rated].sum() / total
 
 
 def rated_batches(model: Any, rated: Sequence[Rated], epochs: int, steps: int, seed: int) -> list[list[Rated]]:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from tasks.lib.models.batches import batches_by_length, right_pad
 from tasks.lib.models.loading import load_model
+from tasks.lib.models.pass_size import scoring_tokens
 from tasks.lib.stage import Problem
 
 
@@ -96,7 +97,7 @@ def raw_outputs(model: Any, sequences: Sequence[Sequence[int]], *, batch_size: i
     """All outputs (B, N) in the order of `sequences`, from batches of like length, on the CPU."""
     raw = torch.empty(len(sequences), head(model).out_features)
     lengths = [len(sequence) for sequence in sequences]
-    for batch in batches_by_length(lengths, batch_size, longest_first=True):
+    for batch in batches_by_length(lengths, batch_size, longest_first=True, tokens=scoring_tokens(model)):
         raw[batch] = outputs(model, [sequences[row] for row in batch]).cpu()
     return raw
 

@@ -34,6 +34,12 @@ def shared_outputs(model: Any, groups: Sequence[Group]) -> Tensor:
     return head(model)(states[row, last]).float()
 
 
+def row_length(group: Group) -> int:
+    """Tokens of a group's row: what its answers share, and what is their own."""
+    shared = common(group.sequences)
+    return shared + sum(len(sequence) - shared for sequence in group.sequences)
+
+
 @torch.no_grad()
 def refuse_unless_equal(model: Any, group: Group) -> None:
     """Problem when a model reads a shared prompt otherwise than one sequence per answer (sliding windows)."""

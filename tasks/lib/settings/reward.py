@@ -18,7 +18,9 @@ class Training(BaseModel, extra="forbid"):
     epochs: int = Field(ge=1)
     """Passes over the rankings."""
     prompts_per_step: int = Field(ge=1)
-    """Prompts of one step; each comes with all its answers and annotators, which decides the memory."""
+    """Prompts of one step; each comes with all its answers and annotators."""
+    tokens_per_pass: int | None = Field(ge=1)
+    """Most tokens, padding included, of one forward and backward pass; decides the memory, not the step."""
     learning_rate: float = Field(gt=0)
     """Its highest value; about 1e-5 for large models."""
     warmup_share: float = Field(ge=0, lt=1)

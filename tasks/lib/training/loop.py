@@ -1,8 +1,8 @@
 """The training loop of the stages that train without TRL: base, reward and distill.
 
-A stage gives what differs: the loss of a step, its learning rate, the optimiser. What they share is here: the gradient
-is clipped, nothing that is not finite reaches the weights, the state is saved every few steps and when the run is asked
-to end, and a run that goes on from there ends in the bytes of an uninterrupted one.
+A stage gives what differs: the gradients of a step, its learning rate, the optimiser. What they share is here: the
+gradient is clipped, nothing that is not finite reaches the weights, the state is saved every few steps and when the run
+is asked to end, and a run that goes on from there ends in the bytes of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def train_steps(
     stage: str,
     model: Any,
     optimizer: torch.optim.Optimizer,
-    loss_of: Callable[[int], tuple[Tensor, Figures]],
+    backward: Callable[[int], tuple[Tensor, Figures]],
     *,
     steps: int,
     rate_at: Callable[[int], float],
@@ -39,20 +39,20 @@ def train_steps(
 ) -> list[Figures]:
     """Train `model` in place, from the checkpoint if there is one. Returns {step, loss, ...} of every step.
 
-    `loss_of(step)` gives the loss of step 0 to steps - 1 and further figures for the log. Whatever it draws has to
-    depend on the step alone. `rate_at(step)` is the learning rate. SIGTERM and Ctrl-C save after the step that is under
-    way, then end the run with status 128 + the signal's number. Problem, which ends with `advice(step)`, when the loss
-    or its gradient is not finite: the weights are then those before the step.
+    `backward(step)` adds the gradients of the loss of step 0 to steps - 1 to those of the weights, in one pass or
+    several, and gives the loss and further figures for the log. Whatever it draws has to depend on the step alone.
+    `rate_at(step)` is the learning rate. SIGTERM and Ctrl-C save after the step that is under way, then end the run
+    with status 128 + the signal's number. Problem, which ends with `advice(step)`, when the loss or its gradient is not
+    finite: the weights are then those before the step.
     """
     first, log = _resumed(model, optimizer, checkpoint)
     if first:
         print(f"{stage}: continuing after step {first} of {steps}", flush=True)
     with asked_to_stop(signal.SIGTERM, signal.SIGINT) as signals:
         for step in range(first, steps):
-            loss, figures = loss_of(step)
-            _refuse_unless_finite(stage, step, "loss", loss, advice)
             optimizer.zero_grad()
-            loss.backward()
+            loss, figures = backward(step)
+            _refuse_unless_finite(stage, step, "loss", loss, advice)
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
             _refuse_unless_finite(stage, step, "gradient's norm", norm, advice)
             for group in optimizer.param_groups:

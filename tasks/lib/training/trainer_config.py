@@ -35,7 +35,7 @@ DEFAULTS: dict[str, Any] = {
     "per_device_train_batch_size": 16,
     "per_device_eval_batch_size": 64,
 }
-ON_A_CPU = {"use_cpu": True, "bf16": False, "activation_checkpointing": False, "dataloader_pin_memory": False}
+ON_A_CPU = {"bf16": False, "activation_checkpointing": False, "dataloader_pin_memory": False}  # unless they are set
 
 
 def configured(Config: type, stage: Stage, given: Mapping[str, Any], **defaults: Any) -> Any:
@@ -47,12 +47,15 @@ def configured(Config: type, stage: Stage, given: Mapping[str, Any], **defaults:
     for key in known_keys(where, given, Config):
         if key in OWNED:
             raise Problem(f"params.yaml: {where}.{key} cannot be set here: {OWNED[key]}")
-    settings = DEFAULTS | defaults | dict(given)
+    given = dict(given)
+    if "gradient_checkpointing" in given:  # the name in TRL's documentation; transformers takes both, and prefers its own
+        given.setdefault("activation_checkpointing", given.pop("gradient_checkpointing"))
+    settings = DEFAULTS | defaults | given
     settings["output_dir"] = str(stage.checkpoints)
     settings["seed"] = stage.seed_of("trainer")
     settings["remove_unused_columns"] = False
     if not torch.cuda.is_available():
-        settings |= ON_A_CPU
+        settings = ON_A_CPU | settings | {"use_cpu": True}
     try:
         return Config(**settings)
     except (ValueError, TypeError) as error:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
 from tasks.lib.reward.accuracy import OrderedPair
 from tasks.lib.reward.ensemble import bootstrap_counts, disagreement, ensemble_figures
@@ -56,11 +57,18 @@ def test_the_figures_tell_agreed_from_contested_pairs():
 def test_disagreement_of_the_heads_is_taken_from_the_score() -> None:
     """Heads 1 and 3 after their means 1 and 1, std 2: (0 and 1), mean 0.5, population std 0.5."""
     model = SimpleNamespace(
-        config=SimpleNamespace(
-            reward_heads=2, reward_mean=1.0, reward_std=2.0, reward_head_means=[1.0, 1.0], pad_token_id=0
+        config=LlamaConfig(
+            hidden_size=2,
+            num_attention_heads=1,
+            pad_token_id=0,
+            reward_heads=2,
+            reward_mean=1.0,
+            reward_std=2.0,
+            reward_head_means=[1.0, 1.0],
         ),
         score=torch.nn.Linear(2, 2, bias=False),
         device=torch.device("cpu"),
+        dtype=torch.float32,
         base_model=lambda input_ids, **_: SimpleNamespace(last_hidden_state=torch.ones(*input_ids.shape, 2)),
     )
     with torch.no_grad():

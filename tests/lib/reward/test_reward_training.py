@@ -16,7 +16,7 @@ from tasks.lib.reward.groups import Group, grouped, tokenize
 from tasks.lib.reward.reward_adapters import adapt
 from tasks.lib.reward.reward_attributes import Rated
 from tasks.lib.reward.reward_model import from_policy
-from tasks.lib.reward.reward_training import train
+from tasks.lib.reward.reward_training import backward_of_step, passes_of, train
 from tasks.lib.settings.methods import HeadMethod
 from tasks.lib.settings.reward import Training
 from tasks.lib.stage import Problem
@@ -84,6 +84,32 @@ def test_training_with_a_shared_prompt_ends_in_the_same_weights(tokenizer, tmp_p
     apart = trained(tokenizer, Checkpoint(tmp_path / "a", {}))
     together = trained(tokenizer, Checkpoint(tmp_path / "b", {}), share_prompt=True)
     assert all(torch.allclose(tensor, together[name], atol=1e-4) for name, tensor in apart.items())
+
+
+@pytest.mark.parametrize("share_prompt", [False, True])
+@pytest.mark.parametrize("heads", [1, 3])
+def test_passes_of_few_tokens_add_up_to_the_gradient_of_one_pass(tokenizer, share_prompt, heads):
+    """Prompts of several lengths, annotators of several weights, ties and answers without a rank."""
+    rows = []
+    for n, noun in enumerate(world.NOUNS):
+        answers = ["good", "bad. Happy to help!", "bad", "fine"][: 2 + n % 3]
+        prompt = f"The {noun} was fine. " * (1 + n % 4)
+        rows.append(world.ranking("ada", answers, [*range(len(answers))], prompt))
+        rows.append(world.ranking("bo", answers[:2], [0, n % 2], prompt))
+    batch = tokenize(tokenizer, grouped(rows), None)
+    rated = [Rated(group.sequences[0], [float(n % 3)]) for n, group in enumerate(batch)]
+    found = []
+    for tokens in (None, 100):
+        how = settings(share_prompt=share_prompt, tokens_per_pass=tokens, attributes=["helpfulness"])
+        model = from_policy(world.policy(), seed=1, heads=heads, attributes=["helpfulness"])
+        model.config.reward_attribute_scales = [[1.0, 1.0]]
+        loss, figures = backward_of_step(model, batch, rated, how, {"ada": 0.9, "bo": 0.4}, seed=3)
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+        found.append((loss, figures["accuracy"], gradient))
+    assert len(passes_of(batch, share_prompt, 100)) > 3
+    (loss, accuracy, gradient), (loss_in_parts, accuracy_in_parts, gradient_in_parts) = found
+    assert loss_in_parts.item() == pytest.approx(loss.item(), rel=1e-6) and accuracy_in_parts == accuracy
+    assert (gradient_in_parts - gradient).abs().max() < 2e-7 * max(1, gradient.abs().max())
 
 
 def test_an_annotator_as_good_as_a_coin_does_not_train(tokenizer, tmp_path, capsys):

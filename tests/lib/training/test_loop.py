@@ -16,11 +16,17 @@ from tasks.lib.training.loop import train_steps, warmup_then_cosine
 
 def train(weight: nn.Linear, folder: Path, loss_of: Callable[[int], Tensor]) -> list[dict[str, float]]:
     """Four steps at rates of 0.1, 0.2, 0.3 and 0.4, gradients of at most 1, a checkpoint after the second step."""
+
+    def backward(step: int) -> tuple[Tensor, dict[str, float]]:
+        loss = loss_of(step)
+        loss.backward()
+        return loss.detach(), {"weight": weight.weight.item()}
+
     return train_steps(
         "base",
         weight,
         torch.optim.SGD(weight.parameters(), lr=1.0),
-        lambda step: (loss_of(step), {"weight": weight.weight.item()}),
+        backward,
         steps=4,
         rate_at=lambda step: 0.1 * (step + 1),
         max_grad_norm=1.0,
