@@ -55,7 +55,8 @@ def run(params: Params, stage: Stage) -> None:
         _, tensors, _ = saved
         targets = Targets.of(tensors)
     else:
-        targets = teacher_targets(teacher, prompts, top_k=params.top_k, batch_size=GENERATED, **generation)
+        settings = {"top_k": params.top_k, "temperature": params.training.temperature, "batch_size": GENERATED}
+        targets = teacher_targets(teacher, prompts, **settings, **generation)
         teacher_checkpoint.save(0, targets.tensors(), None)
 
     # 3. The student learns them

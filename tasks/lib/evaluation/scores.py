@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from tasks.lib.evaluation.panel import Panel
 from tasks.lib.models.batches import batches_by_length, left_pad, position_ids, right_pad
 from tasks.lib.models.logprobs import token_logprobs
+from tasks.lib.models.pass_size import cached_tokens, passes_within, scoring_tokens
 
 Row = Mapping[str, Any]
 
@@ -55,7 +56,7 @@ def rank_choices(
     Of equal sums the earlier choice.
     """
     best = [0] * len(prompts)
-    for batch in batches_by_length([len(prompt) for prompt in prompts], batch_size, longest_first=True):
+    for batch in _choice_batches(model, prompts, choices, batch_size):
         logprobs = _choice_logprobs(model, [prompts[i] for i in batch], [choices[i] for i in batch]).tolist()
         start = 0
         for i in batch:
@@ -63,6 +64,24 @@ def rank_choices(
             best[i] = int(np.argmax(logprobs[start:end]))
             start = end
     return best
+
+
+def _choice_batches(
+    model: PreTrainedModel, prompts: Sequence[list[int]], choices: Sequence[Sequence[list[int]]], batch_size: int
+) -> list[list[int]]:
+    """The numbers of the prompts in batches of like length, the longest first. The prompt's keys and values, which
+    every choice gets, and the logits of all choices fit in memory."""
+    width = max((max(map(len, of_prompt)) for of_prompt in choices), default=0)  # of a choice
+    logits = width * cached_tokens(model) // scoring_tokens(model, logits=True)  # as many tokens of the cache
+
+    def cached(rows: Sequence[int]) -> int:
+        longest = max(len(prompts[row]) for row in rows) + width
+        return sum(len(choices[row]) for row in rows) * (longest + logits)
+
+    batches: list[list[int]] = []
+    for batch in batches_by_length([len(prompt) for prompt in prompts], batch_size, longest_first=True):
+        batches += passes_within(cached_tokens(model), batch, cached)
+    return batches
 
 
 @torch.no_grad()

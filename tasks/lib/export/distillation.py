@@ -21,10 +21,11 @@ from transformers import PreTrainedModel
 from tasks.lib.models.batches import batches_by_length, lengths_of
 from tasks.lib.models.generation import generate
 from tasks.lib.models.logprobs import answer_logits, padded_answers
+from tasks.lib.models.pass_size import passes_within, training_tokens
 from tasks.lib.stage import Problem
 
 Ids = list[int]
-ABSENT = -1e4  # logit of a token that is not among the teacher's best: its probability is exactly 0 in fp32
+LEAST_TAIL = 1e-7  # probability of all tokens that are not among the teacher's best, at least: its logarithm is taken
 
 
 def chosen_layers(layers: int | Sequence[int], count: int) -> list[int]:
@@ -88,12 +89,39 @@ def kd_loss(
     return alpha * temperature**2 * divergence + (1 - alpha) * F.cross_entropy(student_logits, labels[mask])
 
 
+def sparse_kd_loss(
+    student_logits: Tensor,
+    teacher_logprobs: Tensor,
+    teacher_ids: Tensor,
+    labels: Tensor,
+    alpha: float,
+    temperature: float,
+) -> Tensor:
+    """`kd_loss` where of the teacher's distribution only the k likeliest tokens are known: a scalar.
+
+    Logits (N, V) and labels (N,) of N positions; the teacher's log-probabilities at the temperature (N, k), and their
+    tokens. All other tokens count as one, with what is left of the probability on both sides: without it the student
+    would learn that they are impossible. With k = V this is `kd_loss`.
+    """
+    scaled = student_logits.float() / temperature
+    student = scaled.gather(-1, teacher_ids.long()) - scaled.logsumexp(-1, keepdim=True)  # (N, k)
+    teacher = _with_tail(teacher_logprobs)  # (N, k + 1)
+    divergence = F.kl_div(_with_tail(student), teacher, log_target=True, reduction="batchmean")
+    return alpha * temperature**2 * divergence + (1 - alpha) * F.cross_entropy(student_logits.float(), labels)
+
+
+def _with_tail(logprobs: Tensor) -> Tensor:
+    """Log-probabilities (N, k) of some tokens, and of all others together: (N, k + 1)."""
+    tail = (1 - logprobs.exp().sum(-1, keepdim=True)).clamp(min=LEAST_TAIL)
+    return torch.cat([logprobs, tail.log()], -1)
+
+
 @dataclass(frozen=True)
 class Targets:
     """What the teacher answers to N prompts. The tables hold the tokens of all answers, one after the other."""
 
     answers: list[Ids]  # N greedy answers, EOS included
-    logits: Tensor  # (tokens, k) the teacher's highest logits for each token of its answers
+    logprobs: Tensor  # (tokens, k) the teacher's highest log-probabilities for each token of its answers
     ids: Tensor  # (tokens, k) which tokens they belong to
 
     def tensors(self) -> dict[str, Tensor]:
@@ -105,7 +133,7 @@ class Targets:
         return {
             "lengths": torch.tensor(lengths),
             "tokens": torch.tensor(tokens),
-            "logits": self.logits,
+            "logprobs": self.logprobs,
             "ids": self.ids,
         }
 
@@ -113,17 +141,13 @@ class Targets:
     def of(cls, tensors: dict[str, Tensor]) -> Targets:
         """Back from named tensors."""
         answers = [answer.tolist() for answer in tensors["tokens"].split(tensors["lengths"].tolist())]
-        return cls(answers, tensors["logits"], tensors["ids"])
+        return cls(answers, tensors["logprobs"], tensors["ids"])
 
-    def dense(self, rows: Sequence[int], width: int, vocabulary: int) -> Tensor:
-        """Teacher logits (B, width, V) for the answers number `rows`; every token outside the k has probability 0."""
-        lengths = [len(answer) for answer in self.answers]
-        starts = list(accumulate(lengths, initial=0))  # of each answer in the tables
-        logits = torch.full((len(rows), width, vocabulary), ABSENT)
-        for place, row in enumerate(rows):
-            tokens = slice(starts[row], starts[row + 1])
-            logits[place, : lengths[row]].scatter_(-1, self.ids[tokens].long(), self.logits[tokens])
-        return logits
+    def of_rows(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The log-probabilities and their tokens, both (tokens, k), of the answers number `rows`."""
+        starts = list(accumulate((len(answer) for answer in self.answers), initial=0))  # of each answer in the tables
+        places = torch.cat([torch.arange(starts[row], starts[row + 1]) for row in rows])
+        return self.logprobs[places], self.ids[places]
 
 
 @torch.no_grad()
@@ -132,25 +156,28 @@ def teacher_targets(
     prompts: Sequence[Ids],
     *,
     top_k: int,
+    temperature: float,
     eos_id: int,
     pad_id: int,
     max_new_tokens: int,
     batch_size: int,
 ) -> Targets:
-    """Let the teacher answer every prompt greedily, and keep its `top_k` highest logits per answer token."""
+    """Let the teacher answer every prompt greedily, and keep its `top_k` highest log-probabilities at the temperature
+    per answer token."""
     answers = generate(
         teacher, prompts, eos_id=eos_id, pad_id=pad_id, max_new_tokens=max_new_tokens,
         temperature=0.0, batch_size=batch_size, seed=0,
     )  # fmt: skip
-    best_logits = [torch.empty(0)] * len(prompts)  # per prompt (tokens of its answer, k)
+    best_logprobs = [torch.empty(0)] * len(prompts)  # per prompt (tokens of its answer, k)
     best_ids = [torch.empty(0)] * len(prompts)
-    for rows, batch_prompts, batch_answers in _batches(prompts, answers, batch_size):
+    for rows, batch_prompts, batch_answers in _batches(teacher, prompts, answers, batch_size):
         logits, is_answer, _ = logits_on(teacher, batch_prompts, batch_answers)
-        best = logits.topk(min(top_k, logits.shape[-1]), dim=-1)  # (B, T, k)
         for place, row in enumerate(rows):
-            best_logits[row] = best.values[place, is_answer[place]].float().cpu()
-            best_ids[row] = best.indices[place, is_answer[place]].int().cpu()
-    return Targets(answers, torch.cat(best_logits), torch.cat(best_ids))
+            of_answer = logits[place, is_answer[place]].float() / temperature  # (tokens of the answer, V)
+            best = of_answer.topk(min(top_k, of_answer.shape[-1]), dim=-1)
+            best_logprobs[row] = (best.values - of_answer.logsumexp(-1, keepdim=True)).cpu()
+            best_ids[row] = best.indices.int().cpu()
+    return Targets(answers, torch.cat(best_logprobs), torch.cat(best_ids))
 
 
 def off_policy_loss(
@@ -161,13 +188,12 @@ def off_policy_loss(
     alpha: float,
     T: float,
 ) -> Tensor:
-    """`kd_loss` on the teacher's answers to the prompts number `rows`: its k best logits, and its tokens as labels."""
+    """`sparse_kd_loss` on the teacher's answers to the prompts number `rows`, with its tokens as labels."""
     batch_prompts = [prompts[row] for row in rows]
     teacher_answers = [targets.answers[row] for row in rows]
     student_logits, is_answer, labels = logits_on(student, batch_prompts, teacher_answers)
-    _, width, vocabulary = student_logits.shape
-    teacher_logits = targets.dense(rows, width, vocabulary).to(student_logits.device)
-    return kd_loss(student_logits, teacher_logits, labels, is_answer, alpha=alpha, temperature=T)
+    logprobs, ids = (table.to(student_logits.device) for table in targets.of_rows(rows))
+    return sparse_kd_loss(student_logits[is_answer], logprobs, ids, labels[is_answer], alpha, T)
 
 
 def on_policy_loss(
@@ -184,6 +210,19 @@ def on_policy_loss(
     return kd_loss(student_logits, teacher_logits, labels, is_answer, alpha=1.0, temperature=T)
 
 
+def passes_of(model: PreTrainedModel, prompts: Sequence[Ids], answers: Sequence[Ids]) -> list[list[int]]:
+    """The numbers of prompts with their answers in passes that `model` can train on, or two models be compared on: one
+    in the given order if that fits in memory, else several of rows of like length."""
+
+    def padded(rows: Sequence[int]) -> int:
+        return len(rows) * (max(len(prompts[row]) for row in rows) + max(len(answers[row]) for row in rows))
+
+    tokens, rows = training_tokens(model, logits=True), [*range(len(prompts))]
+    if padded(rows) > tokens:
+        rows.sort(key=lambda row: len(prompts[row]) + len(answers[row]), reverse=True)
+    return passes_within(tokens, rows, padded)
+
+
 @torch.no_grad()
 def divergence(
     reference: PreTrainedModel,
@@ -194,7 +233,7 @@ def divergence(
 ) -> float:
     """Mean KL(reference || model) in nats per token of the given answers."""
     total, count = 0.0, 0
-    for _, batch_prompts, batch_answers in _batches(prompts, answers, batch_size):
+    for _, batch_prompts, batch_answers in _batches(reference, prompts, answers, batch_size):
         reference_logits, is_answer, labels = logits_on(reference, batch_prompts, batch_answers)
         model_logits, _, _ = logits_on(model, batch_prompts, batch_answers)
         mean = kd_loss(model_logits, reference_logits, labels, is_answer, alpha=1.0, temperature=1.0)
@@ -214,8 +253,11 @@ def logits_on(model: PreTrainedModel, prompts: Sequence[Ids], answers: Sequence[
 
 
 def _batches(
-    prompts: Sequence[Ids], answers: Sequence[Ids], batch_size: int
+    model: PreTrainedModel, prompts: Sequence[Ids], answers: Sequence[Ids], batch_size: int
 ) -> Iterator[tuple[list[int], list[Ids], list[Ids]]]:
-    """Row numbers, prompts and answers of batches of about equal length, the shortest first."""
-    for rows in batches_by_length(lengths_of(prompts, answers), batch_size):
-        yield rows, [prompts[row] for row in rows], [answers[row] for row in rows]
+    """Row numbers, prompts and answers of batches of about equal length, the shortest first, that fit in memory."""
+    for batch in batches_by_length(lengths_of(prompts, answers), batch_size):
+        of_batch = [prompts[row] for row in batch], [answers[row] for row in batch]
+        for places in passes_of(model, *of_batch):
+            rows = [batch[place] for place in places]
+            yield rows, [prompts[row] for row in rows], [answers[row] for row in rows]

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from tasks.lib.evaluation.panel import Panel
 from tasks.lib.evaluation.scores import answer_figures
-from tasks.lib.export.distillation import Ids, logits_on
+from tasks.lib.export.distillation import Ids, logits_on, passes_of
 from tasks.lib.export.formats import FORMATS
 from tasks.lib.models.chat import all_prompt_ids, answer_text, load_tokenizer
 from tasks.lib.models.generation import generate
@@ -121,20 +121,23 @@ def drift(
     largest, total, divergence = 0.0, 0.0, 0.0
     agreeing, tokens, logits = 0, 0, 0
     for start in range(0, len(prompts), batch_size):
-        rows = slice(start, start + batch_size)
-        expected, is_answer, _ = logits_on(reference, prompts[rows], answers[rows])
-        actual, _, _ = logits_on(model, prompts[rows], answers[rows])
-        expected, actual = expected[is_answer].double(), actual[is_answer].double()  # (tokens of the batch, V)
-        if not bool(torch.isfinite(actual).all()):
-            raise Problem("logits that are not finite")
-        difference = (expected - actual).abs()
-        expected_logprobs, actual_logprobs = expected.log_softmax(-1), actual.log_softmax(-1)
-        largest = max(largest, difference.max().item())
-        total += difference.sum().item()
-        logits += difference.numel()
-        divergence += (expected_logprobs.exp() * (expected_logprobs - actual_logprobs)).sum().item()
-        agreeing += int((expected.argmax(-1) == actual.argmax(-1)).sum())
-        tokens += len(expected)
+        batch = [*range(start, min(start + batch_size, len(prompts)))]
+        for places in passes_of(reference, [prompts[row] for row in batch], [answers[row] for row in batch]):
+            rows = [batch[place] for place in places]
+            of_rows = [prompts[row] for row in rows], [answers[row] for row in rows]
+            expected, is_answer, _ = logits_on(reference, *of_rows)
+            actual, _, _ = logits_on(model, *of_rows)
+            expected, actual = expected[is_answer].double(), actual[is_answer].double()  # (tokens of the pass, V)
+            if not bool(torch.isfinite(actual).all()):
+                raise Problem("logits that are not finite")
+            difference = (expected - actual).abs()
+            expected_logprobs, actual_logprobs = expected.log_softmax(-1), actual.log_softmax(-1)
+            largest = max(largest, difference.max().item())
+            total += difference.sum().item()
+            logits += difference.numel()
+            divergence += (expected_logprobs.exp() * (expected_logprobs - actual_logprobs)).sum().item()
+            agreeing += int((expected.argmax(-1) == actual.argmax(-1)).sum())
+            tokens += len(expected)
     return {
         "max_logit_error": largest,
         "mean_logit_error": total / max(logits, 1),

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tasks.lib.export.distillation import Ids, Targets, off_policy_loss, on_policy_loss
+from tasks.lib.export.distillation import Ids, Targets, off_policy_loss, on_policy_loss, passes_of
 from tasks.lib.models.batches import lengths_of, shuffled_batches
 from tasks.lib.models.generation import generate
 from tasks.lib.settings.distill import Training
@@ -44,21 +44,34 @@ def train_student(
     def rate_at(step: int) -> float:
         return how.learning_rate * warmup_then_cosine(step, steps, warmup)
 
-    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        rows, figures = batches[step], {"learning_rate": rate_at(step)}
-        if random.Random(stage.seed_of("whose", step)).random() >= how.on_policy:
-            return off_policy_loss(student, prompts, targets, rows, how.alpha, how.temperature), figures
-        batch_prompts = [prompts[row] for row in rows]
-        seed = stage.seed_of("answers", step)
-        answers = generate(student, batch_prompts, temperature=1.0, batch_size=len(rows), seed=seed, **generation)
-        return on_policy_loss(student, teacher, batch_prompts, answers, how.temperature), figures
+    def backward(step: int) -> tuple[Tensor, dict[str, float]]:
+        batch_prompts = [prompts[row] for row in batches[step]]
+        is_on_policy = random.Random(stage.seed_of("whose", step)).random() < how.on_policy
+        if is_on_policy:
+            size, seed = len(batch_prompts), stage.seed_of("answers", step)
+            answers = generate(student, batch_prompts, temperature=1.0, batch_size=size, seed=seed, **generation)
+        else:
+            answers = [targets.answers[row] for row in batches[step]]
+        loss, tokens = torch.zeros((), device=student.device), sum(map(len, answers))
+        for places in passes_of(student, batch_prompts, answers):
+            if is_on_policy:
+                part_prompts = [batch_prompts[place] for place in places]
+                part_answers = [answers[place] for place in places]
+                part = on_policy_loss(student, teacher, part_prompts, part_answers, how.temperature)
+            else:
+                rows = [batches[step][place] for place in places]
+                part = off_policy_loss(student, prompts, targets, rows, how.alpha, how.temperature)
+            part = part * (sum(len(answers[place]) for place in places) / tokens)  # means over tokens add up
+            part.backward()
+            loss = loss + part.detach()
+        return loss, {"learning_rate": rate_at(step)}
 
     student.train()
     log = train_steps(
         stage.name,
         student,
         _optimizer(student, how),
-        loss_of,
+        backward,
         steps=steps,
         rate_at=rate_at,
         max_grad_norm=how.max_grad_norm,

@@ -83,10 +83,12 @@ def batches_by_length(
     return small
 
 
-def tight_batches(lengths: Sequence[int], batch_size: int, rows: Iterable[int] | None = None) -> list[list[int]]:
+def tight_batches(
+    lengths: Sequence[int], batch_size: int, rows: Iterable[int] | None = None, *, tokens: int | None = None
+) -> list[list[int]]:
     """`batches_by_length`, of which those that would be padded much are halved."""
     batches: list[list[int]] = []
-    for batch in batches_by_length(lengths, batch_size, rows):
+    for batch in batches_by_length(lengths, batch_size, rows, tokens=tokens):
         batches += halved(batch, lengths)
     return batches
 

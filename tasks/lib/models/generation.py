@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tasks.lib.models.batches import batches_by_length, left_pad, position_ids
+from tasks.lib.models.pass_size import cached_tokens, passes_within
 from tasks.lib.stage import Problem
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def sampled(
     devices = [model.device] if model.device.type == "cuda" else []
     with _in_eval(model), torch.random.fork_rng(devices):
         torch.manual_seed(seed)
-        for batch in batches_by_length(lengths, max(1, batch_size // draws)):
+        for batch in _batches(model, lengths, max(1, batch_size // draws), draws, max_new_tokens):
             ids, is_token = left_pad([prompts[i] for i in batch], pad_id)
             columns = _tokens(
                 model,
@@ -72,6 +73,18 @@ def sampled(
                     answers[place].append(token)
                     logprobs[place].append(chance)
     return answers, logprobs
+
+
+def _batches(model: Any, lengths: Sequence[int], size: int, draws: int, max_new_tokens: int) -> list[list[int]]:
+    """The numbers of the prompts in batches of like length, whose keys and values fit in memory with all draws."""
+
+    def cached(rows: Sequence[int]) -> int:
+        return len(rows) * draws * (max(lengths[row] for row in rows) + max_new_tokens)
+
+    batches: list[list[int]] = []
+    for batch in batches_by_length(lengths, size):
+        batches += passes_within(cached_tokens(model), batch, cached)
+    return batches
 
 
 def _tokens(

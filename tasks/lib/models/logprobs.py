@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tasks.lib.models.batches import batches_by_length, left_pad, lengths_of, position_ids, right_pad
+from tasks.lib.models.pass_size import scoring_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,7 +23,9 @@ def token_logprobs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Ten
     Divide policy and reference by the temperature the answers were sampled at, or their KL is not that of the
     sampled distribution (LMHP, N+ detail 5).
     """
-    logits = logits.float() / temperature
+    logits = logits.float()
+    if temperature != 1:
+        logits = logits / temperature  # a copy
     return logits.gather(-1, ids.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
 
 
@@ -150,7 +153,8 @@ def answer_logprobs(
     training = model.training
     model.eval()
     result: list[Tensor] = [torch.empty(0)] * len(prompts)
-    for batch in batches_by_length(lengths_of(prompts, answers), batch_size, longest_first=True):
+    tokens = scoring_tokens(model, logits=True)
+    for batch in batches_by_length(lengths_of(prompts, answers), batch_size, longest_first=True, tokens=tokens):
         rows = rows_of([prompts[i] for i in batch], [answers[i] for i in batch], model.device)
         logprobs = rows.logprobs(model, temperature)[0].cpu()
         for i, row in zip(batch, logprobs, strict=True):

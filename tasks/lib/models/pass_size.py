@@ -11,10 +11,12 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-TRAINING = 2e9  # bytes on the CPU that a pass may keep for its backward pass
-SCORING = 5e8  # bytes on the CPU of the tensors of a layer, in a pass without gradient
-LOGITS = 1e8  # bytes of logits that are made at once, on any device
+TRAINING = 1.2e9  # bytes on the CPU that a pass may keep for its backward pass
+SCORING = 1e9  # bytes on the CPU of the tensors of one layer and of the logits, in a pass without gradient
+CACHE = 1e9  # bytes on the CPU of keys and values of answers that are sampled side by side
 GPU_SHARE = 0.25
+LOGITS_TRAINED = 6  # float32 numbers per logit: logits, their softmax, and gradients, of two models in distillation
+LOGITS_SCORED = 2
 
 
 def layer_numbers(hidden: int, key_value: int, feed_forward: int) -> int:
@@ -26,20 +28,24 @@ def layer_numbers(hidden: int, key_value: int, feed_forward: int) -> int:
     return 7 * hidden + 3 * key_value + 4 * feed_forward
 
 
-def training_tokens(model: Any) -> int:
-    """Tokens, padding included, of a pass whose activations are kept."""
+def training_tokens(model: Any, *, logits: bool) -> int:
+    """Tokens, padding included, of a pass whose activations are kept, with logits or without."""
     config = model.config.get_text_config()
-    return max(1, int(_memory(model, TRAINING) / (config.num_hidden_layers * _layer_bytes(model))))
+    each = config.num_hidden_layers * _layer_bytes(model) + logits * LOGITS_TRAINED * 4 * config.vocab_size
+    return max(1, int(_memory(model, TRAINING) / each))
 
 
-def scoring_tokens(model: Any) -> int:
+def scoring_tokens(model: Any, *, logits: bool) -> int:
     """Tokens, padding included, of a pass without gradient, in which one layer after the other is in memory."""
-    return max(1, int(_memory(model, SCORING) / _layer_bytes(model)))
+    each = _layer_bytes(model) + logits * LOGITS_SCORED * 4 * model.config.get_text_config().vocab_size
+    return max(1, int(_memory(model, SCORING) / each))
 
 
-def rows_of_logits(vocabulary: int) -> int:
-    """How many float32 rows of logits over a vocabulary are made at once."""
-    return max(1, int(LOGITS / (4 * vocabulary)))
+def cached_tokens(model: Any) -> int:
+    """Tokens of prompts and answers whose keys and values are in memory at once."""
+    config = model.config.get_text_config()
+    each = 2 * config.num_hidden_layers * _key_value(config) * model.dtype.itemsize
+    return max(1, int(_memory(model, CACHE) / each))
 
 
 def passes_within(tokens: int, units: Sequence[T], padded: Callable[[Sequence[T]], int]) -> list[list[T]]:
@@ -59,11 +65,15 @@ def passes_within(tokens: int, units: Sequence[T], padded: Callable[[Sequence[T]
 def _layer_bytes(model: Any) -> int:
     """Bytes per token that a layer keeps, in the dtype that the model has."""
     config = model.config.get_text_config()
-    heads = config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    key_value = width * (getattr(config, "num_key_value_heads", None) or heads)
     feed_forward = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    return layer_numbers(config.hidden_size, key_value, feed_forward) * model.dtype.itemsize
+    return layer_numbers(config.hidden_size, _key_value(config), feed_forward) * model.dtype.itemsize
+
+
+def _key_value(config: Any) -> int:
+    """The width of keys, and of values, of a layer."""
+    heads = getattr(config, "num_attention_heads", None) or 1  # not every layer needs attention
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return width * (getattr(config, "num_key_value_heads", None) or heads)
 
 
 def _memory(model: Any, on_cpu: float) -> float:

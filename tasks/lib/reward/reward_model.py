@@ -97,7 +97,8 @@ def raw_outputs(model: Any, sequences: Sequence[Sequence[int]], *, batch_size: i
     """All outputs (B, N) in the order of `sequences`, from batches of like length, on the CPU."""
     raw = torch.empty(len(sequences), head(model).out_features)
     lengths = [len(sequence) for sequence in sequences]
-    for batch in batches_by_length(lengths, batch_size, longest_first=True, tokens=scoring_tokens(model)):
+    tokens = scoring_tokens(model, logits=False)
+    for batch in batches_by_length(lengths, batch_size, longest_first=True, tokens=tokens):
         raw[batch] = outputs(model, [sequences[row] for row in batch]).cpu()
     return raw
 

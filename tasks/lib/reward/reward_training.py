@@ -98,7 +98,7 @@ def backward_of_step(
 
     Each answer is scored once, whatever the number of annotators, pairs and heads.
     """
-    tokens = how.tokens_per_pass or training_tokens(model)
+    tokens = how.tokens_per_pass or training_tokens(model, logits=False)
     weights, counts = _weights_of_rankings(model, batch, weight_of, seed)
     ranks = batch_ranks(batch)[1].to(model.device)
     totals = [total_weight(ranks, of_head, how.ties) for of_head in weights.unbind(-1)]

@@ -43,6 +43,7 @@ class Batch:
     answers: TokenIds
     batch_size: int  # rows in a pass, at most
     sampled_logprobs: list[list[float]] | None = None  # of the answers' tokens, where the policy itself drew them
+    tokens: int | None = None  # in a pass, at most, padding included
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -54,11 +55,12 @@ class Batch:
 
     def passes(self, rows: Sequence[int]) -> list[Pass]:
         """The passes over the rows of these numbers, the shortest first."""
-        return [self._pass(numbers) for numbers in tight_batches(self._lengths(), self.batch_size, rows)]
+        passes = tight_batches(self._lengths(), self.batch_size, rows, tokens=self.tokens)
+        return [self._pass(numbers) for numbers in passes]
 
     def map(self, work: Callable[[Pass], Iterable[Result]]) -> list[Result]:
         """The results for rows 0 to N-1, in every process: `work` gives those of the rows of one pass."""
-        passes = tight_batches(self._lengths(), self.batch_size)
+        passes = tight_batches(self._lengths(), self.batch_size, tokens=self.tokens)
         return spread(passes, lambda numbers: work(self._pass(numbers)))
 
     def _lengths(self) -> list[int]:

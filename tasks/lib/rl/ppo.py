@@ -27,6 +27,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tasks.lib.models.batches import batches_by_length
 from tasks.lib.models.generation import sampled
 from tasks.lib.models.logprobs import answer_logprobs
+from tasks.lib.models.pass_size import training_tokens
 from tasks.lib.rl.actor_critic import ActorCritic
 from tasks.lib.rl.batch import Batch, Pass, Prompt
 from tasks.lib.rl.environment import Environment
@@ -68,9 +69,10 @@ def roll_out(models: ActorCritic, prompts: Sequence[Prompt], env: Environment, c
     same. Answers of another engine come without log-probs: the engine's are close to the policy's, and not the same.
     """
     tokens = [prompt.tokens for prompt in prompts]
+    limit = training_tokens(models.policy, logits=True)
     generate = env.generate
     if generate is not None:
-        return Batch(prompts, by_first(lambda: generate(models, tokens, seed)), config.batch_size)
+        return Batch(prompts, by_first(lambda: generate(models, tokens, seed)), config.batch_size, tokens=limit)
 
     def draw(rows: Sequence[int], seed: int) -> list[tuple[list[int], list[float]]]:
         answers, logprobs = sampled(
@@ -91,7 +93,7 @@ def roll_out(models: ActorCritic, prompts: Sequence[Prompt], env: Environment, c
         passes = batches_by_length([len(ids) for ids in tokens], config.batch_size)
         drawn = spread(passes, lambda rows: draw(rows, seed + passes.index(rows)))
     answers = [answer for answer, _ in drawn]
-    return Batch(prompts, answers, config.batch_size, [logprobs for _, logprobs in drawn])
+    return Batch(prompts, answers, config.batch_size, [logprobs for _, logprobs in drawn], limit)
 
 
 def score(models: ActorCritic, batch: Batch, env: Environment, config: PPOConfig, iteration: int) -> Episodes:

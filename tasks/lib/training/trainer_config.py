@@ -48,7 +48,9 @@ def configured(Config: type, stage: Stage, given: Mapping[str, Any], **defaults:
         if key in OWNED:
             raise Problem(f"params.yaml: {where}.{key} cannot be set here: {OWNED[key]}")
     given = dict(given)
-    if "gradient_checkpointing" in given:  # the name in TRL's documentation; transformers takes both, and prefers its own
+    if (
+        "gradient_checkpointing" in given
+    ):  # the name in TRL's documentation; transformers takes both, and prefers its own
         given.setdefault("activation_checkpointing", given.pop("gradient_checkpointing"))
     settings = DEFAULTS | defaults | given
     settings["output_dir"] = str(stage.checkpoints)

@@ -78,6 +78,12 @@ def test_batches_by_length_start_with_the_shortest_or_with_the_longest() -> None
     assert batches_by_length(lengths, 2, [3, 0, 2]) == [[0, 2], [3]]
 
 
+def test_a_batch_of_too_many_tokens_is_cut_and_a_longer_row_is_alone() -> None:
+    lengths = [4, 2, 9, 3, 2]
+    assert batches_by_length(lengths, 5, tokens=45) == [[1, 4, 3, 0, 2]]  # 5 rows of 9
+    assert batches_by_length(lengths, 5, tokens=8) == [[1, 4], [3, 0], [2]]
+
+
 def test_a_batch_is_halved_where_that_saves_more_padding_than_a_pass_costs() -> None:
     """Halving 4 rows of 10 and 4 of 60 saves 4 * 50 columns, more than 128; halving again would save none."""
     lengths = [10, 60] * 4
