@@ -55,7 +55,11 @@ def run(params: Params, stage: Stage) -> None:
         _, tensors, _ = saved
         targets = Targets.of(tensors)
     else:
-        settings = {"top_k": params.top_k, "temperature": params.training.temperature, "batch_size": GENERATED}
+        settings: dict[str, Any] = {
+            "top_k": params.top_k,
+            "temperature": params.training.temperature,
+            "batch_size": GENERATED,
+        }
         targets = teacher_targets(teacher, prompts, **settings, **generation)
         teacher_checkpoint.save(0, targets.tensors(), None)
 

@@ -82,7 +82,7 @@ def test_the_loss_is_the_squared_error_in_standard_deviations_of_what_was_rated(
     batches = rated_batches(model, rated * 5, epochs=2, steps=4, seed=1)
     assert [len(batch) for batch in batches] == [5] * 4
     assert model.config.reward_attribute_scales[0] == [2.0, 1.0]
-    assert attribute_loss(model, rated).item() == pytest.approx(2 / 3)
+    assert attribute_loss(model, rated, 3).item() == pytest.approx(2 / 3)
 
 
 def test_the_figures_compare_with_saying_the_mean():

@@ -109,7 +109,7 @@ def test_passes_of_few_tokens_add_up_to_the_gradient_of_one_pass(tokenizer, shar
     assert len(passes_of(batch, share_prompt, 100)) > 3
     (loss, accuracy, gradient), (loss_in_parts, accuracy_in_parts, gradient_in_parts) = found
     assert loss_in_parts.item() == pytest.approx(loss.item(), rel=1e-6) and accuracy_in_parts == accuracy
-    assert (gradient_in_parts - gradient).abs().max() < 2e-7 * max(1, gradient.abs().max())
+    assert (gradient_in_parts - gradient).abs().max().item() < 2e-7 * max(1.0, gradient.abs().max().item())
 
 
 def test_an_annotator_as_good_as_a_coin_does_not_train(tokenizer, tmp_path, capsys):
