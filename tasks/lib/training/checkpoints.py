@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,21 +44,28 @@ class Checkpoint:
         _sync(temporary)
         temporary.replace(self.file)
 
-    def load(self) -> tuple[int, dict[str, Tensor], Any] | None:
-        """(step, tensors, state) of the checkpoint; None when there is none of this fingerprint."""
+    def load(self, needs: Collection[str] = ()) -> tuple[int, dict[str, Tensor], Any] | None:
+        """(step, tensors, state) of the checkpoint; None when there is none of this fingerprint with these tensors."""
         if not self.file.is_file():
             return None
         try:
             with safe_open(self.file, "pt") as file:
                 content = json.loads(file.metadata()["content"])
                 changed = changed_key(content["fingerprint"], self.fingerprint)
+                lacking = sorted({*needs} - {*file.keys()})
+                if changed is None and lacking:
+                    changed = f"it has no {lacking[0]}, another version of the code wrote it"
                 if changed is None:
                     tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
                     return content["step"], tensors, content["state"]
         except (SafetensorError, ValueError, KeyError, TypeError):
             changed = f"{self.file.name} cannot be read"
-        _discard(self.folder, changed)
+        self.discard(changed)
         return None
+
+    def discard(self, reason: str) -> None:
+        """Remove a checkpoint that cannot be continued from, and say why."""
+        _discard(self.folder, reason)
 
     def clear(self) -> None:
         """Remove the checkpoint: the run is done."""

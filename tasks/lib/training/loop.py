@@ -84,14 +84,22 @@ def warmup_then_cosine(step: int, steps: int, warmup: int, *, floor: float = 0.1
 
 
 def _resumed(model: Any, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> tuple[int, list[Figures]]:
-    """How many steps are done, and their log, once weights and optimiser are those of the checkpoint."""
+    """How many steps are done, and their log, once weights and optimiser are those of the checkpoint.
+
+    One of other weights, which other versions of this code wrote, is discarded.
+    """
     saved = checkpoint.load()
     if saved is None:
         return 0, []
     done, tensors, log = saved
+    trained = {WEIGHTS + name: weight for name, weight in _trained(model).items()}
+    saved_shapes = {name: tensor.shape for name, tensor in tensors.items() if name.startswith(WEIGHTS)}
+    if saved_shapes != {name: weight.shape for name, weight in trained.items()}:
+        checkpoint.discard("it holds other weights than are trained")
+        return 0, []
     with torch.no_grad():
-        for name, weight in _trained(model).items():
-            weight.copy_(tensors[WEIGHTS + name])
+        for name, weight in trained.items():
+            weight.copy_(tensors[name])
     restore_optimizer(optimizer, tensors)
     return done, log
 

@@ -71,6 +71,19 @@ def test_what_is_not_finite_does_not_reach_the_weights(
     assert saved is not None and saved[0] == 2
 
 
+def test_a_checkpoint_of_other_weights_is_discarded_with_a_line(
+    one: nn.Linear, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As earlier code wrote it: without a prefix, or with another shape."""
+    for tensors in ({"weight": torch.zeros(1, 1)}, {"model.weight": torch.zeros(2, 1)}):
+        Checkpoint(tmp_path, {}).save(2, tensors, [])
+        nn.init.ones_(one.weight)
+        log = train(one, tmp_path, lambda step: one.weight.square().sum())
+        assert [row["step"] for row in log] == [1, 2, 3, 4]
+        said = capsys.readouterr().out
+        assert "the checkpoint is discarded and the run starts from the beginning: it holds other weights" in said
+
+
 def test_the_rate_rises_in_a_line_and_falls_towards_a_tenth() -> None:
     rates = [warmup_then_cosine(step, 12, 2) for step in range(12)]
     assert rates[:3] == [0.5, 1.0, 1.0] and rates[7] == pytest.approx(0.55)
