@@ -66,11 +66,13 @@ def trainer(kind: str, rows: list[dict[str, Any]], held_out: list[dict[str, Any]
     )
     given = {
         "num_train_epochs": 2, "learning_rate": 3e-4, "precompute_ref_log_probs": True, "eval_strategy": "no",
-        "per_device_train_batch_size": PAIRS_PER_STEP, "save_steps": 10**6, "logging_steps": 1000,
+        "per_device_train_batch_size": PAIRS_PER_STEP, "save_steps": 10**6,
     }  # fmt: skip
     os.chdir(folder)
+    args = configured(DPOConfig, Stage("dpo"), given)
+    args.logging_steps = 1000
     settings = {
-        "model": model, "args": configured(DPOConfig, Stage("dpo"), given), "processing_class": tokenizer(),
+        "model": model, "args": args, "processing_class": tokenizer(),
         "train_dataset": Dataset.from_list(rows), "eval_dataset": Dataset.from_list(held_out),
     }  # fmt: skip
     if kind == "TRL":

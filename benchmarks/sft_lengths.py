@@ -64,15 +64,16 @@ def trainer(kind: str, rows: list[dict[str, Any]], held_out: list[dict[str, Any]
     given = {
         "num_train_epochs": 1, "learning_rate": 3e-3, "max_length": LONGEST, "eval_strategy": "no",
         "per_device_train_batch_size": BATCH, "per_device_eval_batch_size": 8, "save_steps": 10**6,
-        "logging_steps": 1000,
     }  # fmt: skip
     os.chdir(folder)
     budget = BATCH * sum(len(row["input_ids"]) for row in rows) // len(rows)
     if kind == "packed":
         rows = packed(rows, budget)
         given["per_device_train_batch_size"] = 1
+    args = configured(SFTConfig, Stage("sft"), given)
+    args.logging_steps = 1000
     settings = {
-        "model": model, "args": configured(SFTConfig, Stage("sft"), given), "processing_class": tokenizer(),
+        "model": model, "args": args, "processing_class": tokenizer(),
         "train_dataset": Dataset.from_list(rows), "eval_dataset": Dataset.from_list(held_out),
     }  # fmt: skip
     if kind == "TRL":

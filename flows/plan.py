@@ -133,7 +133,9 @@ def _of_sft(section: sft.Params, shape: Shape, on_gpu: bool) -> Need:
     launch = read_launcher(section.launcher, "sft")
     trainer = section.trainer
     length = trainer.get("max_length") or LENGTH
-    tokens = section.batch_tokens or trainer.get("per_device_train_batch_size", BATCH) * length
+    tokens = trainer.get("per_device_train_batch_size", BATCH) * length
+    if isinstance(section.batch_tokens, int):
+        tokens = section.batch_tokens
     checkpointing = trainer.get("gradient_checkpointing", on_gpu)
     training = Training(section.method, section.adapter, launch, tokens, tokens, checkpointing)
     per_token = 4.0 * shape.parameters

@@ -24,6 +24,7 @@ from tasks.lib.plots import curves
 from tasks.lib.settings.base import Params
 from tasks.lib.stage import Problem, Stage, file_hash, main
 from tasks.lib.training.checkpoints import Checkpoint
+from tasks.lib.training.read_back import ROWS, check_read_back, mean_loss
 
 OUT = Path("models/base")
 
@@ -88,7 +89,10 @@ def pretrained(
         "perplexity": perplexity(model, held_out),
         "tokens": how.steps * how.batch_size * ids.shape[1],
     }
+    rows = held_out[:ROWS].tolist()
+    trained = mean_loss(model, rows)
     save_model(model, tokenizer, OUT)
+    check_read_back(OUT, trained, lambda: mean_loss(load_policy(OUT), rows))
     checkpoint.clear()
     return figures, log
 

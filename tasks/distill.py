@@ -14,7 +14,7 @@ from typing import Any
 from tasks.lib.data.rows import read_parquet
 from tasks.lib.evaluation.panel import Panel, read_panel
 from tasks.lib.evaluation.scores import answer_figures
-from tasks.lib.export.distillation import Ids, Targets, chosen_layers, divergence, student_of, teacher_targets
+from tasks.lib.export.distillation import TENSORS, Ids, Targets, chosen_layers, divergence, student_of, teacher_targets
 from tasks.lib.export.manifest import hash_of
 from tasks.lib.export.student_training import train_student
 from tasks.lib.models.chat import Messages, answer_text, load_tokenizer, prompt_ids
@@ -24,7 +24,9 @@ from tasks.lib.plots import curves
 from tasks.lib.settings.distill import Params
 from tasks.lib.stage import Problem, Stage, main
 from tasks.lib.training.checkpoints import Checkpoint
+from tasks.lib.training.read_back import ROWS, check_read_back, mean_loss
 
+OUT = Path("models/student")
 PROMPTS, EVALUATION = Path("data/curated/policy.parquet"), Path("data/curated/evaluation.parquet")
 GENERATED = 128  # rows answered or scored side by side
 
@@ -50,7 +52,7 @@ def run(params: Params, stage: Stage) -> None:
         "max_new_tokens": params.max_new_tokens,
     }
     teacher_checkpoint = Checkpoint(stage.checkpoints / "teacher", fingerprint)
-    saved = teacher_checkpoint.load()
+    saved = teacher_checkpoint.load(needs=TENSORS)
     if saved:
         _, tensors, _ = saved
         targets = Targets.of(tensors)
@@ -68,7 +70,10 @@ def run(params: Params, stage: Stage) -> None:
     log = train_student(student, teacher, prompts, targets, params.training, stage, checkpoint, **generation)
 
     # 4. Both answer held-out rows
-    save_model(student, tokenizer, Path("models/student"))
+    rows = [prompt + answer for prompt, answer in zip(prompts[:ROWS], targets.answers, strict=False)]
+    trained = mean_loss(student, rows)
+    save_model(student, tokenizer, OUT)
+    check_read_back(OUT, trained, lambda: mean_loss(load_policy(OUT), rows))
     stage.report(_compared(teacher, student, tokenizer, heldout, panel, generation))
     curves(Path("reports/plots/distill"), log, "step", {"Loss": ["loss"], "Learning rate": ["learning_rate"]})
     shutil.rmtree(stage.checkpoints, ignore_errors=True)

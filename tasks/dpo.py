@@ -15,7 +15,7 @@ from typing import Any
 from tasks.lib.dpo.dpo_run import train_dpo
 from tasks.lib.dpo.drift import drift
 from tasks.lib.dpo.kto_run import train_kto
-from tasks.lib.dpo.trained_policy import FIGURES
+from tasks.lib.dpo.trained_policy import FIGURES, TrainedPolicy
 from tasks.lib.models.loading import load_policy, save_model
 from tasks.lib.plots import curves
 from tasks.lib.settings.dpo import Params
@@ -23,6 +23,7 @@ from tasks.lib.stage import Stage, main
 from tasks.lib.training.distributed import is_first
 from tasks.lib.training.hf_trainer import curve
 from tasks.lib.training.launching import under_launcher
+from tasks.lib.training.read_back import ROWS, rounding, save_as_trained
 from tasks.lib.training.sharded import gathered
 
 SFT, OUT = Path("models/sft"), Path("models/dpo")
@@ -44,9 +45,9 @@ def run(params: Params, stage: Stage) -> None:
     policy = gathered(trained.trainer, lambda: untrained_policy(trained.lora))
     if not is_first():
         return
-    if trained.lora is not None:
-        policy = policy.merge_and_unload()
-    save_model(policy, trained.tokenizer, OUT)
+    rows = trained.held_out_sequences()[:ROWS]
+    tolerance = rounding(trained.trainer.args)
+    save_as_trained(lambda: save(policy, trained), OUT, policy, rows, SFT, tolerance=tolerance)
 
     # 3. Curves, and figures of what was saved.
     steps = curve(trained.log, FIGURES)
@@ -58,6 +59,13 @@ def run(params: Params, stage: Stage) -> None:
         report |= drift(load_policy(OUT), load_policy(SFT), trained.tokenizer, prompts, **settings)
     stage.report(report)
     shutil.rmtree(stage.checkpoints, ignore_errors=True)
+
+
+def save(policy: Any, trained: TrainedPolicy) -> None:
+    """Write the policy, its adapter merged if it has one."""
+    if trained.lora is not None:
+        policy = policy.merge_and_unload()
+    save_model(policy, trained.tokenizer, OUT)
 
 
 def untrained_policy(lora: Any) -> Any:

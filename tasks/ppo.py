@@ -31,6 +31,7 @@ from tasks.lib.stage import Problem, Stage, file_hash, main
 from tasks.lib.training.checkpoints import Checkpoint
 from tasks.lib.training.distributed import by_first, is_first
 from tasks.lib.training.launching import under_launcher
+from tasks.lib.training.read_back import ROWS, save_as_trained
 
 SFT, REWARD, OUT = Path("models/sft"), Path("models/reward"), Path("models/ppo")
 PROMPTS, VALIDATION = Path("data/curated/policy.parquet"), Path("data/curated/validation.parquet")
@@ -76,7 +77,8 @@ def run(params: Params, stage: Stage) -> None:
     if not is_first():
         return
     trained = sum(p.numel() for p in models.policy_parameters().values())
-    save_model(models.merged(), tokenizer, OUT)
+    rows = [prompt.tokens for prompt in env.validation[:ROWS]]
+    save_as_trained(lambda: save_model(models.merged(), tokenizer, OUT), OUT, models.policy, rows, SFT)
     curves(Path("reports/plots/ppo"), result.log, "iteration", PANELS)
     report = report_of(params, env, result, trained)
     if server:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -29,13 +30,23 @@ from tasks.lib.reward.groups import Group, group_heads, grouped, tokenize
 from tasks.lib.reward.heldout_report import Interval, accuracy_by_source, heldout_figures
 from tasks.lib.reward.reward_adapters import adapt, merge
 from tasks.lib.reward.reward_attributes import Rated, attribute_figures, rated_answers, sequences_of, values_of
-from tasks.lib.reward.reward_model import attributes_of, from_policy, normalise, raw_outputs, room_of
+from tasks.lib.reward.reward_model import (
+    attributes_of,
+    from_policy,
+    load_reward,
+    normalise,
+    raw_outputs,
+    raw_scores,
+    room_of,
+)
 from tasks.lib.reward.reward_training import train
 from tasks.lib.reward.score_distribution import histogram, ranked_first, score_figures
 from tasks.lib.settings.reward import Params
 from tasks.lib.stage import Problem, Stage, file_hash, main
 from tasks.lib.training.checkpoints import Checkpoint
+from tasks.lib.training.read_back import check_read_back
 
+OUT = Path("models/reward")
 CANDIDATES = Path("data/candidates/candidates.parquet")
 TRAIN, HELDOUT = Path("data/preferences/train.parquet"), Path("data/preferences/heldout.parquet")
 RATINGS = {
@@ -70,6 +81,7 @@ def run(params: Params, stage: Stage) -> None:
         checkpoint=checkpoint,
         progress=stage.progress,
     )
+    trained = _mean_reward(model, groups[0])
     if params.method == "lora":
         merge(model)
     _normalise(model, tokenizer, params)
@@ -89,7 +101,8 @@ def run(params: Params, stage: Stage) -> None:
 
     # 4. Save and report.
     model.config.reward_temperature = figures["temperature"]
-    save_model(model, tokenizer, "models/reward")
+    save_model(model, tokenizer, OUT)
+    check_read_back(OUT, trained, lambda: _mean_reward(load_reward(OUT), groups[0]))
     scores = _normalised(model, by_head)
     report = dict(figures)
     report |= _score_figures(scores, heldout)
@@ -164,6 +177,11 @@ def _normalise(model: Any, tokenizer: Any, params: Params) -> None:
         candidates.append(Group(row["id"], row["prompt"], row["answers"]))
     reference = _fitting(model, tokenizer, candidates, CANDIDATES)
     normalise(model, torch.cat(group_heads(model, reference, batch_size=params.batch_size)))
+
+
+def _mean_reward(model: Any, group: Group) -> float:
+    """The mean raw reward of the answers to a prompt."""
+    return mean(raw_scores(model, group.sequences, batch_size=len(group.sequences)))
 
 
 def _normalised(model: Any, by_head: list[Tensor]) -> list[list[float]]:

@@ -19,6 +19,7 @@ from tasks.lib.data.rows import Row, read_parquet
 from tasks.lib.finetuning.adalora import allocating
 from tasks.lib.finetuning.adapter_merging import keep_adapter
 from tasks.lib.finetuning.adapters import (
+    CHANGED,
     MERGED,
     count_trainable,
     fields_of,
@@ -35,21 +36,24 @@ from tasks.lib.finetuning.packing import (
     takes_one_row,
     use_attention,
 )
+from tasks.lib.models.batches import budget_of
 from tasks.lib.models.chat import IGNORED, all_example_ids, labels_of, load_tokenizer, preview
 from tasks.lib.models.loading import load_policy, save_model
 from tasks.lib.models.model_folder import weights_hash
 from tasks.lib.plots import curves
 from tasks.lib.settings.sft import Params
 from tasks.lib.stage import Problem, Stage, file_hash, main
-from tasks.lib.training.distributed import is_first, is_sharded
+from tasks.lib.training.distributed import is_first, is_sharded, world_size
 from tasks.lib.training.hf_trainer import curve, stage_trainer, train
 from tasks.lib.training.launching import under_launcher
 from tasks.lib.training.muon import Muon
+from tasks.lib.training.read_back import ROWS, rounding, save_as_trained
 from tasks.lib.training.sharded import gathered, loading_place
 from tasks.lib.training.trainer_config import configured
 
 BASE, OUT = Path("models/base"), Path("models/sft")
 TRAIN, VALIDATION = Path("data/curated/train.parquet"), Path("data/curated/validation.parquet")
+OF_FOUR_BITS = 0.3  # nats per token between a base of four bits, trained on, and its own weights, written
 FIGURES = {
     "loss": "loss",
     "eval_loss": "validation_loss",
@@ -61,7 +65,8 @@ PANELS = {"Loss per trained token": ["loss", "validation_loss"], "Token accuracy
 def run(params: Params, stage: Stage) -> None:
     # 1. Settings first: a wrong one should not cost a minute.
     config = trainer_config(params, stage)
-    fields = fields_of("sft.adapter", params.method, params.adapter)
+    needs_base = "the kept adapter stands on them" if params.keep_adapter else ""
+    fields = fields_of("sft.adapter", params.method, params.adapter, needs_base)
 
     # 2. The model, frozen but for what the method trains.
     tokenizer = load_tokenizer(BASE)
@@ -81,7 +86,8 @@ def run(params: Params, stage: Stage) -> None:
     sequences = packed(rows, config.max_length) if params.packing else rows
 
     # 4. Train. The loss is the mean over the trained tokens of the whole effective batch.
-    trainer = made_trainer(params, config, model, tokenizer, sequences, held_out)
+    batch_tokens = tokens_per_batch(params, config, sequences)
+    trainer = made_trainer(params, config, model, tokenizer, sequences, held_out, batch_tokens)
     inputs = {str(BASE): weights_hash(BASE), str(TRAIN): file_hash(TRAIN), str(VALIDATION): file_hash(VALIDATION)}
     fingerprint = {"params": params.model_dump(), "seed": stage.seed, "inputs": inputs}
     log = train(trainer, stage, fingerprint, {"loss": "loss", "eval_loss": "validation"}, patience=params.patience)
@@ -91,7 +97,7 @@ def run(params: Params, stage: Stage) -> None:
     model = gathered(trainer, lambda: prepare_model(params.method, fields, load_policy(BASE, on="cpu"), tokenizer))
     if not is_first():
         return
-    save(params, stage, model, tokenizer)
+    save_checked(params, config, stage, model, tokenizer, held_out)
     steps = curve(log, FIGURES)
     curves(Path("reports/plots/sft"), steps, "step", PANELS)
     report: dict[str, Any] = {
@@ -102,6 +108,8 @@ def run(params: Params, stage: Stage) -> None:
         **knowledge,
         **token_figures(rows),
     }
+    if batch_tokens:
+        report["batch_tokens"] = batch_tokens
     if params.packing:
         report["packed_rows"] = len(sequences)
     report["method"] = params.method
@@ -163,8 +171,26 @@ def tokenized_instructions(
     return rows, len(given) - len(rows)
 
 
+def tokens_per_batch(params: Params, config: Any, sequences: Sequence[Row]) -> int | None:
+    """Tokens of a batch as the section says; by `auto` those that suit the lengths. None for a number of rows."""
+    if params.batch_tokens != "auto":
+        return params.batch_tokens
+    if world_size() > 1:  # a number of tokens has not been tried there
+        return None
+    tokens = budget_of([len(row["input_ids"]) for row in sequences], config.per_device_train_batch_size)
+    if tokens:
+        print(f"sft: rows of very different lengths: {tokens} tokens a batch (sft.batch_tokens: null counts rows)")
+    return tokens
+
+
 def made_trainer(
-    params: Params, config: Any, model: Any, tokenizer: Any, sequences: list[Row], held_out: list[Row]
+    params: Params,
+    config: Any,
+    model: Any,
+    tokenizer: Any,
+    sequences: list[Row],
+    held_out: list[Row],
+    batch_tokens: int | None,
 ) -> Any:
     """TRL's trainer for rows, or for packs of them, and the method."""
     from datasets import Dataset
@@ -174,7 +200,10 @@ def made_trainer(
     if params.packing:
         refuse_unless_apart(model, sequences[0])
         collator = collator_of_packs(0, as_one_row=takes_one_row(model))
-    optimizer = Muon(model, config.learning_rate) if params.optimizer == "muon" else None
+    optimizer = None  # TRL's, by the fields of `trainer`
+    if params.optimizer == "muon":
+        decay = {"weight_decay": config.weight_decay} if "weight_decay" in params.trainer else {}
+        optimizer = Muon(model, config.learning_rate, **decay)
     Trainer = stage_trainer(allocating(SFTTrainer) if params.method == "adalora" else SFTTrainer)
     return Trainer(
         model=model,
@@ -186,8 +215,28 @@ def made_trainer(
         data_collator=collator,
         lengths=[len(row["input_ids"]) for row in sequences],
         ids=[row["id"] for row in sequences],
-        batch_tokens=params.batch_tokens,
+        batch_tokens=batch_tokens,
         spike=params.spike,
+    )
+
+
+def save_checked(
+    params: Params, config: Any, stage: Stage, model: Any, tokenizer: Any, held_out: Sequence[Row]
+) -> None:
+    """Write the trained model, and read it back where that can be: held-out rows have the loss that they had."""
+    if params.method not in MERGED:
+        save(params, stage, model, tokenizer)
+        return
+    is_quantised = params.method == "qlora"
+    save_as_trained(
+        lambda: save(params, stage, model, tokenizer),
+        OUT,
+        model,
+        [row["input_ids"] for row in held_out[:ROWS]],
+        BASE,
+        meant=CHANGED.get(params.method, ()),
+        tolerance=OF_FOUR_BITS if is_quantised else rounding(config),
+        read_on="cpu" if is_quantised else None,
     )
 
 

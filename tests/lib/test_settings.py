@@ -15,6 +15,11 @@ MISFITS: list[tuple[str, dict[str, Any], str]] = [
     ("sft", {"method": "lora"}, "sft.optimizer: muon trains all weights; with sft.method lora use `trainer`"),
     (
         "sft",
+        {"trainer": {"optim": "sgd"}},
+        "sft.trainer.optim is for sft.optimizer: trainer; muon does not read it",
+    ),
+    (
+        "sft",
         {**ADAMW, "method": "prompt", "trainer": {"weight_decay": 0.1}},
         "sft.trainer.weight_decay would shrink the whole vocabulary; set it to 0 with method prompt",
     ),

@@ -212,3 +212,22 @@ def test_every_loss_of_trl_trains(inputs: Path, loss: str) -> None:
     steps = {"max_steps": 2, "eval_steps": 2, "save_steps": 2}
     report = train(trainer={"loss_type": [loss], **smooth, **steps}, samples=0)
     assert math.isfinite(report["loss_last"]) and report["steps"] == 2
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_held_out_figures_do_not_depend_on_the_batch_size(inputs: Path, method: str) -> None:
+    write_rankings(inputs / "data/preferences/heldout.parquet", range(10, 17))
+    names = ["heldout_margin"] if method == "kto" else ["heldout_loss", "heldout_accuracy", "heldout_margin"]
+    found = []
+    for size in (4, 64):
+        trainer = {"max_steps": 4, "per_device_eval_batch_size": size}
+        report = train(method=method, pairs_per_prompt=1, trainer=trainer)
+        found.append([report[name] for name in names])
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
+
+
+@pytest.mark.parametrize("lora", [{"bias": "all"}, {"init_lora_weights": "pissa"}])
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_an_adapter_that_moves_the_reference_is_refused(workspace: Path, method: str, lora: dict[str, Any]) -> None:
+    with pytest.raises(Problem, match=r"dpo\.lora\.\w+: .* the base's .*, but the reference is the policy with"):
+        train(method=method, lora=lora)

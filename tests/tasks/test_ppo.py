@@ -141,7 +141,7 @@ def test_fields_of_trl_are_refused_where_trl_does_not_train(inputs: Path) -> Non
     ("lora", "message"),
     [
         ({"alpha": 16}, r"ppo\.lora\.alpha is not a key of LoraConfig; did you mean lora_alpha"),
-        ({"bias": "all"}, r"ppo\.lora\.bias: the reference is the policy without its adapters"),
+        ({"bias": "all"}, r"ppo\.lora\.bias: all trains .* the reference is the policy with its adapter off"),
     ],
 )
 def test_settings_that_adapters_cannot_have_are_named(inputs: Path, lora: dict[str, Any], message: str) -> None:

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from sections import section
 from tiny_models import instruction, write_instructions, write_model
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from tasks import sft
 from tasks.lib.data.rows import INSTRUCTION, write_parquet
@@ -22,7 +23,8 @@ from tasks.lib.finetuning.adapter_merging import load_adapters
 from tasks.lib.finetuning.adapters import METHODS
 from tasks.lib.models.batches import token_batches
 from tasks.lib.models.chat import load_tokenizer
-from tasks.lib.models.loading import load_policy
+from tasks.lib.models.generation import generate
+from tasks.lib.models.loading import load_policy, save_model
 from tasks.lib.stage import Problem, Stage
 from tasks.lib.training import loss_guard
 from tasks.lib.training.trainer_watch import Watch
@@ -116,6 +118,18 @@ def test_muon_goes_on_as_if_never_stopped(inputs: Path, monkeypatch: pytest.Monk
     assert artifacts(inputs) == expected
 
 
+def test_muon_decays_the_matrices_as_the_trainer_says(inputs: Path) -> None:
+    """A step of rate 0.1 with decay 1 takes a tenth off every matrix of a layer, besides its update."""
+    once = {"max_steps": 1, "learning_rate": 0.1, "warmup_steps": 0}
+    name = "model.layers.0.mlp.up_proj.weight"
+    found: list[torch.Tensor] = []
+    for decay in (0.0, 1.0):
+        train(optimizer="muon", trainer={**once, "weight_decay": decay})
+        found.append(load_file("models/sft/model.safetensors")[name])
+    before = load_file("models/base/model.safetensors")[name]
+    torch.testing.assert_close(found[0] - found[1], 0.1 * before)
+
+
 def test_a_checkpoint_of_other_parameters_is_discarded_and_the_key_named(
     inputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,6 +159,34 @@ def test_the_loss_is_the_mean_over_answer_and_eos_of_the_effective_batch(inputs:
     train(trainer={"max_steps": 1, "per_device_train_batch_size": 40})
     whole = load_file("models/sft/model.safetensors")
     assert all(torch.allclose(first[name], whole[name], atol=1e-5) for name in first)
+
+
+def test_settings_of_training_are_not_written_and_a_mixture_of_experts_answers(inputs: Path) -> None:
+    """TRL asks a mixture of experts for its router's logits, with which it cannot generate."""
+    tokenizer = load_tokenizer("models/base")
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = MixtralConfig(
+        vocab_size=len(tokenizer), **shape, num_key_value_heads=2, num_local_experts=2, max_position_embeddings=64
+    )
+    save_model(MixtralForCausalLM(config), tokenizer, sft.BASE)
+    train(trainer={"max_steps": 1, "gradient_checkpointing": True})
+    before, after = ((folder / "config.json").read_bytes() for folder in (sft.BASE, sft.OUT))
+    assert after == before
+    settings = {"eos_id": 1, "pad_id": 0, "max_new_tokens": 3, "temperature": 0.0, "batch_size": 2, "seed": 0}
+    assert len(generate(load_policy(sft.OUT), [[5, 6], [7]], **settings)) == 2
+
+
+def test_validation_figures_do_not_depend_on_the_batch_size(inputs: Path) -> None:
+    """Ten answers of one word and three of eight: their tokens count, not their batches."""
+    rows = [instruction(number) for number in range(13)]
+    write_parquet(sft.VALIDATION, [row | {"answer": "red " * 7 + "red"} for row in rows[:3]] + rows[3:], INSTRUCTION)
+    figures = ("validation_loss", "validation_accuracy", "validation_loss_before")
+    found = []
+    for size in (4, 64):
+        report = train(trainer={"max_steps": 3, "per_device_eval_batch_size": size})
+        found.append([report[name] for name in figures])
+    assert found[0] == pytest.approx(found[1], abs=2e-6)
 
 
 def test_it_learns_and_states_which_weights_it_kept(inputs: Path) -> None:
@@ -190,6 +232,20 @@ def test_batches_of_equal_tokens_go_on_as_if_never_stopped(inputs: Path, monkeyp
         child(lambda: train(batch_tokens=96))
     train(batch_tokens=96)
     assert artifacts(inputs) == expected
+
+
+def test_rows_of_very_different_lengths_share_out_tokens_unless_rows_are_asked_for(
+    inputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [instruction(number) | {"messages": [{"role": "user", "content": "red"}]} for number in range(40)]
+    for row in rows[::5]:
+        row["answer"] = "red " * 22 + "red"
+    write_parquet(sft.TRAIN, rows, INSTRUCTION)
+    report = train(trainer={"max_steps": 1})
+    lengths = [len(row["input_ids"]) for row in sft.tokenized_instructions(load_tokenizer(sft.BASE), sft.TRAIN, 64)[0]]
+    assert len(lengths) == 40 and report["batch_tokens"] == round(8 * sum(lengths) / 40)
+    assert f"{report['batch_tokens']} tokens a batch" in capsys.readouterr().out
+    assert "batch_tokens" not in train(batch_tokens=None, trainer={"max_steps": 1})
 
 
 def test_packed_rows_train_as_rows_do_and_go_on_as_if_never_stopped(
@@ -296,6 +352,22 @@ def test_the_trained_tokens_are_shown(inputs: Path, capsys: pytest.CaptureFixtur
         ({"trainer": {"learning_rat": 1}}, "sft.trainer.learning_rat is not a key .* mean learning_rate?"),
         ({"trainer": {"packing": True}}, "sft.trainer.packing cannot be set here: set sft.packing"),
         ({"trainer": {"save_strategy": "no"}}, "use save_steps"),
+        ({"trainer": {"logging_steps": 500}}, "sft.trainer.logging_steps cannot be set here: every step is logged"),
+        ({"trainer": {"logging_strategy": "no"}}, "sft.trainer.logging_strategy cannot be set here: every step"),
+        ({"trainer": {"assistant_only_loss": True}}, "sft.trainer.assistant_only_loss .* the answer and its end alone"),
+        ({"trainer": {"eos_token": "<|user|>"}}, "sft.trainer.eos_token cannot be set here: the tokenizer of"),
+        ({"trainer": {"pad_token": "<|user|>"}}, "sft.trainer.pad_token cannot be set here: the tokenizer of"),
+        ({"trainer": {"load_best_model_at_end": True}}, "sft.trainer.load_best_model_at_end .* sft.keep chooses"),
+        ({"trainer": {"trust_remote_code": True}}, "sft.trainer.trust_remote_code .* no code of a model is run"),
+        (
+            {"method": "qlora", "adapter": {"init_lora_weights": "pissa"}},
+            "sft.adapter.init_lora_weights: pissa changes the base's weights, but those stay in four bits",
+        ),
+        (
+            {"method": "lora", "keep_adapter": True, "adapter": {"init_lora_weights": "pissa"}},
+            "sft.adapter.init_lora_weights: pissa changes the base's weights, but the kept adapter stands on them",
+        ),
+        ({"method": "adalora", "adapter": {"lora_bias": True}}, "sft.adapter.lora_bias cannot be set here"),
         (
             {"method": "lora", "adapter": {"alpha": 1}},
             "sft.adapter.alpha is not a key of LoraConfig; did you",
@@ -312,6 +384,27 @@ def test_the_trained_tokens_are_shown(inputs: Path, capsys: pytest.CaptureFixtur
 def test_a_wrong_key_is_named_before_anything_is_read(workspace: Path, given: dict[str, Any], message: str) -> None:
     with pytest.raises(Problem, match=message):
         sft.run(section("sft", **{"optimizer": "trainer", "trainer": {}, **given}), Stage("sft"))
+
+
+@pytest.mark.parametrize(
+    ("modules", "message"),
+    [
+        (["embed_tokens", "q_proj"], "target_modules: the embeddings are the weights of the output layer too"),
+        (["lm_head"], "target_modules: the output layer cannot be adapted"),
+        (["foo"], "target_modules: llama has no module foo"),
+        ("*(", "target_modules: not a regular expression"),
+    ],
+)
+def test_layers_that_no_adapter_can_change_are_refused_before_training(
+    inputs: Path, modules: Any, message: str
+) -> None:
+    with pytest.raises(Problem, match=f"params.yaml: sft.adapter.{message}"):
+        train(method="lora", adapter={"r": 2, "target_modules": modules})
+
+
+def test_what_a_library_says_of_settings_is_one_line(inputs: Path) -> None:
+    with pytest.raises(Problem, match=r"^no trainer can be made of these settings: Invalid `loss_type`"):
+        train(trainer={"loss_type": "hinge"})
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_rows(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

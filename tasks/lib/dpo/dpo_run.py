@@ -12,8 +12,16 @@ from tasks.lib.data.rows import read_parquet
 from tasks.lib.dpo.pairs import pair_length, pairs_of, rows_by_prompt, tokenize_pairs
 from tasks.lib.dpo.reference_cache import with_reference_cache
 from tasks.lib.dpo.shared_prompt import with_shared_batches, with_shared_prompts
-from tasks.lib.dpo.trained_policy import PROGRESS, TokenizedFile, TrainedPolicy, count_trainable, fingerprint, pad_id
-from tasks.lib.finetuning.lora import lora_config
+from tasks.lib.dpo.trained_policy import (
+    PROGRESS,
+    TokenizedFile,
+    TrainedPolicy,
+    count_trainable,
+    fingerprint,
+    lora_of,
+    pad_id,
+)
+from tasks.lib.finetuning.lora import refuse_modules
 from tasks.lib.models.chat import load_tokenizer
 from tasks.lib.models.loading import load_policy
 from tasks.lib.models.model_folder import weights_hash
@@ -40,10 +48,12 @@ def train_dpo(params: Params, stage: Stage, sft: Path, train_file: Path, held_ou
     # 1. Settings first: a wrong one should not cost a minute.
     defaults = {"precompute_ref_log_probs": True} if params.share_prompt else {}
     config = configured(DPOConfig, stage, params.trainer, eval_on_start=True, **defaults)
-    lora = None if params.lora is None else lora_config("dpo.lora", params.lora, task_type="CAUSAL_LM")
+    lora = lora_of(params)
 
     # 2. Rankings become pairs, pairs become ids. A pair that is too long is dropped, never cut.
     tokenizer, model = load_tokenizer(sft), load_policy(sft, on=loading_place())
+    if lora is not None:
+        refuse_modules("dpo.lora", lora, model)
     pairs = read_pairs(tokenizer, train_file, params.pairs_per_prompt, config.max_length)
     held_out = read_pairs(tokenizer, held_out_file, params.pairs_per_prompt, config.max_length)
     dropped = f"{pairs.too_long} dropped, longer than {config.max_length} tokens"

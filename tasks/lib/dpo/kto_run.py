@@ -16,8 +16,16 @@ from tasks.lib.dpo.kto_labels import (
     with_mismatched_answers,
 )
 from tasks.lib.dpo.pairs import pairs_of
-from tasks.lib.dpo.trained_policy import PROGRESS, TokenizedFile, TrainedPolicy, count_trainable, fingerprint, pad_id
-from tasks.lib.finetuning.lora import lora_config
+from tasks.lib.dpo.trained_policy import (
+    PROGRESS,
+    TokenizedFile,
+    TrainedPolicy,
+    count_trainable,
+    fingerprint,
+    lora_of,
+    pad_id,
+)
+from tasks.lib.finetuning.lora import refuse_modules
 from tasks.lib.models.chat import load_tokenizer
 from tasks.lib.models.loading import load_policy
 from tasks.lib.settings.dpo import Params
@@ -44,10 +52,12 @@ def train_kto(params: Params, stage: Stage, sft: Path, train_file: Path, held_ou
 
     # 1. Settings first: a wrong one should not cost a minute.
     config = configured(KTOConfig, stage, params.trainer, eval_on_start=True)
-    lora = None if params.lora is None else lora_config("dpo.lora", params.lora, task_type="CAUSAL_LM")
+    lora = lora_of(params)
 
     # 2. Rankings or ratings become good and bad answers, these become ids. One that is too long is dropped, never cut.
     tokenizer, model = load_tokenizer(sft), load_policy(sft, on=loading_place())
+    if lora is not None:
+        refuse_modules("dpo.lora", lora, model)
     answers = read_answers(tokenizer, train_file, params.thumbs, config.max_length)
     held_out = read_answers(tokenizer, held_out_file, params.thumbs, config.max_length)
     dropped = f"{answers.too_long} dropped, longer than {config.max_length} tokens"

@@ -9,6 +9,7 @@ from statistics import mean
 from typing import Any
 
 from tasks.lib.data.rows import Row
+from tasks.lib.finetuning.lora import lora_config
 from tasks.lib.models.model_folder import weights_hash
 from tasks.lib.settings.dpo import Params
 from tasks.lib.stage import Stage, file_hash
@@ -81,9 +82,24 @@ class TrainedPolicy:
                 figures[name] = evaluated[name]
         return figures
 
+    def held_out_sequences(self) -> list[list[int]]:
+        """The held-out prompts with a good answer to each pair, or with the one that was rated, as ids."""
+        sequences: list[list[int]] = []
+        for row in self.held_out.rows:
+            sequences.append([*row["prompt_ids"], *row["chosen_ids" if self.kind == "pairs" else "completion_ids"]])
+        return sequences
+
     def held_out_prompts(self) -> list[tuple[int, ...]]:
         """The prompts of the held-out rows as ids, each once."""
         return list(dict.fromkeys(tuple(row["prompt_ids"]) for row in self.held_out.rows))
+
+
+def lora_of(params: Params) -> Any:
+    """peft's configuration of the adapter that is trained; None where all weights are."""
+    if params.lora is None:
+        return None
+    needs_base = "the reference is the policy with its adapter off"
+    return lora_config("dpo.lora", params.lora, needs_base=needs_base, task_type="CAUSAL_LM")
 
 
 def fingerprint(params: Params, stage: Stage, model: Path, files: Sequence[Path]) -> dict[str, Any]:

@@ -116,6 +116,9 @@ def _with_tail(logprobs: Tensor) -> Tensor:
     return torch.cat([logprobs, tail.log()], -1)
 
 
+TENSORS = ("lengths", "tokens", "logprobs", "ids")  # of targets, in a checkpoint
+
+
 @dataclass(frozen=True)
 class Targets:
     """What the teacher answers to N prompts. The tables hold the tokens of all answers, one after the other."""

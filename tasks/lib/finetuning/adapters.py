@@ -27,7 +27,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tasks.lib.finetuning.bottleneck import with_bottleneck, without_bottleneck
-from tasks.lib.finetuning.lora import lora_config
+from tasks.lib.finetuning.lora import lora_config, refuse_fields, refuse_modules
 from tasks.lib.finetuning.soft_prompt import with_soft_prompt
 from tasks.lib.models.loading import load_model, load_policy, nf4
 from tasks.lib.models.model_folder import replaced_folder
@@ -35,18 +35,22 @@ from tasks.lib.settings.methods import METHODS
 from tasks.lib.stage import Problem, known_keys
 
 MERGED = tuple(method for method in METHODS if method != "prefix")  # those that end as an ordinary model
+# keys of the configuration that a method changes
+CHANGED = {"bitfit": ("attention_bias", "mlp_bias"), "bottleneck": ("intermediate_size",), "prompt": ("vocab_size",)}
 OWN_FIELDS = {"bottleneck": {"size": 32}, "prompt": {"tokens": 16}}
 
 
-def fields_of(where: str, method: str, given: dict[str, Any]) -> Any:
+def fields_of(where: str, method: str, given: dict[str, Any], needs_base: str = "") -> Any:
     """A method's settings: a peft config, or a dict of our own fields; None if it has none.
 
-    Problem for a key that the method does not have, naming the nearest that it has.
+    Problem for a key that the method does not have, naming the nearest that it has, and for what `lora_config` refuses.
     """
     import peft
 
+    if method == "qlora":
+        needs_base = "those stay in four bits"
     if method in ("lora", "qlora"):
-        return lora_config(where, given, task_type="CAUSAL_LM")
+        return lora_config(where, given, needs_base=needs_base, task_type="CAUSAL_LM")
     if method == "adalora":
         return _adalora_config(where, given)
     if method == "ia3":
@@ -66,6 +70,7 @@ def _adalora_config(where: str, given: dict[str, Any]) -> Any:
     """The steps of the schedule are those of the run, see tasks/lib/finetuning/adalora.py."""
     from peft import AdaLoraConfig
 
+    refuse_fields(where, given)
     schedule = {"total_step": 2**31, "tinit": -1, "tfinal": -1}
     config = _peft_config(where, given, AdaLoraConfig, target_modules="all-linear", **schedule)
     if "r" in given or "total_step" in given or config.target_r >= config.init_r:
@@ -102,6 +107,8 @@ def prepare_model(method: str, fields: Any, model: Any, tokenizer: Any) -> Any:
         return with_soft_prompt(model, tokenizer, fields["tokens"])
     from peft import get_peft_model, prepare_model_for_kbit_training
 
+    if method in ("lora", "adalora", "qlora"):
+        refuse_modules("sft.adapter", fields, model)
     if method == "qlora":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     with warnings.catch_warnings():

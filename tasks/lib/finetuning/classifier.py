@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
-from tasks.lib.finetuning.lora import lora_config
+from tasks.lib.finetuning.lora import lora_config, refuse_modules
 from tasks.lib.models.batches import batches_by_length, right_pad
 from tasks.lib.models.chat import load_tokenizer
 from tasks.lib.models.loading import load_partial, turn_off_dropout
@@ -62,6 +62,7 @@ def prepare_classifier(model: Any, method: HeadMethod, lora: Mapping[str, Any], 
         config = lora_config(
             "classify.lora", lora, task_type="SEQ_CLS", modules_to_save=modules, exclude_modules=modules
         )
+        refuse_modules("classify.lora", config, model)
         return get_peft_model(model, config)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(method == "full" or name in new)

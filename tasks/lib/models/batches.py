@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
+from statistics import fmean, pstdev
 
 import torch
 from torch import Tensor
 
 from tasks.lib.models.pass_size import passes_within
 
+UNLIKE = 0.7  # standard deviation of the lengths over their mean, from which batches are counted in tokens
 BATCH_COSTS = 128  # tokens that pass in the time that a forward and backward pass takes whatever its size
 
 
@@ -121,6 +123,15 @@ def shuffled_batches(lengths: Sequence[int], batch_size: int, seed: int, *, mix:
     whole = [batch for batch in batches if len(batch) == batch_size]
     chance.shuffle(whole)
     return whole + short
+
+
+def budget_of(lengths: Sequence[int], batch_size: int) -> int | None:
+    """Tokens of a batch of `batch_size` rows of mean length; None where the rows are of like length.
+
+    In batches of as many rows each, a token of a short row would move the weights more than one of a long row.
+    """
+    mean = fmean(lengths)
+    return round(batch_size * mean) if pstdev(lengths) >= UNLIKE * mean else None
 
 
 def token_batches(lengths: Sequence[int], tokens: int, seed: int, *, multiple_of: int = 1) -> list[list[int]]:

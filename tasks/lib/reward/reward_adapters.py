@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tasks.lib.finetuning.lora import lora_config
+from tasks.lib.finetuning.lora import lora_config, refuse_modules
 from tasks.lib.reward.reward_model import head
 from tasks.lib.settings.methods import HeadMethod
 
@@ -21,7 +21,9 @@ def adapt(model: Any, method: HeadMethod, lora: Mapping[str, Any]) -> None:
     if method == "lora":
         from peft import inject_adapter_in_model
 
-        inject_adapter_in_model(lora_config("reward.lora", lora), model.base_model)
+        config = lora_config("reward.lora", lora)
+        refuse_modules("reward.lora", config, model.base_model)
+        inject_adapter_in_model(config, model.base_model)
     head(model).requires_grad_(True)
 
 

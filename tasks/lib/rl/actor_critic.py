@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tasks.lib.finetuning.lora import lora_config
+from tasks.lib.finetuning.lora import lora_config, refuse_modules
 from tasks.lib.models.logprobs import Rows, last_mlp_at_states, rows_of
-from tasks.lib.stage import Problem
 from tasks.lib.training.distributed import is_sharded
 
 
@@ -126,9 +125,9 @@ def _with_adapters(policy: Any, lora: Mapping[str, Any], seed: int) -> Any:
 
     from tasks.lib.rl.merged_lora import MergedLinear  # imports peft, which takes a second
 
-    config = lora_config("ppo.lora", lora, task_type="CAUSAL_LM")
-    if config.bias != "none":
-        raise Problem("params.yaml: ppo.lora.bias: the reference is the policy without its adapters; set it to none")
+    needs_base = "the reference is the policy with its adapter off"
+    config = lora_config("ppo.lora", lora, needs_base=needs_base, task_type="CAUSAL_LM")
+    refuse_modules("ppo.lora", config, policy)
     if not is_sharded():
         config._register_custom_module({nn.Linear: MergedLinear})
     with torch.random.fork_rng(), warnings.catch_warnings():

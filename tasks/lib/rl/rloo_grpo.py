@@ -52,12 +52,11 @@ KEY_OF_FIELD = {  # fields of TRL's configs, and the key of the section `ppo` th
 }
 SAMPLING_FIELDS = (  # they would have no effect, because answers are drawn as in PPO
     "top_p", "top_k", "min_p", "repetition_penalty", "generation_kwargs", "cache_implementation",
-    "chat_template_kwargs", "shuffle_dataset", "use_vllm", "use_transformers_continuous_batching",
+    "chat_template_kwargs", "use_vllm", "use_transformers_continuous_batching",
     "use_transformers_paged",
 )  # fmt: skip
 FIXED_FIELDS = {
     "sync_ref_model": "the reference is the SFT model throughout",
-    "logging_steps": "every step is logged",
     "reward_weights": "there is one reward",
 }
 FIGURES = {  # of TRL's log, and the names that PPO has for them

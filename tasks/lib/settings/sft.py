@@ -18,8 +18,8 @@ class Params(BaseModel, extra="forbid"):
     """Whether the trained adapter is kept next to the merged model; only peft's methods make one."""
     tasks: list[str]
     """Tasks whose rows are trained on; all of them when empty."""
-    batch_tokens: int | None = Field(ge=1)
-    """Tokens of one step, in place of a number of rows; null counts rows."""
+    batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] | None
+    """Tokens of one step, in place of a number of rows; `auto` decides by the rows' lengths, null counts rows."""
     attention: str | None
     """Name of an attention implementation of transformers; null leaves the choice to transformers."""
     packing: bool
@@ -45,6 +45,9 @@ class Params(BaseModel, extra="forbid"):
     def settings_fit_each_other(self) -> Params:
         if self.optimizer == "muon" and self.method != "full":
             raise ValueError(f"optimizer: muon trains all weights; with sft.method {self.method} use `trainer`")
+        for key in self.trainer:
+            if self.optimizer == "muon" and key.startswith(("optim", "adam_")):
+                raise ValueError(f"trainer.{key} is for sft.optimizer: trainer; muon does not read it")
         if self.method == "prompt" and self.trainer.get("weight_decay"):
             raise ValueError("trainer.weight_decay would shrink the whole vocabulary; set it to 0 with method prompt")
         if self.packing and self.method == "prefix":

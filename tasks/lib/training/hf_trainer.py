@@ -15,9 +15,11 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback
 
-from tasks.lib.stage import Stage
+from tasks.lib.models.model_folder import first_line
+from tasks.lib.stage import Problem, Stage
 from tasks.lib.training.checkpoints import hf_checkpoint
 from tasks.lib.training.distributed import first_before_others
+from tasks.lib.training.evaluation_means import EvaluationMeans, sizes_of
 from tasks.lib.training.launching import assert_kind
 from tasks.lib.training.loss_guard import LossGuard, Spike
 from tasks.lib.training.samplers import LengthSampler, TokenSampler
@@ -55,7 +57,11 @@ def stage_trainer(Base: Any) -> Any:
         ) -> None:
             self.lengths, self.batch_tokens, self.groups = lengths, batch_tokens, groups
             self.guard = LossGuard(ids, first_loss, spike)
-            super().__init__(**settings)
+            self.means: EvaluationMeans | None = None  # during an evaluation
+            try:
+                super().__init__(**settings)
+            except (ValueError, NotImplementedError, ImportError) as error:
+                raise Problem(f"no trainer can be made of these settings: {first_line(error)}") from None
             self.current_gradient_accumulation_steps = 1  # before training, which sets it at every step
             collate = self.data_collator
             self.data_collator = lambda rows: collate(rows) | {"row": torch.tensor([row["row"] for row in rows])}
@@ -63,12 +69,24 @@ def stage_trainer(Base: Any) -> Any:
 
         def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **settings: Any) -> Any:
             rows = inputs.pop("row").tolist()
+            sizes = sizes_of(inputs) if self.means else {}
             result = super().compute_loss(model, inputs, *args, **settings)
             loss = result[0] if isinstance(result, tuple) else result
             if self.model.training:
                 parts = self.current_gradient_accumulation_steps
                 self.guard.check(loss.item(), rows, self.state.global_step, self.state.log_history, parts)
+            elif self.means:
+                self.means.add(loss.item(), self._metrics["eval"], sizes)
             return result
+
+        def evaluation_loop(self, *args: Any, **settings: Any) -> Any:
+            self.means = EvaluationMeans() if hasattr(self, "_metrics") else None  # TRL's
+            output = super().evaluation_loop(*args, **settings)
+            if self.means:
+                output.metrics["eval_loss"] = self.means.loss()
+                self._metrics["eval"].update(self.means.figures())
+                self.means = None
+            return output
 
         def _prepare_dataset(self, dataset: Any, *args: Any, **settings: Any) -> Any:
             return dataset
