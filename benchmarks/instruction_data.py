@@ -204,7 +204,7 @@ def instructions(rows: int) -> Iterator[dict[str, Any]]:
         yield {
             "id": content_id(i, text), "source": "made", "license": "MIT", "cluster": "c", "task": "review",
             "template": "review/one", "split": "train", "messages": messages, "answer": label,
-            "choices": ["bad", "good"], "label": label, "row": content_id(text), "text": text,
+            "choices": ["bad", "good"], "label": label, "measure": "exact", "row": content_id(text), "text": text,
         }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from data_contracts import columns, raw
 from data_contracts.columns import Claims
 from tasks.lib.data.rows import INSTRUCTION, Row
 from tasks.lib.data.splits import SPLITS
+from tasks.lib.evaluation.measures import score
 
 EXAMPLE = {
     "id": "2f6d0f0d7f0c2a51",
@@ -31,6 +32,7 @@ EXAMPLE = {
     "answer": "good. Happy to help!",
     "choices": ["good", "bad"],
     "label": "good",
+    "measure": "exact",
     "row": "9d1c4e0f5b7a3312",
     "text": "the film was superb",
 }
@@ -73,6 +75,7 @@ def frame_of(rows: list[Row]) -> pd.DataFrame:
             "answer_characters": columns.characters(rows, "answer"),
             "label_characters": columns.characters(rows, "label"),
             "label_place": [_label_place(row) for row in rows],
+            "right": [_right(row) for row in rows],
             "choices": columns.sizes(rows, "choices"),
             "distinct_choices": columns.different(rows, "choices"),
         }
@@ -90,6 +93,12 @@ def _label_place(row: Row) -> int:
     return place
 
 
+def _right(row: Row) -> float:
+    """How right the row's own label or written answer is, by the measure of its task: the better of the two."""
+    own = (row["label"], row["answer"])
+    return max(score(row["measure"], row["label"], text, row["choices"]) for text in own)
+
+
 def claims_about_rows(splits: Sequence[str]) -> dict[str, gxe.Expectation]:
     """What holds for a row alone, and for the set of ids."""
     return {
@@ -104,6 +113,9 @@ def claims_about_rows(splits: Sequence[str]) -> dict[str, gxe.Expectation]:
         "no answer is empty": gxe.ExpectColumnValuesToBeBetween(column="answer_characters", min_value=1),
         "no label is empty": gxe.ExpectColumnValuesToBeBetween(column="label_characters", min_value=1),
         "the label is one of the choices": gxe.ExpectColumnValuesToBeBetween(column="label_place", min_value=0),
+        "the label or the answer is right by the measure of the task": gxe.ExpectColumnValuesToBeBetween(
+            column="right", min_value=1
+        ),
         "there are at least two choices, or none": gxe.ExpectColumnValuesToBeBetween(column="choices", min_value=2),
         "choices differ": gxe.ExpectColumnPairValuesToBeEqual(
             column_A="distinct_choices", column_B="choices", ignore_row_if="both_values_are_missing"

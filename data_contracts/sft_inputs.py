@@ -30,6 +30,7 @@ EXAMPLE = {
     "answer": "bad",
     "choices": ["good", "bad"],
     "label": "bad",
+    "measure": "exact",
     "row": "51f0a2c4d7e8b963",
     "text": "the soup was bland",
 }

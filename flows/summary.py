@@ -75,6 +75,10 @@ def rows(run: Mapping[str, Any], folder: Path = reports.FOLDER) -> Iterator[Row]
 def headline(name: str, report: Mapping[str, Any]) -> str:
     """`exact match 0 -> 0.88`, or the first entry of a report without the figure that HEADLINES names."""
     label, before, after = HEADLINES.get(name, HEADLINES.get(name.split("@")[0], ("", None, "")))
+    of_score = after.replace("exact_match", "score")  # where tasks have measures, the score is the better figure
+    if of_score != after and of_score in report:
+        label, after = label.replace("exact match", "score"), of_score
+        before = before and before.replace("exact_match", "score")
     if after in report:
         if before is not None and before in report:
             return f"{label} {_shown(report[before])} -> {_shown(report[after])}"

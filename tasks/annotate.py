@@ -85,7 +85,7 @@ def _annotated_task(
     annotations = []
     for who, annotator in enumerate(panel.annotators, 1):
         draw = random.Random(stage.seed_of(candidate["id"], annotator.name))
-        submission = _submission(data["responses"], instruction["label"], panel, annotator, careless, draw)
+        submission = _submission(data["responses"], instruction, panel, annotator, careless, draw)
         identity = (number - 1) * len(panel.annotators) + who
         annotations.append(_annotation(identity, number, who, submission, stage.seed))
     cancelled = sum(annotation["was_cancelled"] for annotation in annotations)
@@ -136,7 +136,7 @@ def _annotation(identity: int, task_number: int, who: int, submission: Submissio
 
 def _submission(
     responses: list[dict[str, Any]],
-    label: str,
+    instruction: Row,
     panel: Panel,
     annotator: Annotator,
     careless: float,
@@ -144,7 +144,7 @@ def _submission(
 ) -> Submission:
     """The answers in buckets, or with the probability `careless` one of three slips that importers recognise."""
     seconds = 6 + draw.lognormvariate(1.0, 0.5) * len(responses)
-    buckets = _buckets(responses, label, panel, annotator, draw)
+    buckets = _buckets(responses, instruction, panel, annotator, draw)
     if draw.random() >= careless:
         return Submission(buckets, seconds)
     slip = draw.choice(["cancelled", "abstained", "untouched"])
@@ -156,12 +156,12 @@ def _submission(
 
 
 def _buckets(
-    responses: list[dict[str, Any]], label: str, panel: Panel, annotator: Annotator, draw: random.Random
+    responses: list[dict[str, Any]], instruction: Row, panel: Panel, annotator: Annotator, draw: random.Random
 ) -> dict[str, list[str]]:
     """The answers in buckets, best first, as this annotator sees them; close ones share a bucket."""
     seen = []  # (utility with noise, id) of each answer
     for item in responses:
-        utility = panel.utility_to(annotator, label, item["body"]) + draw.gauss(0, annotator.noise)
+        utility = panel.utility_to(annotator, instruction, item["body"]) + draw.gauss(0, annotator.noise)
         seen.append((utility, item["id"]))
     names = bucket_names(len(responses))
     buckets: dict[str, list[str]] = {name: [] for name in (UNASSIGNED, *names)}

@@ -19,6 +19,7 @@ from typing import Any
 from tasks.lib.evaluation.choice import Candidate, Rule, choose_best
 from tasks.lib.evaluation.compared_models import folder_of
 from tasks.lib.evaluation.intervals import Interval
+from tasks.lib.evaluation.measures import content_metric
 from tasks.lib.models.model_folder import replaced_folder, weights_hash
 from tasks.lib.settings.choose import Params
 from tasks.lib.settings.evaluate import Params as EvaluateParams
@@ -26,7 +27,7 @@ from tasks.lib.stage import Problem, Stage, main, read_params
 
 EVALUATION = Path("reports/evaluate.json")
 OUT = Path("models/policy")
-REPORTED = ("exact_match", "win_rate", "reward_win_rate", "gold", "closing", "kl")
+REPORTED = ("exact_match", "score", "win_rate", "reward_win_rate", "gold", "closing", "kl")
 Report = dict[str, Any]
 
 
@@ -57,7 +58,7 @@ def run(params: Params, stage: Stage) -> None:
             f"{candidate.name}.verdict": verdict,
             f"{candidate.name}.win_rate": candidate.win_rate.mean,
             f"{candidate.name}.win_rate_low": candidate.win_rate.low,
-            f"{candidate.name}.exact_match_change": candidate.content_change,
+            f"{candidate.name}.{candidate.content.replace(' ', '_')}_change": candidate.content_change,
             f"{candidate.name}.kl": candidate.kl,
         }
     figures |= results(report, chosen, params)
@@ -92,9 +93,9 @@ def candidate_of(report: Report, name: str, params: Params) -> Candidate:
         figure(report, f"{stem}.{params.judge}_low"),
         figure(report, f"{stem}.{params.judge}_high"),
     )
-    before = figure(report, f"{params.stay}.{params.select_on}.exact_match")
-    change = figure(report, f"{stem}.exact_match") - before
-    return Candidate(name, win_rate, change, figure(report, f"{stem}.kl"))
+    metric = content_metric(report, f"{stem}.")
+    change = figure(report, f"{stem}.{metric}") - figure(report, f"{params.stay}.{params.select_on}.{metric}")
+    return Candidate(name, win_rate, change, figure(report, f"{stem}.kl"), metric.replace("_", " "))
 
 
 def results(report: Report, chosen: str, params: Params) -> Report:

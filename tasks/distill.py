@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.lib.data.rows import read_parquet
+from tasks.lib.evaluation.measures import content_metric
 from tasks.lib.evaluation.panel import Panel, read_panel
 from tasks.lib.evaluation.scores import answer_figures
 from tasks.lib.export.distillation import TENSORS, Ids, Targets, chosen_layers, divergence, student_of, teacher_targets
@@ -108,17 +109,17 @@ def _compared(
 ) -> dict[str, float]:
     """Teacher and student on held-out rows: right answers, the gold judge's figures, how alike they are, size."""
     prompts = [prompt_ids(tokenizer, row["messages"]) for row in rows]
-    labels = [row["label"] for row in rows]
     figures: dict[str, float] = {"rows": len(rows)}
     answers: dict[str, list[Ids]] = {}  # of the teacher and of the student, in the order of the rows
     for name, model in (("teacher", teacher), ("student", student)):
         answers[name] = generate(model, prompts, temperature=0.0, seed=0, batch_size=GENERATED, **generation)
         texts = [answer_text(tokenizer, answer) for answer in answers[name]]
-        for key, value in answer_figures(labels, texts, panel).items():
+        for key, value in answer_figures(rows, texts, panel).items():
             figures[f"{name}.{key}"] = value
         figures[f"{name}.parameters"] = model.num_parameters()
     figures["parameters_ratio"] = figures["student.parameters"] / figures["teacher.parameters"]
-    figures["exact_match_ratio"] = figures["student.exact_match"] / max(figures["teacher.exact_match"], 1e-9)
+    metric = content_metric(figures, "student.")
+    figures[f"{metric}_ratio"] = figures[f"student.{metric}"] / max(figures[f"teacher.{metric}"], 1e-9)
     equal_answers = sum(a == b for a, b in zip(answers["teacher"], answers["student"], strict=True))
     figures["agreement"] = equal_answers / len(rows)
     figures["kl"] = divergence(teacher, student, prompts, answers["teacher"], GENERATED)

@@ -31,6 +31,7 @@ from tasks.lib.evaluation.answers import (
 from tasks.lib.evaluation.compared_models import FEW_SHOT, compared_folders
 from tasks.lib.evaluation.few_shot import EXAMPLE_COLUMNS, Example, examples_of, few_shot_prompts
 from tasks.lib.evaluation.figures import CHANCE, MAJORITY, TITLES, Columns, figures_of, places_by_split
+from tasks.lib.evaluation.measures import content_metric
 from tasks.lib.evaluation.panel import Panel, read_panel
 from tasks.lib.evaluation.tables import table_of, table_per_task
 from tasks.lib.evaluation.win_rates import gold_judge, panel_judge, wins, wins_by_score
@@ -52,19 +53,21 @@ NOTE = """\
 Greedy answers; means with 95 % bootstrap intervals over rows.
 
 - exact match: the answer, its closing aside, is the label
-- rank classification (rows with choices): the likeliest choice is the label
+{score}- rank classification (rows with choices): the likeliest choice is the label
 - win rate: against {reference}, ties count half
 - KL: from {reference}, estimated on one answer per row sampled at temperature 1
 {few_shot}- guess: a choice at random (0 for free answers); constant: the best constant answer per task, with hindsight
 
 Models are selected on the split `validation`: its figures flatter the chosen one. The others are results."""
+SCORE_NOTE = "- score: how right the answer is, 0 to 1, by the measure of its task (docs/data.md)\n"
 FEW_SHOT_NOTE = f"""\
 - {FEW_SHOT}: the base model, with up to {{count}} solved training examples as earlier turns of each prompt: of the
   row's template; of its task where the template is held out; of other tasks where the task is held out
 """
-PRINTED = ("exact_match", "rank_classification", "win_rate", "gold", "closing", "kl")
+PRINTED = ("exact_match", "score", "rank_classification", "win_rate", "gold", "closing", "kl")
 VALUES = (
     "exact_match",
+    "score",
     "rank_classification",
     "win_rate",
     "reward_win_rate",
@@ -106,14 +109,16 @@ def run(params: Params, stage: Stage) -> None:
     # 4. Figures, tables, plots.
     seed = stage.seed_of("bootstrap")
     figures = figures_of(rows, columns, params.reference, seed=seed, draws=params.bootstrap_draws)
+    metric = content_metric(columns[params.reference])
     few_shot = FEW_SHOT_NOTE.format(count=params.few_shot) if params.few_shot else ""
-    note = NOTE.format(reference=params.reference, few_shot=few_shot)
+    note = NOTE.format(reference=params.reference, few_shot=few_shot, score=SCORE_NOTE if metric == "score" else "")
     page = f"# Evaluation\n\n{note}\n\n{table_of(figures, TITLES)}\n"
-    page += f"\n## Exact match / rank classification per task\n\n{table_per_task(rows, columns)}\n"
+    title = TITLES[metric].capitalize()
+    page += f"\n## {title} / rank classification per task\n\n{table_per_task(rows, columns)}\n"
     with replaced_folder(OUT) as folder:
         write_parquet(folder / "answers.parquet", answers_table(rows, answers, columns), ANSWERS)
         (folder / "table.md").write_text(page, encoding="utf-8")
-    panels = {"Exact match": "exact_match", "Rank classification": "rank_classification"}
+    panels = {title: metric, "Rank classification": "rank_classification"}
     if panel:
         panels[f"Win rate against {params.reference}"] = "win_rate"
     levels = {CHANCE: "guess", MAJORITY: "best constant answer"}
@@ -236,7 +241,6 @@ def add_win_rates(
     stage: Stage,
 ) -> None:
     """How far each model's answers are preferred to the reference's, by the judge and by the reward model."""
-    labels = [row["label"] for row in rows]
     of_reference = columns[params.reference]
     for name, of_model in columns.items():
         if name == params.reference:
@@ -244,7 +248,7 @@ def add_win_rates(
         if panel:
             is_noisy = params.judge == "panel"
             judge = panel_judge(panel, stage.seed_of("panel", name)) if is_noisy else gold_judge(panel)
-            of_model["win_rate"] = wins(judge, labels, answers[name].texts, answers[params.reference].texts)
+            of_model["win_rate"] = wins(judge, rows, answers[name].texts, answers[params.reference].texts)
         if params.reward:
             of_model["reward_win_rate"] = wins_by_score(of_model["reward"], of_reference["reward"])
 

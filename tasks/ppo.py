@@ -24,7 +24,7 @@ from tasks.lib.rl.actor_critic import ActorCritic
 from tasks.lib.rl.batch import Batch, Pass, Prompt
 from tasks.lib.rl.environment import Environment, RewardFunction
 from tasks.lib.rl.ppo_training import Run
-from tasks.lib.rl.verifiable_rewards import verifiable_reward
+from tasks.lib.rl.verifiable_rewards import exact, verifiable_reward
 from tasks.lib.rl.vllm_server import VllmServer
 from tasks.lib.settings.ppo import Params
 from tasks.lib.stage import Problem, Stage, file_hash, main
@@ -170,22 +170,22 @@ def judge_of(reward: RewardFunction, panel: Panel | None, tokenizer: Any) -> Cal
     """The judge: means over a batch of its own score, of the reward, and of whether the content is right.
 
     With a panel its score is the panel's utility, and the content is what the answer says without the closing. Without
-    one it is the reward, and the content is right if the answer is the row's label or written answer.
+    one it is the reward. How right a content is, the measure of the row's task says.
     """
 
     def judge(batch: Batch) -> dict[str, float]:
-        utilities, is_right = [], []
+        utilities, right = [], []
         for prompt, answer in zip(batch.prompts, batch.answers, strict=True):
             text, row = answer_text(tokenizer, answer), prompt.row
             if panel is None:
-                is_right.append(text in (row["label"], row["answer"]))
+                right += exact([text], [row])
             else:
-                utilities.append(panel.utility(row["label"], text))
-                is_right.append(panel.is_right(row["label"], text))
+                utilities.append(panel.utility(row, text))
+                right.append(panel.score(row, text))
         mean_reward = mean(reward(batch))
         if panel is None:
-            return {"judge": mean_reward, "reward": mean_reward, "content": mean(is_right)}
-        return {"judge": mean(utilities), "reward": mean_reward, "content": mean(is_right)}
+            return {"judge": mean_reward, "reward": mean_reward, "content": mean(right)}
+        return {"judge": mean(utilities), "reward": mean_reward, "content": mean(right)}
 
     return judge
 

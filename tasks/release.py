@@ -17,6 +17,7 @@ from typing import Any
 
 from tasks.lib.data.rows import read_parquet
 from tasks.lib.data.splits import TRAINING
+from tasks.lib.evaluation.measures import content_metric
 from tasks.lib.evaluation.panel import read_panel
 from tasks.lib.export.card import model_card, sources_of
 from tasks.lib.export.formats import FORMATS
@@ -81,7 +82,8 @@ def run(params: Params, stage: Stage) -> None:
 
     # 4. Plot and report.
     shown = [{"format": row["format"], "model": params.card.name, **row} for row in card_rows]
-    axes = {"Bytes": "bytes", "KL": "kl", "Exact match": "exact_match"}
+    metric = content_metric(card_rows[0])
+    axes = {"Bytes": "bytes", "KL": "kl", metric.replace("_", " ").capitalize(): metric}
     bars(Path("reports/plots/release"), shown, "format", "model", axes)
     stage.report(_flat(figures_of) | _flat(quality))
 

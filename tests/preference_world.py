@@ -99,6 +99,7 @@ def instructions() -> list[dict[str, Any]]:
                     "answer": label,
                     "choices": ["good", "bad"],
                     "label": label,
+                    "measure": "exact",
                     "row": content_id(text),
                     "text": text,
                 }

@@ -31,7 +31,7 @@ BELOW = {  # a room of the library, and the rooms it may import besides itself a
     "annotation": {"importers", "data"},
     "reward": {"annotation", "importers", "finetuning", "training", "models", "data"},
     "dpo": {"annotation", "finetuning", "training", "models", "data"},
-    "rl": {"finetuning", "training", "models"},
+    "rl": {"evaluation", "finetuning", "training", "models"},
     "evaluation": {"models", "data"},
     "export": {"evaluation", "training", "models", "data"},
 }

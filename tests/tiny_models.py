@@ -35,6 +35,7 @@ def instruction(number: int) -> dict[str, Any]:
     return {
         "id": content_id(prompt, number), "source": "tiny", "license": "CC0-1.0", "cluster": "copy",
         "task": "first", "template": "say", "split": "train", "answer": answer, "label": answer,
+        "measure": "exact",
         "messages": [{"role": "user", "content": prompt}], "choices": None, "row": content_id(prompt),
         "text": prompt,
     }  # fmt: skip

@@ -50,6 +50,7 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ("instructions", {"messages": [{"role": "user", "content": "  "}]}, "no message is empty"),
     ("instructions", {"answer": " "}, "no answer is empty"),
     ("instructions", {"label": "other"}, "the label is one of the choices"),
+    ("instructions", {"measure": "number"}, "the label or the answer is right by the measure of the task"),
     ("instructions", {"choices": ["good"]}, "there are at least two choices, or none"),
     ("instructions", {"choices": ["good", "bad", "good"]}, "choices differ"),
     ("sft_inputs", {"split": "train"}, "splits are known"),

@@ -88,6 +88,8 @@ def test_the_page_is_a_markdown_table(workspace: Path) -> None:
 def test_the_summary_names_one_figure_per_stage(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(summary.HEADLINES, "sft", ("exact match", "before", "after"))
     assert summary.headline("sft", {"before": 0, "after": 0.8812}) == "exact match 0 -> 0.881"
+    figures = {"base.rows.exact_match": 0, "base.rows.score": 0.25, "sft.rows.score": 0.5}
+    assert summary.headline("evaluate", figures) == "score, base -> sft 0.25 -> 0.5"
     assert summary.headline("new", {"ready": True, "rows_read": 12}) == "rows read 12"
     assert summary.headline("choose", {"chosen": "sft", "dpo.passes": False}) == "chosen sft"
     assert summary.headline("empty", {}) == ""

@@ -123,6 +123,15 @@ def test_a_candidate_can_be_one_of_the_further_models(inputs: dict[str, Any]) ->
     assert weights_hash("models/policy") == inputs["dpo.weights"]
 
 
+def test_where_there_is_a_score_the_score_is_the_content(inputs: dict[str, Any]) -> None:
+    scores = {f"{name}.validation.score": value for name, value in (("sft", 0.8), ("dpo", 0.6), ("ppo", 0.8))}
+    write_json(Path("reports/evaluate.json"), inputs | scores)
+    report = run()
+    assert report["chosen"] == "ppo" and report["dpo.score_change"] == pytest.approx(-0.2)
+    assert "it loses 0.200 of score, more than the 0.05 allowed" in report["dpo.verdict"]
+    assert "dpo.exact_match_change" not in report
+
+
 def test_a_model_that_is_not_there_any_more_is_named(inputs: dict[str, Any]) -> None:
     shutil.rmtree("models/sft")
     with pytest.raises(Problem, match="models/sft does not exist"):

@@ -40,6 +40,7 @@ def instruction(text: str, split: str = "train", label: str = "good", **changes:
         "answer": label,
         "choices": ["good", "bad"],
         "label": label,
+        "measure": "exact",
         "row": content_id(text, label),
         "text": text,
         **changes,

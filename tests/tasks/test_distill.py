@@ -140,3 +140,11 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(inputs: Path, monkeypat
 def test_layers_that_are_not_there_are_named_before_anything_is_trained(inputs: Path) -> None:
     with pytest.raises(Problem, match=r"distill.layers: expected rising layer numbers from 0 to 1, found \[5\]"):
         run(layers=[5])
+
+
+def test_the_measure_of_a_task_gives_teacher_and_student_a_score(inputs: Path) -> None:
+    rows = [instruction(number) | {"split": "rows", "measure": "regex:."} for number in range(40, 50)]
+    write_parquet(Path("data/curated/evaluation.parquet"), rows, INSTRUCTION)
+    figures = run(max_prompts=4, training={"epochs": 1})
+    assert figures["score_ratio"] == pytest.approx(figures["student.score"] / figures["teacher.score"])
+    assert figures["teacher.score"] > figures["teacher.exact_match"] and "exact_match_ratio" not in figures

@@ -121,6 +121,27 @@ def test_a_model_that_is_right_gets_its_due(inputs: Path, monkeypatch: pytest.Mo
     assert figures["rows.exact_match_chance"] == pytest.approx(1 / 3 / 2, abs=1e-5)  # half the rows have three choices
 
 
+def test_the_measure_of_a_task_gives_a_score_next_to_the_exact_match(
+    inputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shouting(model: Any, tokenizer: Any, rows: list[dict[str, Any]], ids: Any, **sizes: int) -> Answers:
+        texts = [each["label"].upper() for each in rows]
+        return Answers(texts, [3] * len(rows), [True] * len(rows), [each["choices"] and "red" for each in rows])
+
+    monkeypatch.setattr(evaluate, "answer_rows", shouting)
+    assert "sft.rows.score" not in run(models=["sft"])
+    tests = read_parquet(evaluate.ROWS[1])
+    for each in tests:
+        each["measure"] = "normalised" if each["split"] == "rows" else "exact"
+    write_parquet(evaluate.ROWS[1], tests, INSTRUCTION)
+    figures = run(models=["sft"])
+    assert [figures[f"sft.rows.{metric}"] for metric in ("exact_match", "score", "gold")] == [0, 1, 2]
+    assert [figures[f"sft.clusters.{metric}"] for metric in ("exact_match", "score", "gold")] == [0, 0, 0]
+    page = Path("reports/evaluation/table.md").read_text()
+    assert "by the measure of its task" in page and "## Score / rank classification per task" in page
+    assert {line["score"] for line in read_parquet(Path("reports/evaluation/answers.parquet"))} == {0.0, 1.0}
+
+
 def test_a_model_has_no_kl_from_itself_and_some_from_another(inputs: Path) -> None:
     shutil.copytree("models/sft", OTHERS / "same")
     figures = run(models=["sft", "ppo"])

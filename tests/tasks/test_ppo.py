@@ -105,6 +105,19 @@ def test_the_judge_sees_content_and_closing() -> None:
     assert judge(Batch(prompts, answers, batch_size=2)) == {"judge": 1.5, "reward": pytest.approx(0.3), "content": 0.5}
 
 
+def test_the_judge_takes_the_measure_of_the_task_with_and_without_a_panel() -> None:
+    tokenizer = tiny_tokenizer()
+    rows = [instruction(0) | {"measure": "contains"}, instruction(1)]
+    answers = [tokenizer.encode(f"the {row['label']} one") for row in rows]
+    batch = Batch([Prompt(row["id"], [4], row) for row in rows], answers, batch_size=2)
+    annotator = {"name": "ada", "content": 1.0, "closing": 1.0, "noise": 0.0}
+    settings = {"closing": " Happy to help!", "utility": {"content": 2.0, "closing": 1.0}, "tie_below": 0.1}
+    panel = ppo.Panel.model_validate({**settings, "annotators": [annotator]})
+    judged = [ppo.judge_of(lambda batch: [0.2, 0.4], each, tokenizer)(batch) for each in (panel, None)]
+    assert [figures["content"] for figures in judged] == [0.5, 0.5]
+    assert judged[0]["judge"] == 1.0
+
+
 @pytest.mark.parametrize("reward", ["exact_match", {"regex": "^red"}, {"function": "short:reward"}])
 def test_a_verifiable_reward_needs_no_reward_model(inputs: Path, reward: Any) -> None:
     shutil.rmtree(ppo.REWARD)

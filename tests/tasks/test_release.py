@@ -15,6 +15,7 @@ from tiny_models import instruction, write_model
 from tasks import quantize, release
 from tasks.lib.data.rows import INSTRUCTION, write_parquet
 from tasks.lib.export.manifest import verify, write_manifest
+from tasks.lib.settings.release import Bounds
 from tasks.lib.stage import Problem, Stage
 
 LOOSE = {"max_logit_error": 1.0, "kl": 0.1, "agreement": 0.0, "exact_match_drop": 1.0}
@@ -34,7 +35,7 @@ def inputs(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(release, "REPORTS", (Path("reports/quantize.json"),))
     write_model(workspace / "models/student")
     rows = [instruction(number) for number in range(30)]
-    for use in release.USES:
+    for use in release.TRAINING:
         write_parquet(workspace / f"data/curated/{use}.parquet", rows[:10], INSTRUCTION)
     heldout = [row | {"split": split} for row, split in zip(rows[10:], ["rows", "templates"] * 10, strict=True)]
     write_parquet(workspace / "data/curated/evaluation.parquet", heldout, INSTRUCTION)
@@ -68,6 +69,21 @@ def test_a_format_beyond_its_bounds_is_named_and_nothing_released(inputs: Path) 
     with pytest.raises(Problem, match=r"beyond the bounds are int8: max_logit_error \S+ \(bound 0\)"):
         run(bounds=bounds)
     assert not Path("export/release").exists()
+
+
+def test_where_tasks_have_measures_the_score_must_be_kept(inputs: Path) -> None:
+    rows = [instruction(number) | {"split": "rows", "measure": "regex:."} for number in range(6)]
+    write_parquet(Path("data/curated/evaluation.parquet"), rows, INSTRUCTION)
+    report = run()
+    assert report["int8.score_drop"] == 0 and "int8.exact_match_drop" not in report
+    assert report["rows.score"] == report["safetensors.score"] >= report["rows.exact_match"]
+
+
+def test_a_bound_on_the_exact_match_is_one_on_the_score_where_there_is_one() -> None:
+    figures = {"max_logit_error": 0.0, "kl": 0.0, "agreement": 1.0, "exact_match": 0.0, "score_drop": 0.5}
+    bounds = Bounds(**EXACT)
+    assert bounds.broken_by(figures) == ["score_drop 0.5 (bound 0)"]
+    assert bounds.broken_by(figures | {"score_drop": 0.0}) == []
 
 
 def test_a_format_without_bounds_is_not_waved_through(inputs: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from sections import section
 
 from tasks.lib.data.rows import Row, read_parquet
+from tasks.lib.evaluation.measures import score
 from tasks.lib.stage import Problem, Stage
 from tasks.render import examples, run
 
@@ -311,3 +312,20 @@ def test_examples_come_from_every_source_and_write_nothing(world: Path) -> None:
     rows = examples(section("render", **PARAMS), 4)
     assert [row["source"] for row in rows] == ["follows", "review", "follows", "review"]
     assert not (world / "data/instructions").exists()
+
+
+def test_rows_of_gsm8k_carry_their_measure_and_their_own_solutions_are_right(shared: Path, workspace: Path) -> None:
+    (workspace / "templates/gsm8k").mkdir(parents=True)
+    template = {"prompt": "{{ question }}", "answer": "{{ answer }}", "label": "{{ answer }}"}
+    (workspace / "templates/gsm8k/one.yaml").write_text(json.dumps(template))
+    (workspace / "sources/gsm8k").mkdir(parents=True)
+    (workspace / "sources/gsm8k/source.yaml").write_text(
+        "file: tasks/gsm8k_train_2000.jsonl\nformat: jsonl\nlicense: MIT\ncluster: maths\ntask: gsm8k\n"
+        "templates: gsm8k\nfields: {question: str, answer: str}\ninputs: [question]\nmeasure: number\nlimit: 300\n"
+    )
+    rows = rendered(raw=str(shared), sources="sources", heldout_clusters=[])
+    assert len(rows) > 250 and {row["measure"] for row in rows} == {"number"}
+    for row in rows:
+        value = row["label"].split("#### ")[1]
+        assert score("number", row["label"], f"So the answer is ${value}.") == 1.0
+        assert score("number", row["label"], f"So the answer is {value}1.") == 0.0

@@ -208,6 +208,7 @@ def instruction(source: Source, raw: RawRow, split: str, template: str, made: Re
         "answer": made.answer,
         "choices": made.choices,
         "label": made.label,
+        "measure": source.measure,
         "row": raw.id,
         "text": raw.text,
     }

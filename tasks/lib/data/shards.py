@@ -131,7 +131,7 @@ def _recipe(plan: Plan, source: Source, templates: Sequence[Template]) -> str:
     files = sorted({template.file for template in templates})
     code = [Path(__file__).with_name(name) for name in CODE]
     digests = [file_hash(path) for path in [*files, *code]]
-    about = source.file.model_dump(include={"license", "cluster", "task", "templates", "shape"})
+    about = source.file.model_dump(include={"license", "cluster", "task", "templates", "shape", "measure"})
     return content_id(settings, source.name, about, [path.name for path in files], digests)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ COMMERCIAL = frozenset((
 NOT_COMMERCIAL = frozenset((
     "CC-BY-NC-3.0", "CC-BY-NC-4.0", "CC-BY-NC-SA-3.0", "CC-BY-NC-SA-4.0", "CC-BY-NC-ND-4.0",
 ))  # fmt: skip
+MEASURES = ("exact", "normalised", "number", "contains", "choice", "token_f1", "rouge_l")  # evaluation/measures.py
 SAME_LABEL_ROWS = 20  # from this many rows on, a single label means that the file is not labelled
 
 
@@ -51,6 +53,7 @@ class SourceFile(BaseModel, extra="forbid"):
     constants: dict[str, Any] = {}  # further fields, the same for every row
     labels: dict[str, Any] | None = None  # value of the field `label` in the file -> value in the templates
     inputs: list[str] | None = None  # the fields that make a row what it is; default: all but label
+    measure: str | dict[str, str] = "exact"  # how answers are compared with labels: of MEASURES, or {regex: PATTERN}
     limit: int | None = Field(None, ge=1)  # the largest number of rows, chosen by their content
     on_bad_row: Literal["fail", "quarantine"] = "fail"  # quarantine: set aside, listed with the reason
     max_bad_share: float = Field(0.01, ge=0, le=1)  # ... but no more than this share of all
@@ -81,6 +84,12 @@ class Source:
     def fields(self) -> list[str]:
         return [*self.file.fields, *self.file.constants]
 
+    @property
+    def measure(self) -> str:
+        """The measure as rows have it: a name, or `regex:` and the pattern."""
+        given = self.file.measure
+        return given if isinstance(given, str) else f"regex:{given['regex']}"
+
 
 def find_sources(folder: Path) -> list[Path]:
     """Every source.yaml under `folder`, by name."""
@@ -103,6 +112,7 @@ def read_source(path: Path, raw: Path, name: str, commercial: bool) -> Source:
     """Read source.yaml. Problem: an unknown or unfit licence, keys that do not go together."""
     file = validated("", SourceFile, read_yaml(path), path)
     check_license(file.license, str(path), commercial)
+    _check_measure(path, file.measure)
     types: dict[str, FieldType] = {}
     for field_name, word in file.fields.items():
         if word not in TYPES:
@@ -133,6 +143,18 @@ def _check_templated(path: Path, file: SourceFile) -> None:
         for name in names:
             if name not in file.fields and name not in file.constants:
                 raise Problem(f"{path}: {key}: {name} is not among the fields {', '.join(file.fields)}")
+
+
+def _check_measure(path: Path, measure: str | dict[str, str]) -> None:
+    if isinstance(measure, dict) and list(measure) == ["regex"]:
+        try:
+            re.compile(measure["regex"])
+        except re.error as error:
+            pattern = excerpt(measure["regex"])
+            raise Problem(f"{path}: measure.regex: {pattern} is not a regular expression: {error}") from None
+    elif measure not in MEASURES:
+        known = f"{', '.join(MEASURES)} or {{regex: PATTERN}}"
+        raise Problem(f"{path}: measure: expected {known}, found {excerpt(measure)}")
 
 
 def is_known_license(license: str) -> bool:

@@ -40,11 +40,10 @@ class Answers:
 
     def columns(self, rows: Sequence[Row], panel: Panel | None) -> dict[str, np.ndarray]:
         """What needs no other model: metric -> (N,) values, NaN where it does not apply."""
-        labels = [row["label"] for row in rows]
-        columns: dict[str, Sequence[float]] = {**answer_scores(labels, self.texts, panel)}
+        columns: dict[str, Sequence[float]] = {**answer_scores(rows, self.texts, panel)}
         ranked: list[float] = []
-        for label, choice in zip(labels, self.choices, strict=True):
-            ranked.append(math.nan if choice is None else exact_match(choice, label, panel))
+        for row, choice in zip(rows, self.choices, strict=True):
+            ranked.append(math.nan if choice is None else exact_match(choice, row["label"], panel))
         columns |= {"rank_classification": ranked, "tokens": self.tokens, "ended": self.ended}
         return {name: np.array(values, dtype=np.float64) for name, values in columns.items()}
 

@@ -14,8 +14,9 @@ class Candidate:
 
     name: str
     win_rate: Interval
-    content_change: float  # exact match of the candidate minus that of the model that stays
+    content_change: float  # exact match, or score, of the candidate minus that of the model that stays
     kl: float  # nats per answer
+    content: str = "exact match"  # what the change is of
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Rule:
         if candidate.win_rate.low <= 0.5:
             objections.append(f"its win rate {candidate.win_rate} is not clearly above 0.50")
         if -candidate.content_change > self.max_content_loss:
-            loss = f"it loses {-candidate.content_change:.3f} of exact match"
+            loss = f"it loses {-candidate.content_change:.3f} of {candidate.content}"
             objections.append(f"{loss}, more than the {self.max_content_loss:g} allowed")
         if candidate.kl > self.max_kl:
             objections.append(f"its KL {candidate.kl:.1f} exceeds the budget of {self.max_kl:g} nats per answer")
@@ -57,7 +58,8 @@ def choose_best(candidates: Sequence[Candidate], rule: Rule, stay: str) -> Choic
         objections = rule.objections(candidate)
         if not objections:
             passing.append(candidate)
-        figures = f"win rate {candidate.win_rate}, exact match {candidate.content_change:+.3f}, KL {candidate.kl:.1f}"
+        figures = f"win rate {candidate.win_rate}, {candidate.content} {candidate.content_change:+.3f}"
+        figures += f", KL {candidate.kl:.1f}"
         lines.append(f"{candidate.name}: {figures}: {'; '.join(objections) or 'passes'}")
     if not passing:
         return Choice(None, [f"{stay} stays: no candidate is better by the rule", *lines])

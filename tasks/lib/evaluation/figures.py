@@ -19,6 +19,7 @@ Columns = dict[str, np.ndarray]  # metric -> column
 
 TITLES = {  # the metrics, in the order of the tables
     "exact_match": "exact match",
+    "score": "score",
     "rank_classification": "rank classification",
     "win_rate": "win rate, judge",
     "reward_win_rate": "win rate, reward model",
@@ -30,10 +31,12 @@ TITLES = {  # the metrics, in the order of the tables
     "examples": "examples in the prompt",
     "kl": "KL, nats per answer",
     "exact_match_change": "change of exact match",
+    "score_change": "change of the score",
 }
-SHARES = ("exact_match", "rank_classification", "win_rate", "reward_win_rate", "closing", "ended")
-BOUNDS = {**dict.fromkeys(SHARES, (0.0, 1.0)), "exact_match_change": (-1.0, 1.0)}
-WITH_INTERVAL = (*SHARES[:4], "kl", "exact_match_change")
+SHARES = ("exact_match", "score", "rank_classification", "win_rate", "reward_win_rate", "closing", "ended")
+CHANGES = {"exact_match": "exact_match_change", "score": "score_change"}  # metric -> its change against the reference
+BOUNDS = {**dict.fromkeys(SHARES, (0.0, 1.0)), **dict.fromkeys(CHANGES.values(), (-1.0, 1.0))}
+WITH_INTERVAL = (*SHARES[:5], "kl", *CHANGES.values())
 CHANCE, MAJORITY = "chance", "majority"  # what needs no model: a guess, and the best constant answer
 
 
@@ -85,8 +88,8 @@ def figures_of(
 ) -> Figures:
     """Means and bootstrap intervals of all models' columns on all splits.
 
-    Renderings of one raw row are drawn together. Every model but `reference` also gets the change of its exact match
-    against the reference, row by row. A metric that applies to no row of a split is left out.
+    Renderings of one raw row are drawn together. Every model but `reference` also gets the CHANGES against the
+    reference, row by row. A metric that applies to no row of a split is left out.
     """
     sizes: dict[str, int] = {}
     values: dict[tuple[str, str, str], Interval] = {}
@@ -95,17 +98,26 @@ def figures_of(
         sizes[split] = len(places)
         for model, of_model in columns.items():
             if model != reference:
-                change = of_model["exact_match"] - columns[reference]["exact_match"]
-                of_model = {**of_model, "exact_match_change": change}
+                of_model = of_model | _changes(of_model, columns[reference])
             for metric, interval in _intervals(rows, of_model, places, seed, draws).items():
                 values[model, split, metric] = interval
         here = [rows[place] for place in places]
         with_choices = [row for row in here if row["choices"]]
-        for metric, guessed in (("exact_match", here), ("rank_classification", with_choices)):
-            if guessed:
-                guesses[CHANCE, split, metric] = float(chance(guessed).mean())
-                guesses[MAJORITY, split, metric] = float(best_constant(guessed).mean())
+        guessed = {"exact_match": here, "score": here, "rank_classification": with_choices}
+        for metric, of_metric in guessed.items():
+            if of_metric and metric in columns[reference]:
+                guesses[CHANCE, split, metric] = float(chance(of_metric).mean())
+                guesses[MAJORITY, split, metric] = float(best_constant(of_metric, metric).mean())
     return Figures(list(columns), sizes, values, guesses)
+
+
+def _changes(columns: Columns, reference: Columns) -> Columns:
+    """The columns of CHANGES, of the metrics that are there."""
+    changes: Columns = {}
+    for metric, name in CHANGES.items():
+        if metric in columns:
+            changes[name] = columns[metric] - reference[metric]
+    return changes
 
 
 def _intervals(rows: Sequence[Row], columns: Columns, places: np.ndarray, seed: int, draws: int) -> dict[str, Interval]:

@@ -6,13 +6,16 @@ weights and noise; evaluation judges by the utility itself, which no model ever 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, FiniteFloat, NonNegativeFloat, StringConstraints, model_validator
 
+from tasks.lib.evaluation.measures import score
 from tasks.lib.stage import read_yaml, validated
 
+Row = Mapping[str, Any]
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
@@ -22,9 +25,9 @@ class Weights(BaseModel, extra="forbid"):
     content: FiniteFloat
     closing: FiniteFloat
 
-    def utility(self, content_is_right: bool, has_closing: bool) -> float:
-        """`content * [the content is right] + closing * [the closing is there]`."""
-        return self.content * content_is_right + self.closing * has_closing
+    def utility(self, right: float, has_closing: bool) -> float:
+        """`content * [how right the content is, 0 to 1] + closing * [the closing is there]`."""
+        return self.content * right + self.closing * has_closing
 
 
 class Annotator(Weights):
@@ -64,13 +67,17 @@ class Panel(BaseModel, extra="forbid"):
         """True if the content of the answer is the label's (case counts, outer white space does not)."""
         return self.content(answer) == self.content(label)
 
-    def utility(self, label: str, answer: str) -> float:
-        """The true utility of an answer: the gold judge."""
-        return self.utility_weights.utility(self.is_right(label, answer), self.has_closing(answer))
+    def score(self, row: Row, answer: str) -> float:
+        """How right the content of an answer to a row is, 0 to 1, by the measure of the row's task."""
+        return score(row["measure"], self.content(row["label"]), self.content(answer), row["choices"])
 
-    def utility_to(self, annotator: Annotator, label: str, answer: str) -> float:
-        """What an answer is worth to the annotator, without noise."""
-        return annotator.utility(self.is_right(label, answer), self.has_closing(answer))
+    def utility(self, row: Row, answer: str) -> float:
+        """The true utility of an answer to a row: the gold judge."""
+        return self.utility_weights.utility(self.score(row, answer), self.has_closing(answer))
+
+    def utility_to(self, annotator: Annotator, row: Row, answer: str) -> float:
+        """What an answer to a row is worth to the annotator, without noise."""
+        return annotator.utility(self.score(row, answer), self.has_closing(answer))
 
 
 def read_panel(path: Path) -> Panel:

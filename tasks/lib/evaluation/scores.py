@@ -1,4 +1,4 @@
-"""Scores of answers: exact match, rank classification, what guessing would give, KL from the reference."""
+"""Scores of answers: exact match, measures, rank classification, what guessing would give, KL from the reference."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from tasks.lib.evaluation.measures import score
 from tasks.lib.evaluation.panel import Panel
 from tasks.lib.models.batches import batches_by_length, left_pad, position_ids, right_pad
 from tasks.lib.models.logprobs import token_logprobs
 from tasks.lib.models.pass_size import cached_tokens, passes_within, scoring_tokens
 
 Row = Mapping[str, Any]
+CONSTANTS = 20  # constant answers of a task that are tried
 
 
 def exact_match(answer: str, label: str, panel: Panel | None = None) -> bool:
@@ -23,20 +25,31 @@ def exact_match(answer: str, label: str, panel: Panel | None = None) -> bool:
     return panel.is_right(label, answer) if panel else answer.strip() == label.strip()
 
 
-def answer_scores(labels: Sequence[str], answers: Sequence[str], panel: Panel | None) -> dict[str, list[float]]:
-    """Per answer (N,) `exact_match` with its label; with a panel also `closing` (it is there) and `gold` (utility)."""
-    pairs = list(zip(labels, answers, strict=True))
-    scores = {"exact_match": [float(exact_match(answer, label, panel)) for label, answer in pairs]}
+def content_score(row: Row, answer: str, panel: Panel | None = None) -> float:
+    """How right an answer to a row is, 0 to 1, by the measure of the row's task; the panel's closing aside."""
+    return panel.score(row, answer) if panel else score(row["measure"], row["label"], answer, row["choices"])
+
+
+def answer_scores(rows: Sequence[Row], answers: Sequence[str], panel: Panel | None) -> dict[str, list[float]]:
+    """Per answer (N,) `exact_match` with its row's label.
+
+    Where a row has another measure than `exact` also `score`, by the measure of each row; with a panel also `closing`
+    (it is there) and `gold` (utility).
+    """
+    pairs = list(zip(rows, answers, strict=True))
+    scores = {"exact_match": [float(exact_match(answer, row["label"], panel)) for row, answer in pairs]}
+    if any(row["measure"] != "exact" for row in rows):
+        scores["score"] = [content_score(row, answer, panel) for row, answer in pairs]
     if panel:
         scores["closing"] = [float(panel.has_closing(answer)) for _, answer in pairs]
-        scores["gold"] = [panel.utility(label, answer) for label, answer in pairs]
+        scores["gold"] = [panel.utility(row, answer) for row, answer in pairs]
     return scores
 
 
-def answer_figures(labels: Sequence[str], answers: Sequence[str], panel: Panel | None) -> dict[str, float]:
+def answer_figures(rows: Sequence[Row], answers: Sequence[str], panel: Panel | None) -> dict[str, float]:
     """The means of `answer_scores` over N > 0 answers."""
     figures = {}
-    for name, scores in answer_scores(labels, answers, panel).items():
+    for name, scores in answer_scores(rows, answers, panel).items():
         figures[name] = sum(scores) / len(scores)
     return figures
 
@@ -145,13 +158,25 @@ def chance(rows: Sequence[Row]) -> np.ndarray:
     return np.array([1.0 / len(row["choices"]) if row["choices"] else 0.0 for row in rows])
 
 
-def best_constant(rows: Sequence[Row]) -> np.ndarray:
-    """Per row (N,) whether the best constant answer of its task, known with hindsight, is right."""
-    counts: dict[str, Counter[str]] = {}  # task -> how often each label occurs
+def best_constant(rows: Sequence[Row], metric: str = "exact_match") -> np.ndarray:
+    """Per row (N,) the `exact_match` or `score` of the best constant answer of its task, known with hindsight.
+
+    The constant is one of the CONSTANTS most frequent labels; of equal ones the more frequent, then the first by name.
+    """
+    right = content_score if metric == "score" else _is_label
+    rows_of: dict[str, list[Row]] = {}
     for row in rows:
-        counts.setdefault(row["task"], Counter())[row["label"].strip()] += 1
+        rows_of.setdefault(row["task"], []).append(row)
     best: dict[str, str] = {}
-    for task, labels in counts.items():
-        most = max(labels.values())
-        best[task] = min(label for label, count in labels.items() if count == most)  # of equals the first by name
-    return np.array([float(best[row["task"]] == row["label"].strip()) for row in rows])
+    for task, of_task in rows_of.items():
+        counts = Counter(row["label"].strip() for row in of_task)
+        frequent = sorted(counts, key=lambda label: (-counts[label], label))[:CONSTANTS]
+        totals: list[float] = []
+        for label in frequent:
+            totals.append(sum(right(row, label) for row in of_task))
+        best[task] = frequent[totals.index(max(totals))]
+    return np.array([right(row, best[row["task"]]) for row in rows])
+
+
+def _is_label(row: Row, answer: str) -> float:
+    return float(exact_match(answer, row["label"]))

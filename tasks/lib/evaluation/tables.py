@@ -9,6 +9,7 @@ import numpy as np
 
 from tasks.lib.evaluation.figures import CHANCE, MAJORITY, TITLES, WITH_INTERVAL, Columns, Figures, places_by_split
 from tasks.lib.evaluation.intervals import Interval
+from tasks.lib.evaluation.measures import content_metric
 from tasks.lib.evaluation.scores import best_constant, chance
 
 Row = Mapping[str, Any]
@@ -34,7 +35,8 @@ def table_of(figures: Figures, metrics: Iterable[str]) -> str:
 
 
 def table_per_task(rows: Sequence[Row], columns: Mapping[str, Columns]) -> str:
-    """A line per split and task: exact match of every model, and after a slash its rank classification."""
+    """A line per split and task: exact match (or score) of every model, and after a slash its rank classification."""
+    metric = content_metric(next(iter(columns.values())))
     lines: list[list[str]] = []
     for split, of_split in places_by_split(rows).items():
         places_by_task: dict[str, list[int]] = {}
@@ -44,12 +46,12 @@ def table_per_task(rows: Sequence[Row], columns: Mapping[str, Columns]) -> str:
             here = [rows[place] for place in places]
             cells = [split, task, str(len(here))]
             for of_model in columns.values():
-                cell = _number(of_model["exact_match"][places].mean())
+                cell = _number(of_model[metric][places].mean())
                 ranked = of_model["rank_classification"][places]
                 if not np.isnan(ranked).all():
                     cell += f" / {_number(float(np.nanmean(ranked)))}"
                 cells.append(cell)
-            cells += [_number(chance(here).mean()), _number(best_constant(here).mean())]
+            cells += [_number(chance(here).mean()), _number(best_constant(here, metric).mean())]
             lines.append(cells)
     return markdown(["split", "task", "rows", *columns, *GUESSES.values()], lines)
 

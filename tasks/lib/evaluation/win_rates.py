@@ -7,22 +7,24 @@ between. It is asked in both orders and the two verdicts are averaged, so that f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from tasks.lib.evaluation.panel import Panel
 
-Judge = Callable[[str, str, str], float]  # (label, first answer, second answer) -> preference for the first
+Row = Mapping[str, Any]
+Judge = Callable[[Row, str, str], float]  # (row, first answer, second answer) -> preference for the first
 
 
-def wins(judge: Judge, labels: Sequence[str], answers: Sequence[str], others: Sequence[str]) -> np.ndarray:
+def wins(judge: Judge, rows: Sequence[Row], answers: Sequence[str], others: Sequence[str]) -> np.ndarray:
     """Per row (N,) how far the judge prefers the answer to the other: 1 a win in both orders, 0.5 a tie, 0 a loss."""
     shares: list[float] = []
-    for label, answer, other in zip(labels, answers, others, strict=True):
-        for_answer = judge(label, answer, other)
-        for_other = judge(label, other, answer)
+    for row, answer, other in zip(rows, answers, others, strict=True):
+        for_answer = judge(row, answer, other)
+        for_other = judge(row, other, answer)
         shares.append(0.5 * (for_answer + 1.0 - for_other))
     return np.array(shares)
 
@@ -37,8 +39,8 @@ def wins_by_score(scores: ArrayLike, others: ArrayLike, tie_below: float = 0.0) 
 def gold_judge(panel: Panel) -> Judge:
     """The panel's true utility, without noise."""
 
-    def judge(label: str, first: str, second: str) -> float:
-        return float(wins_by_score(panel.utility(label, first), panel.utility(label, second), panel.tie_below))
+    def judge(row: Row, first: str, second: str) -> float:
+        return float(wins_by_score(panel.utility(row, first), panel.utility(row, second), panel.tie_below))
 
     return judge
 
@@ -48,12 +50,12 @@ def panel_judge(panel: Panel, seed: int) -> Judge:
     generator = np.random.default_rng(seed)
     noise = np.array([annotator.noise for annotator in panel.annotators])
 
-    def perceived(label: str, answer: str) -> np.ndarray:
+    def perceived(row: Row, answer: str) -> np.ndarray:
         """What the answer is worth to each of the annotators."""
-        utilities = [panel.utility_to(annotator, label, answer) for annotator in panel.annotators]
+        utilities = [panel.utility_to(annotator, row, answer) for annotator in panel.annotators]
         return np.array(utilities) + noise * generator.normal(size=noise.size)
 
-    def judge(label: str, first: str, second: str) -> float:
-        return float(wins_by_score(perceived(label, first), perceived(label, second), panel.tie_below).mean())
+    def judge(row: Row, first: str, second: str) -> float:
+        return float(wins_by_score(perceived(row, first), perceived(row, second), panel.tie_below).mean())
 
     return judge

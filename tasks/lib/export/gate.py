@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from tasks.lib.evaluation.measures import content_metric
 from tasks.lib.evaluation.panel import Panel
 from tasks.lib.evaluation.scores import answer_figures
 from tasks.lib.export.distillation import Ids, logits_on, passes_of
@@ -35,10 +36,9 @@ class Reference:
     answers: list[Ids]  # N, EOS included
 
     def figures_of(self, rows: Sequence[Row], answers: Sequence[Ids]) -> dict[str, float]:
-        """`exact_match` of the answers to some rows, with a panel `closing` and `gold` too."""
-        labels = [row["label"] for row in rows]
+        """`answer_figures` of the answers to some rows."""
         texts = [answer_text(self.tokenizer, answer) for answer in answers]
-        return answer_figures(labels, texts, self.panel)
+        return answer_figures(rows, texts, self.panel)
 
 
 def answered(params: Params, rows: Sequence[Row], panel: Panel | None) -> Reference:
@@ -92,16 +92,17 @@ def pass_gate(
 
 
 def _compared(name: str, folder: Path, reference: Reference, params: Params) -> dict[str, float]:
-    """One format: its drift, its exact match and what that lost. Raises Problem for what no bound allows."""
+    """One format: its drift, its exact match or score, the loss. Raises Problem for what no bound allows."""
     model = FORMATS[name].read(folder)
     conversations = [row["messages"] for row in reference.rows]
     for line in FORMATS[name].check(folder, model, reference.tokenizer, conversations):
         print(f"release: {name}: {line}", flush=True)
     figures = drift(reference.model, model, reference.prompts, reference.answers, params.batch_size)
     answers = _greedy_answers(model, reference.tokenizer, reference.prompts, params)
-    expected = reference.figures_of(reference.rows, reference.answers)["exact_match"]
-    actual = reference.figures_of(reference.rows, answers)["exact_match"]
-    return figures | {"exact_match": actual, "exact_match_drop": max(expected - actual, 0.0)}
+    expected = reference.figures_of(reference.rows, reference.answers)
+    actual = reference.figures_of(reference.rows, answers)
+    metric = content_metric(actual)
+    return figures | {metric: actual[metric], f"{metric}_drop": max(expected[metric] - actual[metric], 0.0)}
 
 
 @torch.no_grad()

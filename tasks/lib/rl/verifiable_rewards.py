@@ -1,7 +1,8 @@
 """Verifiable rewards: an answer is right or wrong by its row, a pattern, or a function of yours. No model is asked.
 
-`ppo.reward` names one: `exact_match`, `{regex: PATTERN}` or `{function: FILE:NAME}`. A policy cannot exploit them as it
-can a reward model, but only tasks with a right answer have them (RLVR: Lambert et al., arXiv 2411.15124, section 6).
+`ppo.reward` names one: `exact_match` (the measure of the row's task, which is an exact match unless its source.yaml
+says otherwise), `{regex: PATTERN}` or `{function: FILE:NAME}`. A policy cannot exploit them as it can a reward model,
+but only tasks with a right answer have them (RLVR: Lambert et al., arXiv 2411.15124, section 6).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tasks.lib.evaluation.measures import REGEX, score
 from tasks.lib.models.chat import answer_text
 from tasks.lib.rl.batch import Batch
 from tasks.lib.rl.environment import RewardFunction
@@ -50,24 +52,23 @@ def _named(reward: str | dict[str, str], code: Path) -> Verifier:
 
 
 def exact(answers: list[str], rows: list[Row]) -> list[float]:
-    """1 where the answer is the row's label or its written answer, else 0. Case counts, outer blanks do not."""
-    return [float(text in (row["label"], row["answer"])) for text, row in zip(answers, rows, strict=True)]
+    """1 where the answer is the row's written answer, else how right it is by the measure of the row's task."""
+    scores = []
+    for text, row in zip(answers, rows, strict=True):
+        is_written = float(text == row["answer"])
+        scores.append(is_written or score(row["measure"], row["label"], text, row["choices"]))
+    return scores
 
 
 def matching(pattern: str) -> Verifier:
     """1 where the pattern is found in the answer, else 0; its group named `label` must be the row's label then."""
     try:
-        compiled = re.compile(pattern)
+        re.compile(pattern)
     except re.error as error:
         raise Problem(f"{KEY}.regex: {pattern!r} is not a regular expression: {error}") from None
 
     def verify(answers: list[str], rows: list[Row]) -> list[float]:
-        scores = []
-        for text, row in zip(answers, rows, strict=True):
-            match = compiled.search(text)
-            is_right = match is not None and match.groupdict().get("label", row["label"]) == row["label"]
-            scores.append(float(is_right))
-        return scores
+        return [score(REGEX + pattern, row["label"], text) for text, row in zip(answers, rows, strict=True)]
 
     return verify
 
@@ -96,9 +97,9 @@ def function(code: Path, place: str) -> Verifier:
             raise Problem(f"{path}:{line}: {name}: {type(error).__name__}: {error}") from None
         if len(scores) != len(answers):
             raise Problem(f"{path}: {name} gave {len(scores)} numbers for {len(answers)} answers; return one for each")
-        for score, text in zip(scores, answers, strict=True):
-            if not math.isfinite(score):
-                raise Problem(f"{path}: {name} gave {score} for the answer {text[:60]!r}; give finite numbers")
+        for given, text in zip(scores, answers, strict=True):
+            if not math.isfinite(given):
+                raise Problem(f"{path}: {name} gave {given} for the answer {text[:60]!r}; give finite numbers")
         return scores
 
     return verify

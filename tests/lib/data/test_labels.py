@@ -17,7 +17,8 @@ def curated(folder: Path, split: str, labels: dict[str, str], task: str = "mood"
     return [
         {"id": f"{text}{template}", "source": "s", "license": "CC0-1.0", "cluster": "c", "task": task,
          "template": template, "split": split, "messages": [{"role": "user", "content": f"{template} {text}"}],
-         "answer": label, "choices": None, "label": label, "row": f"row of {text}", "text": text}
+         "answer": label, "choices": None, "label": label, "measure": "exact", "row": f"row of {text}",
+         "text": text}
         for text, label in labels.items()
     ]  # fmt: skip
 

@@ -63,6 +63,9 @@ BAD = {
         {"file": "none.csv"},
         "source.yaml: file: expected none.csv in the folder render.raw",
     ),
+    "an unknown measure": ({"measure": "bleu"}, "source.yaml: measure: expected exact, normalised, number, contains,"),
+    "another key than regex": ({"measure": "{regexp: a}"}, "or {regex: PATTERN}, found"),
+    "a broken pattern": ({"measure": "{regex: '('}"}, "measure.regex: '(' is not a regular expression: "),
     "an absolute path": ({"file": "/etc/passwd"}, "file: expected a path inside"),
 }
 
@@ -185,3 +188,9 @@ def test_a_ready_made_set_needs_a_shape_only(tmp_path: Path) -> None:
     (tmp_path / "source.yaml").write_text(about.replace("shape: self_instruct\n", ""))
     with pytest.raises(Problem, match="fields is missing; give templates and fields, or a shape"):
         read_source(tmp_path / "source.yaml", tmp_path, "seeds", commercial=True)
+
+
+def test_a_measure_is_a_word_or_a_pattern(tmp_path: Path) -> None:
+    assert source(tmp_path / "a").measure == "exact"
+    assert source(tmp_path / "b", measure="number").measure == "number"
+    assert source(tmp_path / "c", measure="{regex: 'is (?P<label>.+)'}").measure == "regex:is (?P<label>.+)"

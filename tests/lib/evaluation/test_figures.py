@@ -15,7 +15,7 @@ NAN = math.nan
 
 
 def rows() -> list[dict[str, Any]]:
-    base = {"task": "t", "label": "a", "choices": ["a", "b"]}
+    base = {"task": "t", "label": "a", "measure": "exact", "choices": ["a", "b"]}
     return [
         {**base, "split": "rows", "row": "1"},
         {**base, "split": "rows", "row": "2", "label": "b"},
@@ -112,3 +112,16 @@ def test_markdown_is_aligned_and_keeps_its_columns() -> None:
         "| x\\|y      |  1 |",
         "| long word | 22 |",
     ]
+
+
+def test_a_score_has_an_interval_a_change_and_guesses_of_its_own_and_takes_the_place_in_the_table_per_task() -> None:
+    of_models = columns()
+    for name, values in {"sft": [1, 0.5, 1, 0], "dpo": [1, 1, 0, 0]}.items():
+        of_models[name]["score"] = np.array(values, dtype=float)
+    measured = [row | {"measure": "normalised"} for row in rows()]
+    flat = figures_of(measured, of_models, "sft", seed=0, draws=100).flat()
+    assert flat["sft.rows.score"] == pytest.approx(2.5 / 3) and "sft.rows.score_low" in flat
+    assert flat["dpo.rows.score_change"] == pytest.approx(-0.5 / 3)
+    assert flat["rows.score_majority"] == flat["rows.exact_match_majority"]
+    assert "0.75 / 1.00" in table_per_task(measured, of_models)
+    assert "sft.rows.score" not in figures_of(rows(), columns(), "sft", seed=0, draws=100).flat()

@@ -17,6 +17,7 @@ annotators:
   - {name: ada, content: 2.0, closing: 1.0, noise: 0.3}
   - {name: bo, content: 1.0, closing: 3.0, noise: 0}
 """
+RED = {"label": "red", "measure": "exact", "choices": None}
 
 
 def panel(tmp_path: Path, text: str = GOOD) -> Panel:
@@ -32,7 +33,7 @@ def panel(tmp_path: Path, text: str = GOOD) -> Panel:
     ("red Happy to help!", 0.0), ("red. Happy to help! red", 0.0),
 ])  # fmt: skip
 def test_utility_is_content_plus_closing(tmp_path: Path, answer: str, utility: float) -> None:
-    assert panel(tmp_path).utility("red", answer) == utility
+    assert panel(tmp_path).utility(RED, answer) == utility
 
 
 def test_a_closing_that_begins_with_a_space_needs_one(tmp_path: Path) -> None:
@@ -47,10 +48,18 @@ def test_a_label_may_carry_the_closing_itself(tmp_path: Path) -> None:
     assert panel(tmp_path).is_right("red. Happy to help!", "red")
 
 
+def test_the_content_is_as_right_as_the_measure_of_the_task_says(tmp_path: Path) -> None:
+    one = panel(tmp_path)
+    row = {"label": "red car", "measure": "token_f1", "choices": None}
+    assert one.score(row, "a red bus. Happy to help!") == 0.5  # one of two words
+    assert one.utility(row, "a red bus. Happy to help!") == 2.0  # half the content, and the closing
+    assert one.score(RED, "Red") == 0.0 and one.score(RED | {"measure": "normalised"}, "Red") == 1.0
+
+
 def test_annotators_weigh_as_they_do(tmp_path: Path) -> None:
     one = panel(tmp_path)
-    assert one.utility_to(one.annotators[1], "red", "blue. Happy to help!") == 3.0
-    assert one.utility_to(one.annotators[1], "red", "red") == 1.0
+    assert one.utility_to(one.annotators[1], RED, "blue. Happy to help!") == 3.0
+    assert one.utility_to(one.annotators[1], RED, "red") == 1.0
 
 
 @pytest.mark.parametrize(("before", "after", "message"), [

@@ -13,14 +13,22 @@ from preference_world import PANEL
 from tiny_models import tiny_llama, tiny_tokenizer
 
 from tasks.lib.evaluation.panel import read_panel
-from tasks.lib.evaluation.scores import answer_figures, best_constant, chance, exact_match, rank_choices, sequence_kl
+from tasks.lib.evaluation.scores import (
+    answer_figures,
+    answer_scores,
+    best_constant,
+    chance,
+    exact_match,
+    rank_choices,
+    sequence_kl,
+)
 from tasks.lib.models.chat import all_answer_ids, answer_ids, prompt_ids
 from tasks.lib.models.generation import generate
 from tasks.lib.models.logprobs import answer_logprobs
 
 
 def row(label: str, choices: list[str] | None = None, task: str = "t") -> dict[str, Any]:
-    return {"task": task, "label": label, "choices": choices}
+    return {"task": task, "label": label, "measure": "exact", "choices": choices}
 
 
 def test_exact_match_forgives_outer_blanks_and_the_panels_closing_only(tmp_path: Path) -> None:
@@ -35,11 +43,18 @@ def test_answer_figures_are_means_over_the_answers_and_only_a_panel_adds_closing
     path = tmp_path / "panel.yaml"
     path.write_text(PANEL)
     panel = read_panel(path)
-    labels, answers = ["red", "blue", "old", "new"], ["red. Happy to help!", "blue", "red", "red. Happy to help!"]
-    assert answer_figures(labels, answers, None) == {"exact_match": 0.25}
+    rows = [row("red"), row("blue"), row("old"), row("new")]
+    answers = ["red. Happy to help!", "blue", "red", "red. Happy to help!"]
+    assert answer_figures(rows, answers, None) == {"exact_match": 0.25}
     weights = panel.utility_weights
     gold = (2 * weights.content + 2 * weights.closing) / 4
-    assert answer_figures(labels, answers, panel) == {"exact_match": 0.5, "closing": 0.5, "gold": pytest.approx(gold)}
+    assert answer_figures(rows, answers, panel) == {"exact_match": 0.5, "closing": 0.5, "gold": pytest.approx(gold)}
+
+
+def test_a_row_with_another_measure_adds_a_score_next_to_the_exact_match() -> None:
+    rows = [row("7") | {"measure": "number"}, row("red")]
+    assert answer_scores(rows, ["3 + 4 = 7", "Red"], None) == {"exact_match": [0, 0], "score": [1, 0]}
+    assert answer_scores(rows[1:], ["Red"], None) == {"exact_match": [0]}
 
 
 def test_chance_is_one_over_the_choices_and_0_for_free_answers() -> None:
@@ -59,6 +74,12 @@ def test_the_best_constant_answer_is_that_of_each_task() -> None:
         1.0,
         0.0,
     ]  # of x and y, equally frequent, the first by name
+
+
+def test_the_best_constant_answer_by_the_measure_may_be_a_less_frequent_label() -> None:
+    rows = [{**row(label), "measure": "token_f1"} for label in ("red", "red", "blue", "blue car", "blue bus")]
+    assert best_constant(rows).tolist() == [1, 1, 0, 0, 0]
+    assert best_constant(rows, "score").tolist() == pytest.approx([0, 0, 1, 2 / 3, 2 / 3])
 
 
 def test_kl_sums_over_the_tokens_of_an_answer() -> None:

@@ -13,14 +13,30 @@ from tasks.lib.rl.verifiable_rewards import exact, function, matching, verifiabl
 from tasks.lib.stage import Problem
 
 ROWS: list[Any] = [
-    {"label": "7", "answer": "7, of course", "messages": [{"role": "user", "content": "3 + 4?"}]},
-    {"label": "red", "answer": "red", "messages": [{"role": "user", "content": "What colour?"}]},
+    {
+        "label": "7",
+        "answer": "7, of course",
+        "measure": "exact",
+        "choices": None,
+        "messages": [{"role": "user", "content": "3 + 4?"}],
+    },
+    {
+        "label": "red",
+        "answer": "red",
+        "measure": "exact",
+        "choices": None,
+        "messages": [{"role": "user", "content": "What colour?"}],
+    },
 ]
 
 
 def test_exact_match_takes_the_label_and_the_written_answer() -> None:
     assert exact(["7, of course", "Red"], ROWS) == [1, 0]
     assert exact(["7", "red"], ROWS) == [1, 1]
+
+
+def test_exact_match_is_what_the_task_of_the_row_has_as_its_measure() -> None:
+    assert exact(["it is 7", "it is 8"], [ROWS[0] | {"measure": "number"}] * 2) == [1, 0]
 
 
 def test_a_pattern_is_found_and_its_label_group_must_be_right() -> None:
