@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # stage -> (label, key of the figure before | None, key after); both keys are read from reports/<stage>.json
 HEADLINES: dict[str, tuple[str, str | None, str]] = {
     "base": ("perplexity", "perplexity_before", "perplexity"),
+    "probe": ("probes that the model failed", None, "failed"),
     "render": ("rows from raw rows", "raw_rows", "rows"),
     "check": ("rows that hold", None, "rows"),
     "curate": ("rows", "rows_in", "rows_out"),

@@ -8,7 +8,6 @@ matched at a temperature (arXiv 1503.02531). On-policy: it corrects answers that
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -42,29 +41,55 @@ def chosen_layers(layers: int | Sequence[int], count: int) -> list[int]:
 def student_of(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
     """A model made of copies of the teacher's embeddings, head and the given layers (the DistilBERT recipe).
 
-    It is built from a configuration with fewer layers, because each layer knows its place in the KV cache.
+    It is built from a configuration with fewer layers, because each layer knows its place in the KV cache. Problem
+    when the teacher's layers are not one list of modules, or its configuration does not say what each of them is.
     """
-    config = copy.deepcopy(teacher.config)
-    config.num_hidden_layers = len(layers)
-    layer_types = getattr(teacher.config, "layer_types", None)  # full or sliding attention, of each layer
-    if layer_types:
-        config.layer_types = [layer_types[layer] for layer in layers]
-    student = type(teacher)(config).to(teacher.dtype).to(teacher.device)  # type: ignore[arg-type]
+    student = untrained_student(teacher, layers).to(teacher.dtype).to(teacher.device)  # type: ignore[arg-type]
+    place = _place_of_layers(teacher)
     teacher_weights = teacher.state_dict()
     student_weights = {}
     for name in student.state_dict():
-        student_weights[name] = teacher_weights[_name_in_teacher(name, layers)]
+        student_weights[name] = teacher_weights[_name_in_teacher(name, place, layers)]
     student.load_state_dict(student_weights)
     return student.eval()
 
 
-def _name_in_teacher(name: str, layers: Sequence[int]) -> str:
-    """`layers.1.mlp` of the student (GPT-2: `h.1.mlp`) is `layers.7.mlp` of the teacher when `layers[1]` is 7."""
-    numbered = re.search(r"\b(layers|h)\.(\d+)\.", name)
-    if numbered is None:
+def untrained_student(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
+    """The student with random weights; Problem when the teacher's are not all that it needs."""
+    config = copy.deepcopy(teacher.config)
+    count = config.num_hidden_layers
+    config.num_hidden_layers = len(layers)
+    for key, value in teacher.config.to_dict().items():
+        if isinstance(value, list) and len(value) == count:  # what each layer is: full or sliding attention, ...
+            setattr(config, key, [value[layer] for layer in layers])
+    student = type(teacher)(config)
+    place, shapes = _place_of_layers(teacher), {}
+    for name, tensor in teacher.state_dict().items():
+        shapes[name] = tensor.shape
+    for name, tensor in student.state_dict().items():
+        if shapes.get(_name_in_teacher(name, place, layers)) != tensor.shape:
+            raise Problem(
+                f"distill.layers: {config.model_type}: a student of the layers {[*layers]} has a {name} that the "
+                "teacher lacks; choose other layers"
+            )
+    return student
+
+
+def _place_of_layers(teacher: PreTrainedModel) -> str:
+    """The name of the list that holds the teacher's layers (Llama: `model.layers`, GPT-2: `transformer.h`)."""
+    count = teacher.config.num_hidden_layers
+    for name, module in teacher.named_modules():  # the outermost first
+        if isinstance(module, torch.nn.ModuleList) and len(module) == count:
+            return name
+    raise Problem(f"distill.layers: {teacher.config.model_type} has no list of {count} layers to make a student from")
+
+
+def _name_in_teacher(name: str, place: str, layers: Sequence[int]) -> str:
+    """`model.layers.1.mlp` of the student is `model.layers.7.mlp` of the teacher when `layers[1]` is 7."""
+    if not name.startswith(f"{place}."):
         return name
-    layer = layers[int(numbered[2])]
-    return f"{name[: numbered.start()]}{numbered[1]}.{layer}.{name[numbered.end() :]}"
+    number, _, rest = name.removeprefix(f"{place}.").partition(".")
+    return f"{place}.{layers[int(number)]}.{rest}"
 
 
 def kd_loss(

@@ -25,7 +25,7 @@ def write_gguf(model: PreTrainedModel, tokenizer: Any, path: Path, precision: st
     Returns a line per matrix that had to stay wider. Vectors stay f32. Raises Problem for a model or a tokenizer that
     llama.cpp would run differently.
     """
-    _refuse_unsupported(model.config)
+    refuse_unsupported(model.config)
     vocabulary = describe(tokenizer, model.config.vocab_size)
     tensors, notes = _quantised(model, gguf.GGMLQuantizationType[precision.upper()])
     with replaced(path) as temporary:
@@ -44,7 +44,7 @@ def write_gguf(model: PreTrainedModel, tokenizer: Any, path: Path, precision: st
     return notes
 
 
-def _refuse_unsupported(config: Any) -> None:
+def refuse_unsupported(config: Any) -> None:
     """Raise Problem for a model with parts that the GGUF architecture `llama` has no place for."""
     rope_type = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     reason = None

@@ -110,7 +110,7 @@ def _tokens(
     mask = is_token.long().repeat_interleave(draws, 0)
     position = positions[:, -1].repeat_interleave(draws, 0)
     if draws > 1:
-        cache.batch_repeat_interleave(draws)
+        cache.reorder_cache(torch.arange(len(ids), device=ids.device).repeat_interleave(draws))
 
     rows = torch.arange(len(mask), device=ids.device)
     for number in range(1, max_new_tokens + 1):
@@ -121,7 +121,7 @@ def _tokens(
             return
         if len(goes_on) < len(rows):  # an answer that has ended leaves the batch
             rows, token, mask, position = rows[goes_on], token[goes_on], mask[goes_on], position[goes_on]
-            cache.batch_select_indices(goes_on)
+            cache.reorder_cache(goes_on)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         position = position + 1
         output = model(

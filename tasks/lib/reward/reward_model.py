@@ -32,24 +32,31 @@ def from_policy(policy: Any, seed: int, heads: int = 1, attributes: Sequence[str
 
     Problem when the architecture has no sequence classification in transformers.
     """
-    from transformers import AutoModelForSequenceClassification
-
     config = copy.deepcopy(policy.config)
     config.num_labels = heads + len(attributes)
     if config.num_labels > 1:
         config.reward_heads, config.reward_attributes = heads, [*attributes]
-    try:
-        model = AutoModelForSequenceClassification.from_config(config)
-    except ValueError:
-        raise Problem(
-            f"{config.model_type} has no sequence classification in transformers; choose another base"
-        ) from None
+    model = untrained(config)
     model.base_model.load_state_dict(policy.base_model.state_dict())
     weight = head(model).weight
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         weight.copy_(torch.randn(weight.shape, generator=generator) / math.sqrt(weight.shape[1] + 1))
     return model.eval().to(policy.device)
+
+
+def untrained(config: Any) -> Any:
+    """A reward model of this configuration with random weights. Problem when its kind has none in transformers."""
+    from transformers import AutoModelForSequenceClassification
+
+    try:
+        model = AutoModelForSequenceClassification.from_config(config)
+    except ValueError:
+        raise Problem(
+            f"{config.model_type} has no sequence classification in transformers; choose another base"
+        ) from None
+    head(model)
+    return model
 
 
 def head(model: Any) -> Any:
