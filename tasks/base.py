@@ -49,7 +49,7 @@ def run(params: Params, stage: Stage) -> None:
 def write_start(params: Params, stage: Stage) -> dict[str, Any]:
     """Write models/base: the embedded model with random weights, or the model that is named. Facts for the report."""
     if params.model != "embedded":
-        return take_in(params.model, params.revision, OUT)
+        return take_in(params.model, params.revision, OUT, params.template_date, params.system_role)
     tokenizer = train_tokenizer(documents(params.text), params.tiny.vocab_size)
     torch.manual_seed(stage.seed_of("weights"))
     shape = params.tiny.model_dump(exclude={"vocab_size"})

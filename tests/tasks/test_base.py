@@ -21,6 +21,8 @@ from tasks.lib.stage import Problem, Stage
 PARAMS: dict[str, Any] = {
     "model": "embedded",
     "revision": None,
+    "template_date": "2026-01-01",
+    "system_role": "merge",
     "text": "text.txt",
     "tiny": {
         "vocab_size": 320, "hidden": 16, "layers": 2, "heads": 2, "feed_forward": 32, "context": 32, "rope_theta": 100.0

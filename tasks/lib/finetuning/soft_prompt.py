@@ -13,7 +13,8 @@ import torch
 
 from tasks.lib.stage import Problem
 
-BEGINS = re.compile(r"^\s*\{\{-?\s*bos_token\s*-?\}\}")  # a chat template that writes the BOS first
+# a chat template that writes the BOS first, after the settings that `base` may have put there
+BEGINS = re.compile(r"^(\s*\{%-?\s*(if|set|endif)\b((?!%\}).)*%\})*\s*\{\{-?\s*bos_token\s*-?\}\}")
 
 
 def with_soft_prompt(model: Any, tokenizer: Any, count: int) -> Any:

@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.lib.models.chat_template import before_answer
+from tasks.lib.models.chat_template import around_answer
 from tasks.lib.models.model_folder import existing_folder, first_line, refuse_code
 from tasks.lib.stage import Problem
 
 Messages = Sequence[dict[str, str]]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 BLOCK = 1000  # rows that the tokenizer takes at once
+THOUGHT_END = "</think>"
 IGNORED = -100  # the label of a token that is not trained; torch's cross-entropy leaves it out
 
 
@@ -57,17 +58,18 @@ def prompt_ids(tokenizer: Any, messages: Messages) -> list[int]:
 
 def answer_ids(tokenizer: Any, answer: str) -> list[int]:
     """Ids of an answer and the EOS. The blanks around an answer are not learned."""
-    text = before_answer(tokenizer, tokenizer.chat_template) + answer.strip()
-    ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    before, after = around_answer(tokenizer, tokenizer.chat_template)
+    ids = tokenizer.encode(before + answer.strip() + after, add_special_tokens=False, split_special_tokens=True)
     return [*ids, tokenizer.eos_token_id]
 
 
 def example_ids(tokenizer: Any, messages: Messages, answer: str) -> tuple[list[int], list[bool]]:
     """Ids of prompt, answer and EOS, and for each whether it is of the answer (the trained part).
 
-    Earlier assistant turns in `messages` are context, not trained. Problem when the answer is empty.
+    Earlier assistant turns in `messages` are context, not trained. Problem when the answer is empty, or holds a thought
+    that the chat template would write elsewhere.
     """
-    return _joined(prompt_ids(tokenizer, messages), answer_ids(tokenizer, _not_empty(answer)))
+    return _joined(prompt_ids(tokenizer, messages), answer_ids(tokenizer, _trainable(tokenizer, answer)))
 
 
 def all_prompt_ids(tokenizer: Any, conversations: Sequence[Messages]) -> list[list[int]]:
@@ -90,12 +92,12 @@ def _block_of_prompt_ids(tokenizer: Any, conversations: Sequence[Messages]) -> l
 
 def all_answer_ids(tokenizer: Any, answers: Sequence[str]) -> list[list[int]]:
     """`answer_ids` of many answers, which the tokenizer takes at once."""
-    blanks, eos = before_answer(tokenizer, tokenizer.chat_template), tokenizer.eos_token_id
+    before, after = around_answer(tokenizer, tokenizer.chat_template)
     found: list[list[int]] = []
     for start in range(0, len(answers), BLOCK):
-        texts = [blanks + answer.strip() for answer in answers[start : start + BLOCK]]
+        texts = [before + answer.strip() + after for answer in answers[start : start + BLOCK]]
         encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        found += [[*ids, eos] for ids in encoded]
+        found += [[*ids, tokenizer.eos_token_id] for ids in encoded]
     return found
 
 
@@ -105,7 +107,7 @@ def all_example_ids(
     """`example_ids` of rows {id, messages, answer} in a third of the time. Problem naming `where` and the row's id."""
     try:
         prompts = all_prompt_ids(tokenizer, [row["messages"] for row in rows])
-        answers = all_answer_ids(tokenizer, [_not_empty(row["answer"]) for row in rows])
+        answers = all_answer_ids(tokenizer, [_trainable(tokenizer, row["answer"]) for row in rows])
     except Problem:  # one by one, so that the Problem names the row
         return [_example_ids_of(tokenizer, row, where) for row in rows]
     return [_joined(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
@@ -154,7 +156,9 @@ def _has_special_token(tokenizer: Any, conversations: Sequence[Messages]) -> boo
     return False
 
 
-def _not_empty(answer: str) -> str:
+def _trainable(tokenizer: Any, answer: str) -> str:
     if not answer.strip():
         raise Problem("an empty answer has no token to train; drop the row")
+    if THOUGHT_END in answer and THOUGHT_END in tokenizer.chat_template:
+        raise Problem(f"the chat template takes the thought before {THOUGHT_END} out of an answer; drop it, or the row")
     return answer.strip()

@@ -6,13 +6,16 @@ import importlib.util
 import json
 import re
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from tasks.lib.models.chat import load_tokenizer
-from tasks.lib.models.chat_template import default_template, turn_end
 from tasks.lib.models.loading import load_policy, save_model
 from tasks.lib.models.model_folder import OTHER_WEIGHTS, existing_folder, first_line, weights_hash
+from tasks.lib.models.stored_template import stored_template, turn_end
+from tasks.lib.models.template_proof import refuse_unlike_rows
+from tasks.lib.settings.base import SystemRole
 from tasks.lib.stage import Problem
 
 FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
@@ -28,13 +31,19 @@ class Source:
     commit: str | None = None
 
 
-def take_in(model: str, revision: str | None, into: str | Path) -> dict[str, Any]:
+def take_in(
+    model: str,
+    revision: str | None,
+    into: str | Path,
+    template_date: date | None = None,
+    system_role: SystemRole = "merge",
+) -> dict[str, Any]:
     """Make what `base.model` names a model folder of the pipeline at `into`.
 
     It is the id of a Hub model at a fixed revision, a folder, a .gguf file, or `package:file.gguf`, a file inside an
     installed package. Adds what post-training needs and the model may lack: a pad token (unk, else EOS), a chat
-    template with `{% generation %}`, and as EOS the token that ends a turn of that template. Returns facts for a
-    report.
+    template of which the pipeline's rows are made, and as EOS the token that ends a turn of that template.
+    `template_date` and `system_role` are those of params.yaml. Returns facts for a report.
     """
     source = source_of(model, revision)
     facts: dict[str, Any] = {"source": source.name, "revision": source.commit}
@@ -51,20 +60,32 @@ def take_in(model: str, revision: str | None, into: str | Path) -> dict[str, Any
         raise Problem(f"{model}: {len(tokenizer)} tokens, but {embeddings} embeddings; they are of two models")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-    given = tokenizer.chat_template
-    if given is not None and (not isinstance(given, str) or len(given) > TEMPLATE_LIMIT):
-        raise Problem(f"{model}: expected one chat template of at most {TEMPLATE_LIMIT} characters")
-    tokenizer.chat_template = default_template(tokenizer)
-    tokenizer.eos_token = turn_end(tokenizer, TEMPLATE_LIMIT)
+    facts["template"] = settle_template(tokenizer, model, template_date, system_role)
     save_model(policy, tokenizer, into)
-    template = "added"
-    if given is not None:
-        template = "given" if tokenizer.chat_template == given else "patched"
-    return facts | {
-        "parameters": sum(p.numel() for p in policy.parameters()),
-        "template": template,
-        "weights": weights_hash(into),
-    }
+    return facts | {"parameters": sum(p.numel() for p in policy.parameters()), "weights": weights_hash(into)}
+
+
+def settle_template(tokenizer: Any, model: str, day: date | None, system_role: SystemRole) -> str:
+    """Give the tokenizer the template and the EOS that the pipeline's rows are made with: added, given or patched.
+
+    Problem when rows would not be what the template writes.
+    """
+    given = tokenizer.chat_template
+    if isinstance(given, dict):  # named ones: tool_use, rag ...
+        if "default" not in given:
+            raise Problem(f"{model}: the chat templates are {', '.join(sorted(given))}; one has to be named default")
+        given = tokenizer.chat_template = given["default"]
+    if given is not None and len(given) > TEMPLATE_LIMIT:
+        raise Problem(f"{model}: expected a chat template of at most {TEMPLATE_LIMIT} characters")
+    try:
+        tokenizer.chat_template = stored_template(tokenizer, day, system_role)
+        tokenizer.eos_token = turn_end(tokenizer, TEMPLATE_LIMIT)
+    except Problem as problem:
+        raise Problem(f"{model}: {problem}") from None
+    refuse_unlike_rows(tokenizer, model)
+    if given is None:
+        return "added"
+    return "given" if tokenizer.chat_template == given else "patched"
 
 
 def source_of(model: str, revision: str | None) -> Source:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, Field
+
+SystemRole = Literal["merge", "refuse"]
 
 
 class Tiny(BaseModel, extra="forbid"):
@@ -51,6 +55,10 @@ class Params(BaseModel, extra="forbid"):
     installed package. What a folder or file holds is not tracked, only its name."""
     revision: str | None
     """The commit or tag of a Hub model; null for anything else."""
+    template_date: date | None
+    """What "today" is for a chat template that writes the date; null refuses such a template."""
+    system_role: SystemRole
+    """What a system message becomes if the chat template has none: the beginning of the first question, or an error."""
     text: Path
     """A file with one document per line."""
     tiny: Tiny

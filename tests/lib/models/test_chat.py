@@ -18,7 +18,7 @@ from tasks.lib.models.chat import (
     preview,
     prompt_ids,
 )
-from tasks.lib.models.chat_template import CHATML, default_template, turn_end
+from tasks.lib.models.stored_template import CHATML, default_template, turn_end
 from tasks.lib.stage import Problem
 
 QUESTION = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is red warm?"}]
