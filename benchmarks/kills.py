@@ -98,8 +98,8 @@ def kill(stage: str, kills: int, seed: int) -> None:
     whole = time.monotonic() - begun
     expected = digest(out)
     if stage == "ppo" and weights(out) == weights(Path("models/sft")):
-        raise RuntimeError("ppo learned nothing and handed on models/sft, which proves little; see LEARNS")
-    print(f"{stage}: {whole:.1f} s in peace, weights {expected[:12]}", flush=True)
+        raise RuntimeError("ppo learned nothing and handed on models/sft, which shows little; see LEARNS")
+    print(f"{stage}: {whole:.1f} s uninterrupted, weights {expected[:12]}", flush=True)
     done = compared = 0
     while done < kills or not out.exists():
         seconds = chance.uniform(0, whole) if done < kills else float("inf")
@@ -115,7 +115,8 @@ def kill(stage: str, kills: int, seed: int) -> None:
             done += 1
             left = ", ".join(sorted(path.name for path in checkpoints.glob("check*"))) or "no checkpoint"
             print(f"{stage}: kill {done} after {seconds:.1f} s leaves {left}", flush=True)
-    print(f"{stage}: {done} kills, {compared} runs to the end, all byte-identical", flush=True)
+    runs = "1 run" if compared == 1 else f"{compared} runs"
+    print(f"{stage}: {done} kills, {runs} to the end, all byte-identical", flush=True)
 
 
 def main() -> None:

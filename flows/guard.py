@@ -2,7 +2,7 @@
 
 Started as `python -I -S guard.py COMMAND...` with a pipe as standard input; only the run holds its other end.
 The pipe closes when the run wants the child stopped and also when the run dies, SIGKILL included. Then the
-command's process group gets SIGINT (dvc puts its locks in order, a stage saves), SIGTERM and at last SIGKILL.
+command's process group gets SIGINT (dvc puts its locks in order, a stage that trains saves), SIGTERM, at last SIGKILL.
 Only the standard library, so that it starts in 20 ms.
 """
 

@@ -83,6 +83,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, method: str, step: int, number: s
         ("on_step_end", 7, signal.SIGKILL),  # between two, in the second epoch
         ("on_save", 8, signal.SIGKILL),  # a checkpoint is written but not marked: the one before it counts
         ("on_step_end", 10, signal.SIGTERM),  # saves, at the end of an epoch
+        ("on_step_end", 5, signal.SIGINT),  # saves too: what `anneal run` sends first
         ("on_save", 14, signal.SIGKILL),  # the last one
         ("on_train_end", 14, signal.SIGKILL),  # after it, before the model is written
     ],
@@ -98,7 +99,7 @@ def test_a_run_that_was_killed_ends_in_the_same_bytes(
     if number == signal.SIGKILL:
         assert os.WIFSIGNALED(status)
     else:
-        assert os.WEXITSTATUS(status) == 128 + signal.SIGTERM
+        assert os.WEXITSTATUS(status) == 128 + number
         assert (inputs / f".anneal/checkpoints/sft/checkpoint-{step}/complete.json").is_file()
     assert artifacts(inputs) == expected  # nothing half-written is visible
     for name in expected:

@@ -137,7 +137,8 @@ def train(
     """Train to the end, from the last complete checkpoint if there is one. Returns the log, a dict per entry.
 
     `shown` maps names of the log to names on the progress line. So many evaluations as `patience` without a lower loss
-    end it. SIGTERM saves after a step that is a multiple of `border`, then exits with status 143.
+    end it. SIGTERM and Ctrl-C save after a step that is a multiple of `border`, then end the run with status 128 + the
+    signal's number.
     """
     assert_kind(trainer.accelerator.distributed_type)
     with first_before_others():  # the first may discard it
@@ -145,7 +146,7 @@ def train(
     if resume is not None:
         print(f"{stage.name}: continuing from {resume}", flush=True)
         trainer.args.eval_on_start = False  # its figures are in the checkpoint's log
-    with asked_to_stop(signal.SIGTERM) as signals:
+    with asked_to_stop(signal.SIGTERM, signal.SIGINT) as signals:
         trainer.add_callback(Watch(stage, fingerprint, shown, signals, border, patience))
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     if signals:
