@@ -202,7 +202,7 @@ def _of_ppo(section: ppo.Params, shape: Shape, longest: int, on_gpu: bool) -> Ne
         other_models += 1
         kept = memory.activation_bytes(shape, rows * length, _number_bytes(on_gpu), checkpointing=False)
         need = replace(need, training=need.training + 12.0 * count, activations=need.activations + kept)
-    per_token = 2.0 * count * (2 + 2 + own_critic)  # roll-out, reward, log-probs twice, values
+    per_token = 2.0 * count * (2 + 2 + own_critic)  # rollout, reward, log-probs twice, values
     per_token += section.epochs * per_update * count * (1 + own_critic)
     return replace(
         need,

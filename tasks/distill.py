@@ -35,7 +35,7 @@ GENERATED = 128  # rows answered or scored side by side
 def run(params: Params, stage: Stage) -> None:
     # 1. Prompts without their labels, and a student made of the teacher's layers
     tokenizer, teacher = load_tokenizer(params.teacher), load_policy(params.teacher)
-    panel = read_panel(params.panel) if params.judge == "panel" else None
+    panel = read_panel(params.panel) if params.judge == "gold" else None
     prompts = _prompts(params, tokenizer)
     heldout = _heldout_rows(params)
     student = student_of(teacher, chosen_layers(params.layers, teacher.config.num_hidden_layers))

@@ -1,6 +1,6 @@
 """ppo: reinforcement learning from a reward, until the score of a judge that is not the reward stops improving.
 
-Reads   models/sft, models/reward, data/curated/{policy,validation}.parquet, ppo.panel with judge: panel
+Reads   models/sft, models/reward, data/curated/{policy,validation}.parquet, ppo.panel with judge: gold
 Writes  models/ppo, reports/ppo.json, reports/plots/ppo.csv, reports/plots/ppo.png
 Run     python -m tasks.ppo
 """
@@ -45,7 +45,7 @@ PANELS = {
 
 def run(params: Params, stage: Stage) -> None:
     # 1. Prompts, reward, judge and models.
-    panel = read_panel(params.panel) if params.judge == "panel" else None
+    panel = read_panel(params.panel) if params.judge == "gold" else None
     tokenizer, policy = load_tokenizer(SFT), load_policy(SFT)
     reward, model = reward_of(params, tokenizer)
     room = getattr(policy.config, "max_position_embeddings", 1 << 30) - params.max_new_tokens
@@ -92,7 +92,7 @@ def fingerprint_of(params: Params, stage: Stage) -> dict[str, Any]:
     """Everything that decides the result: a checkpoint of another fingerprint is not resumed."""
     inputs = {str(folder): weights_hash(folder) for folder in (SFT, REWARD)}
     files = [PROMPTS, VALIDATION]
-    if params.judge == "panel":
+    if params.judge == "gold":
         files.append(params.panel)
     if isinstance(params.reward, dict):
         files += sorted(params.reward_code.rglob("*.py"))
@@ -106,7 +106,7 @@ def report_of(params: Params, env: Environment, result: Run, trained: int) -> di
     report: dict[str, Any] = {
         "prompts": len(env.prompts),
         "validation_prompts": len(env.validation),
-        "judged_by": str(params.panel) if params.judge == "panel" else "the reward on held-out prompts",
+        "judged_by": str(params.panel) if params.judge == "gold" else "the reward on held-out prompts",
         "trainable_parameters": trained,
         "iterations": result.iteration,
         "best_iteration": result.best,

@@ -23,7 +23,7 @@ from tasks.lib.evaluation.intervals import Interval, mean_interval
 from tasks.lib.importers.attribute_ratings import has_ratings, ratings
 from tasks.lib.importers.cleaning import cleaned
 from tasks.lib.importers.formats import SUFFIXES, has_no_order, read_export
-from tasks.lib.importers.rankings import RULES, Dropped, Ranking, is_heldout
+from tasks.lib.importers.rankings import RULES, Dropped, Ranking, is_heldout_prompt
 from tasks.lib.plots import bars
 from tasks.lib.settings.preferences import Params
 from tasks.lib.stage import Problem, Stage, file_hash, main
@@ -110,7 +110,7 @@ def _split(rows: Iterable[Row], heldout_share: float) -> dict[str, list[Row]]:
     """Rows by split; all rows of a prompt are in one."""
     splits: dict[str, list[Row]] = {"train": [], "heldout": []}
     for row in rows:
-        split = "heldout" if is_heldout(row["prompt"], heldout_share) else "train"
+        split = "heldout" if is_heldout_prompt(row["prompt"], heldout_share) else "train"
         splits[split].append(row)
     return splits
 

@@ -55,7 +55,7 @@ def run(params: Params, stage: Stage) -> None:
     sources = _licensed_sources(params)
 
     # 2. The fp32 model on every held-out split, and every format against it.
-    panel = read_panel(params.panel) if params.judge == "panel" else None
+    panel = read_panel(params.panel) if params.judge == "gold" else None
     reference = answered(params, _heldout(params), panel)
     quality = quality_by_split(reference)
     figures_of = pass_gate(names, EXPORT, reference, params, stage)

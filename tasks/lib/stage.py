@@ -36,7 +36,7 @@ P = TypeVar("P", bound=BaseModel)
 
 
 class Problem(Exception):
-    """Something the user can put right: what is wrong, where, what to do. One line, no traceback."""
+    """Something the user can put right: what is wrong, where, what to do. One line per mistake, no traceback."""
 
 
 @dataclasses.dataclass(frozen=True)

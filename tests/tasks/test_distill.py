@@ -125,7 +125,7 @@ def test_a_judge_adds_closing_and_gold(inputs: Path) -> None:
         'closing: " Ta!"\nutility: {content: 2.0, closing: 1.0}\ntie_below: 0.1\n'
         "annotators: [{name: a, content: 1.0, closing: 1.0, noise: 0.1}]\n"
     )
-    report = run(judge="panel", panel="panel.yaml", training={"epochs": 1})
+    report = run(judge="gold", panel="panel.yaml", training={"epochs": 1})
     assert {"teacher.gold", "student.gold", "teacher.closing", "student.closing"} <= report.keys()
 
 

@@ -45,7 +45,7 @@ def inputs(workspace: Path) -> Path:
 def run(**changes: Any) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "iterations": 2, "episodes": 8, "max_new_tokens": 4, "missing_eos": "keep", "evaluate_every": 1,
-        "learning_rate": 1e-2, "kl_budget": 100.0, "validation_prompts": 4, "judge": "panel", "panel": "panel.yaml",
+        "learning_rate": 1e-2, "kl_budget": 100.0, "validation_prompts": 4, "judge": "gold", "panel": "panel.yaml",
         "critic": "reward", "lora": None, "max_content_loss": None,
     }  # fmt: skip
     ppo.run(section("ppo", **settings | changes), Stage("ppo"))

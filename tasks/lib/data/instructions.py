@@ -53,7 +53,7 @@ def source_templates(plan: Plan, source: Source) -> list[Template]:
     return templates
 
 
-def is_heldout(plan: Plan, template: Template) -> bool:
+def is_heldout_template(plan: Plan, template: Template) -> bool:
     return template.heldout or template.name in plan.heldout_templates
 
 
@@ -70,7 +70,7 @@ def check_heldout(plan: Plan, templates: Mapping[str, Sequence[Template]], sourc
         if name not in names:
             raise Problem(f"render.heldout_templates: {name} is not a template (<folder>/<name>)")
     for source_name, of_source in templates.items():
-        if of_source and all(is_heldout(plan, template) for template in of_source):
+        if of_source and all(is_heldout_template(plan, template) for template in of_source):
             raise Problem(f"render: every template of {source_name} is held out; leave one for training")
 
 
@@ -135,7 +135,7 @@ def splits_and_templates(
     heldout: list[Template] = []
     seen: list[Template] = []
     for template in templates:
-        if is_heldout(plan, template):
+        if is_heldout_template(plan, template):
             heldout.append(template)
         else:
             seen.append(template)

@@ -1,4 +1,7 @@
-"""The splits of instructions. The text of a raw row decides its split, so it never moves."""
+"""The splits of instructions. Its cluster or else its text decides the split of a raw row, so it never moves.
+
+The share `test` of `render.shares` is no split: its rows are in `rows` and, with other templates, in `templates`.
+"""
 
 from __future__ import annotations
 

@@ -16,9 +16,9 @@ from tasks.lib.evaluation.intervals import Interval, mean_interval
 def classification_figures(
     labels: Sequence[str], predicted: Sequence[str], majority: str, *, seed: int
 ) -> dict[str, Any]:
-    """Flat figures of `predicted` against `labels`, both (N,); `majority` is the label that a blind guess gives.
+    """Flat figures of `predicted` against `labels`, both (N,); `majority` is the label of a constant answer.
 
-    `balanced_accuracy` is the mean recall of the labels that occur. Any constant guess has 1 / their number, and so
+    `balanced_accuracy` is the mean recall of the labels that occur. Any constant answer has 1 / their number, and so
     has a coin: `chance`. Macro-F1 is over the labels that occur or were predicted.
     """
     is_right = np.array(labels) == np.array(predicted)
@@ -31,7 +31,7 @@ def classification_figures(
     for name in sorted(counts):
         recall[name] = confusion[name, name] / counts[name]
 
-    # a blind guess has hits for one label only; its F1 is 0 for the others
+    # a constant answer has hits for one label only; its F1 is 0 for the others
     majority_f1 = 2 * counts[majority] / (counts[majority] + len(labels))
     figures: dict[str, Any] = {
         "heldout_rows": len(labels),
@@ -56,16 +56,16 @@ def regression_figures(
 ) -> dict[str, Any]:
     """Flat figures of `predicted` against `targets`, both (N,).
 
-    The blind guess is the median of the training rows' targets `train`, which has the least mean absolute error of all
-    constants; `mae_gain` is what the model is better by, paired.
+    The constant answer is the median of the training rows' targets `train`: no constant has a smaller mean absolute
+    error on them; `mae_gain` is what the model is better by, paired.
     """
     errors = np.abs(np.array(targets) - np.array(predicted))
-    blind_errors = np.abs(np.array(targets) - median(train))
+    constant_errors = np.abs(np.array(targets) - median(train))
     return {
         "heldout_rows": len(targets),
         **_with_ends("mae", mean_interval(errors, seed=seed)),
-        "median_mae": float(blind_errors.mean()),
-        **_with_ends("mae_gain", mean_interval(blind_errors - errors, seed=seed)),
+        "median_mae": float(constant_errors.mean()),
+        **_with_ends("mae_gain", mean_interval(constant_errors - errors, seed=seed)),
         "spearman": spearman(targets, predicted),
     }
 

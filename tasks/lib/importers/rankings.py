@@ -134,6 +134,6 @@ def messages_of(where: str, turns: Sequence[Any]) -> Messages:
     return messages
 
 
-def is_heldout(prompt: Messages, share: float) -> bool:
+def is_heldout_prompt(prompt: Messages, share: float) -> bool:
     """True for `share` of all prompts, by hash: equal prompts are in one split, and no prompt ever moves."""
     return int(prompt_key(prompt)[:8], 16) / 2**32 < share

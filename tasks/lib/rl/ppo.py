@@ -99,7 +99,7 @@ def roll_out(models: ActorCritic, prompts: Sequence[Prompt], env: Environment, c
 def score(models: ActorCritic, batch: Batch, env: Environment, config: PPOConfig, iteration: int) -> Episodes:
     """2. The score of each whole answer; log-probs of policy and reference; values of the critic.
 
-    The policy's log-probs are those of the roll-out where these are safe: in float32 (`update` checks them against
+    The policy's log-probs are those of the rollout where these are safe: in float32 (`update` checks them against
     its own first pass). In 16 bits, or where another engine sampled the answers, the policy computes them.
     """
     scores = score_answers(batch, env, config, iteration)

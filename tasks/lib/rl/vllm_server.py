@@ -29,7 +29,7 @@ from tasks.lib.stage import Problem
 
 CONCURRENT = 128  # requests under way; the server makes its own batches of them
 TIMEOUT = 600  # seconds for one request, waiting for its turn included
-COMPARED = 16  # answers of a roll-out whose log-probs are compared
+COMPARED = 16  # answers of a rollout whose log-probs are compared
 TOLERANCE = 0.1  # nats per token at the start; usual are 1e-6 where both sides are float32, 1e-2 with 16 bits
 GROWTH = 5  # later this many times what it was at the start, or SAME; with more, new weights did not arrive
 PLAIN = {  # the bare softmax: what a request leaves out the server takes from the model's generation_config
@@ -43,7 +43,7 @@ Drawn = tuple[list[int], list[float]]  # the tokens of an answer, and the server
 
 
 class VllmServer:
-    """The server at `url`. `gap`: the largest mean |log-prob here - there| of a roll-out so far, in nats per token.
+    """The server at `url`. `gap`: the largest mean |log-prob here - there| of a rollout so far, in nats per token.
 
     It answers for the first process alone (`roll_out`), so nothing here waits for other processes.
     """
@@ -58,7 +58,7 @@ class VllmServer:
             )
         self.sent = ""  # the name under which the server has the latest weights
         self.gap = 0.0
-        self.first_gap: float | None = None  # of the first roll-out
+        self.first_gap: float | None = None  # of the first rollout
         self.served = self._models()[0]
 
     def answers(self, models: ActorCritic, prompts: TokenIds, seed: int) -> TokenIds:

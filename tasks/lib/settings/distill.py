@@ -42,8 +42,8 @@ class Params(BaseModel, extra="forbid"):
     """Prompts that the teacher answers, at most."""
     evaluation_rows: int = Field(gt=0)
     """Held-out rows on which teacher and student are compared, at most."""
-    judge: Literal["panel", "none"]
-    """Whether a panel judges the answers of both; without one the report has exact match alone."""
+    judge: Literal["gold", "none"]
+    """Whether a panel's true utility judges the answers of both; without it the report has exact match alone."""
     panel: Path
     """The file of the panel. It is not read with `judge: none`."""
     layers: Annotated[int, Field(gt=0)] | list[int]

@@ -25,14 +25,14 @@ class PPOConfig(BaseModel, extra="forbid"):
     minibatches: PositiveInt
     """Optimiser steps of one epoch, at most `episodes`; the answers are divided among them as evenly as can be."""
     batch_size: PositiveInt
-    """Rows of one forward pass; lower it when memory runs out."""
+    """Rows of one forward pass; lower it when memory runs out. Another number draws other answers."""
     # 1 roll out
     max_new_tokens: PositiveInt
     """Tokens of an answer, at most."""
     temperature: PositiveFloat
     """Of sampling, and of every log-probability of policy and reference."""
     streams: Literal["one", "per_pass"]
-    """Whether the passes of a roll-out share random numbers; `per_pass` is for several processes."""
+    """Whether the passes of a rollout share random numbers; `per_pass` is for several processes."""
     # 2 score
     missing_eos: Literal["replace", "penalty", "keep"]
     """What an answer without EOS gets: `missing_eos_value` alone, its score plus that value, or its score."""
@@ -60,7 +60,7 @@ class PPOConfig(BaseModel, extra="forbid"):
     clip_ratio: PositiveFloat
     """How far a token's probability may move within a round before its gradient stops."""
     clip_value: PositiveFloat
-    """How far a value may move within a round, in units of the reward."""
+    """How far a value may move towards its return within a round before its gradient stops, in units of the reward."""
     value_weight: NonNegativeFloat
     """Weight of the critic's loss next to the policy's."""
     learning_rate: PositiveFloat
@@ -79,7 +79,7 @@ class PPOConfig(BaseModel, extra="forbid"):
     patience: PositiveInt
     """Evaluations in a row without a better score, after which the run ends."""
     kl_budget: PositiveFloat
-    """KL from the reference, in nats per answer, beyond which a policy is refused and the run ends."""
+    """KL from the reference at `temperature`, in nats per answer, beyond which a policy is refused and the run ends."""
     max_content_loss: NonNegativeFloat | None
     """Fall of the content accuracy beyond which a policy is refused; null refuses none."""
     checkpoint_every: PositiveInt
@@ -111,7 +111,7 @@ class Params(PPOConfig, extra="forbid"):
     """Fields of peft's configuration of the adapters that are trained; null trains all weights."""
     vllm: str | None
     """Address of the server that draws the answers; null draws them in this process."""
-    judge: Literal["panel", "reward"]
+    judge: Literal["gold", "reward"]
     """Who decides which policy is kept; the reward itself cannot see that it is over-optimised."""
     panel: Path
     """The file of the panel whose true utility judges. It is not read with `judge: reward`."""

@@ -53,8 +53,8 @@ class Card(BaseModel, extra="forbid"):
 class Params(BaseModel, extra="forbid"):
     model: Path
     """Folder of the full-precision model that the formats are compared with: the one `quantize` read."""
-    judge: Literal["panel", "none"]
-    """Whether a panel judges the answers; without one the card has exact match alone."""
+    judge: Literal["gold", "none"]
+    """Whether a panel's true utility judges the answers; without it the card has exact match alone."""
     panel: Path
     """The file of the panel. It is not read with `judge: none`."""
     rows_per_split: int = Field(gt=0)

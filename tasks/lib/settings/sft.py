@@ -28,7 +28,7 @@ class Params(BaseModel, extra="forbid"):
     """Which weights become the model: those of the last step, or of the lowest validation loss."""
     patience: int | None = Field(ge=1)
     """Evaluations without a lower validation loss after which training stops; null never stops early."""
-    spike: Literal["say", "stop", "off"]
+    spike: Literal["warn", "stop", "off"]
     """On a sudden rise of the loss: name the rows and go on, name them and stop, or ignore it."""
     known_facts: int = Field(ge=0)
     """Training rows that the base model is asked before training, for the report; 0 asks none."""

@@ -1,9 +1,9 @@
-"""A stage in several processes: what was launched is compared with what params.yaml asks for.
+"""A stage in several processes: reads its launcher, joins the processes, and compares them with what it asks for.
 
-dvc.yaml runs `${sft.launcher} -m tasks.sft`, so the key `launcher` is what starts the processes: `python` (one),
-`torchrun ...` or `accelerate launch --config_file FILE ...`. A launch that went wrong would train in one process, or in
-eight that do not know each other, without a word; so every process reads what its launcher was asked for, and refuses
-to train otherwise.
+Nothing is launched here. dvc.yaml runs `${sft.launcher} -m tasks.sft`, so the key `launcher` starts the processes:
+`python` (one), `torchrun ...` or `accelerate launch --config_file FILE ...`. A launch that went wrong would train in
+one process, or in eight that do not know each other, without a word; so every process reads what its launcher was asked
+for, and refuses to train otherwise.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from tasks.lib.stage import Problem
 
-Spike = Literal["say", "stop", "off"]
+Spike = Literal["warn", "stop", "off"]
 SPIKE = 5.0  # times the median of the steps before
 MEDIAN_OF, FEWEST = 50, 20  # logged losses before a step: how many the median is of, and how many there must be
 NAMED_ROWS = 8  # in a message, at most
@@ -46,7 +46,7 @@ class LossGuard:
             return
         found = f"the loss is {loss:.3g}, {times:.0f} times the median of the steps before, {where}"
         if self.spike == "stop":
-            raise Problem(f"{found}; check them, or set sft.spike to say")
+            raise Problem(f"{found}; check them, or set sft.spike to warn")
         print(f"sft: {found}", flush=True)
 
 

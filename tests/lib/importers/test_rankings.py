@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tasks.lib.data.prompts import prompt_key
 from tasks.lib.importers.cleaning import cleaned
-from tasks.lib.importers.rankings import Ranking, collapse_whitespace, is_heldout
+from tasks.lib.importers.rankings import Ranking, collapse_whitespace, is_heldout_prompt
 
 PROMPT = [{"role": "user", "content": "Q"}]
 
@@ -56,7 +56,7 @@ def test_an_annotator_who_goes_in_circles_is_not_heard():
 
 def test_the_split_goes_by_prompt_and_ignores_white_space():
     assert prompt_key(PROMPT) == prompt_key([{"role": "user", "content": " Q\n"}])
-    share = sum(is_heldout([{"role": "user", "content": str(i)}], 0.2) for i in range(2000)) / 2000
+    share = sum(is_heldout_prompt([{"role": "user", "content": str(i)}], 0.2) for i in range(2000)) / 2000
     assert abs(share - 0.2) < 0.03
 
 
