@@ -18,7 +18,7 @@ from tasks.lib.evaluation.scores import answer_figures
 from tasks.lib.export.distillation import TENSORS, Ids, Targets, chosen_layers, divergence, student_of, teacher_targets
 from tasks.lib.export.manifest import hash_of
 from tasks.lib.export.student_training import train_student
-from tasks.lib.models.chat import Messages, answer_text, load_tokenizer, prompt_ids
+from tasks.lib.models.chat import Messages, all_prompt_ids, answer_text, load_tokenizer
 from tasks.lib.models.generation import generate
 from tasks.lib.models.loading import load_policy, save_model
 from tasks.lib.plots import curves
@@ -29,18 +29,18 @@ from tasks.lib.training.read_back import ROWS, check_read_back, mean_loss
 
 OUT = Path("models/student")
 PROMPTS, EVALUATION = Path("data/curated/policy.parquet"), Path("data/curated/evaluation.parquet")
-GENERATED = 128  # rows answered or scored side by side
+BATCH = 128  # rows answered or scored side by side
 
 
 def run(params: Params, stage: Stage) -> None:
-    # 1. Prompts without their labels, and a student made of the teacher's layers
+    # 1. Prompts without their labels, and a student made of the teacher's layers.
     tokenizer, teacher = load_tokenizer(params.teacher), load_policy(params.teacher)
     panel = read_panel(params.panel) if params.judge == "gold" else None
     prompts = _prompts(params, tokenizer)
     heldout = _heldout_rows(params)
     student = student_of(teacher, chosen_layers(params.layers, teacher.config.num_hidden_layers))
 
-    # 2. The teacher answers once; a killed run does not ask it again
+    # 2. The teacher answers once; a killed run finds the answers in a checkpoint, whose only step is 0.
     inputs = [params.teacher, PROMPTS]
     fingerprint = {
         "distill": params.model_dump(mode="json"),
@@ -61,16 +61,16 @@ def run(params: Params, stage: Stage) -> None:
         settings: dict[str, Any] = {
             "top_k": params.top_k,
             "temperature": params.training.temperature,
-            "batch_size": GENERATED,
+            "batch_size": BATCH,
         }
         targets = teacher_targets(teacher, prompts, **settings, **generation)
         teacher_checkpoint.save(0, targets.tensors(), None)
 
-    # 3. The student learns them
+    # 3. The student learns them.
     checkpoint = Checkpoint(stage.checkpoints / "student", fingerprint)
     log = train_student(student, teacher, prompts, targets, params.training, stage, checkpoint, **generation)
 
-    # 4. Both answer held-out rows
+    # 4. Save the student; both answer held-out rows.
     rows = [prompt + answer for prompt, answer in zip(prompts[:ROWS], targets.answers, strict=False)]
     trained = mean_loss(student, rows)
     save_model(student, tokenizer, OUT)
@@ -88,7 +88,7 @@ def _prompts(params: Params, tokenizer: Any) -> list[Ids]:
     chosen = sorted(messages_of)[: params.max_prompts]
     if not chosen:
         raise Problem(f"{PROMPTS}: no prompts to distil from; raise the share of the split policy")
-    return [prompt_ids(tokenizer, messages_of[key]) for key in chosen]
+    return all_prompt_ids(tokenizer, [messages_of[key] for key in chosen])
 
 
 def _heldout_rows(params: Params) -> list[dict[str, Any]]:
@@ -107,12 +107,13 @@ def _compared(
     panel: Panel | None,
     generation: dict[str, int],
 ) -> dict[str, float]:
-    """Teacher and student on held-out rows: right answers, the gold judge's figures, how alike they are, size."""
-    prompts = [prompt_ids(tokenizer, row["messages"]) for row in rows]
+    """Teacher and student on held-out rows: right answers, with a panel `closing` and `gold`, size, and how alike they
+    are: `agreement` of whole answers, and `kl`, KL(teacher || student) in nats per token of the teacher's answers."""
+    prompts = all_prompt_ids(tokenizer, [row["messages"] for row in rows])
     figures: dict[str, float] = {"rows": len(rows)}
     answers: dict[str, list[Ids]] = {}  # of the teacher and of the student, in the order of the rows
     for name, model in (("teacher", teacher), ("student", student)):
-        answers[name] = generate(model, prompts, temperature=0.0, seed=0, batch_size=GENERATED, **generation)
+        answers[name] = generate(model, prompts, temperature=0.0, seed=0, batch_size=BATCH, **generation)
         texts = [answer_text(tokenizer, answer) for answer in answers[name]]
         for key, value in answer_figures(rows, texts, panel).items():
             figures[f"{name}.{key}"] = value
@@ -122,7 +123,7 @@ def _compared(
     figures[f"{metric}_ratio"] = figures[f"student.{metric}"] / max(figures[f"teacher.{metric}"], 1e-9)
     equal_answers = sum(a == b for a, b in zip(answers["teacher"], answers["student"], strict=True))
     figures["agreement"] = equal_answers / len(rows)
-    figures["kl"] = divergence(teacher, student, prompts, answers["teacher"], GENERATED)
+    figures["kl"] = divergence(teacher, student, prompts, answers["teacher"], BATCH)
     return figures
 
 

@@ -1,6 +1,7 @@
 """ppo: reinforcement learning from a reward, until the score of a judge that is not the reward stops improving.
 
-Reads   models/sft, models/reward, data/curated/{policy,validation}.parquet, ppo.panel with judge: gold
+Reads   models/sft, models/reward, data/curated/{policy,validation}.parquet, ppo.panel with judge: gold,
+        ppo.reward_code with reward: {function: FILE:NAME}
 Writes  models/ppo, reports/ppo.json, reports/plots/ppo.csv, reports/plots/ppo.png
 Run     python -m tasks.ppo
 """
@@ -47,14 +48,15 @@ def run(params: Params, stage: Stage) -> None:
     # 1. Prompts, reward, judge and models.
     panel = read_panel(params.panel) if params.judge == "gold" else None
     tokenizer, policy = load_tokenizer(SFT), load_policy(SFT)
-    reward, model = reward_of(params, tokenizer)
-    room = getattr(policy.config, "max_position_embeddings", 1 << 30) - params.max_new_tokens
+    reward, reward_model_if_any = reward_of(params, tokenizer)
+    context = reward_model.room_of(policy)
+    max_tokens = None if context is None else context - params.max_new_tokens  # of a prompt
     server = None
     if params.vllm:
         server = VllmServer(params.vllm, params, tokenizer.eos_token_id, stage.checkpoints / "vllm")
     env = Environment(
-        prompts=prompts_of(PROMPTS, tokenizer, room),
-        validation=prompts_of(VALIDATION, tokenizer, room, params.validation_prompts),
+        prompts=prompts_of(PROMPTS, tokenizer, max_tokens),
+        validation=prompts_of(VALIDATION, tokenizer, max_tokens, params.validation_prompts),
         reward=reward,
         judge=judge_of(reward, panel, tokenizer),
         eos_id=tokenizer.eos_token_id,
@@ -62,8 +64,9 @@ def run(params: Params, stage: Stage) -> None:
         seed_of=stage.seed_of,
         generate=server.answers if server else None,
     )
-    has_critic = params.method == "ppo" and params.critic == "reward"
-    models = ActorCritic(policy, model if has_critic else None, params.lora, stage.seed_of("adapters"))
+    separate_critic = params.method == "ppo" and params.critic == "reward"
+    critic_from = reward_model_if_any if separate_critic else None
+    models = ActorCritic(policy, critic_from, params.lora, stage.seed_of("adapters"))
 
     # 2. Train.
     fingerprint = fingerprint_of(params, stage)
@@ -129,24 +132,25 @@ def refusals(result: Run) -> str:
     return f"; {named} scored higher but lost more content than max_content_loss"
 
 
-def prompts_of(path: Path, tokenizer: Any, room: int, count: int | None = None) -> list[Prompt]:
-    """The prompts of a file, or the first `count` by id: ids are hashes, a fair choice."""
+def prompts_of(path: Path, tokenizer: Any, max_tokens: int | None, count: int | None = None) -> list[Prompt]:
+    """The prompts of a file, or the first `count` by id: ids are hashes, a fair choice. Problem for one of more than
+    `max_tokens` tokens."""
     rows = sorted(read_parquet(path), key=lambda row: row["id"])[:count]
     if not rows:
         raise Problem(f"{path} has no rows; raise its share in render.shares")
     encoded = all_prompt_ids(tokenizer, [row["messages"] for row in rows])
     prompts = [Prompt(row["id"], ids, row) for row, ids in zip(rows, encoded, strict=True)]
     for prompt in prompts:
-        if len(prompt.tokens) > room:
+        if max_tokens is not None and len(prompt.tokens) > max_tokens:
             raise Problem(
                 f"{path}:{prompt.id}: the prompt has {len(prompt.tokens)} tokens and leaves no room for "
-                f"ppo.max_new_tokens; at most {room} fit: lower it, or drop long rows in curate"
+                f"ppo.max_new_tokens; at most {max_tokens} fit: lower it, or drop long rows in curate"
             )
     return prompts
 
 
 def reward_of(params: Params, tokenizer: Any) -> tuple[RewardFunction, Any]:
-    """The reward that is learned from, and the reward model if it is one."""
+    """The reward that is learned from, and its reward model; None for a verifiable reward."""
     if params.reward != "model":
         verifiable = verifiable_reward(params.reward, params.reward_code, tokenizer)
         return lambda batch: by_first(lambda: verifiable(batch)), None
@@ -169,8 +173,8 @@ def reward_of(params: Params, tokenizer: Any) -> tuple[RewardFunction, Any]:
 def judge_of(reward: RewardFunction, panel: Panel | None, tokenizer: Any) -> Callable[[Batch], dict[str, float]]:
     """The judge: means over a batch of its own score, of the reward, and of whether the content is right.
 
-    With a panel its score is the panel's utility, and the content is what the answer says without the closing. Without
-    one it is the reward. How right a content is, the measure of the row's task says.
+    With a panel its score is the panel's utility, without one it is the reward. `content` is the mean of how right the
+    answers are, a closing aside: the measure of the row's task says it.
     """
 
     def judge(batch: Batch) -> dict[str, float]:

@@ -76,7 +76,7 @@ def run(params: Params, stage: Stage) -> None:
         model,
         groups,
         params.training,
-        rated=_rated(model, tokenizer, "train", params.training.attributes),
+        rated=_read_ratings(model, tokenizer, "train", params.training.attributes),
         seed=stage.seed_of("order"),
         checkpoint=checkpoint,
         progress=stage.progress,
@@ -84,14 +84,19 @@ def run(params: Params, stage: Stage) -> None:
     trained = _mean_reward(model, groups[0])
     if params.method == "lora":
         merge(model)
-    _normalise(model, tokenizer, params)
+    _set_reward_scale(model, tokenizer, params)
 
     # 3. Compare with annotators on prompts that were not trained on.
     heldout = _fitting(model, tokenizer, grouped(heldout_rows), HELDOUT)
     by_head = group_heads(model, heldout, batch_size=params.batch_size)  # (K, heads) per prompt
-    by_words = bag_of_words(groups, heldout)
-    ties = (params.training.ties, params.training.tie_parameter)
-    figures, bins = heldout_figures(heldout_rows, heldout, by_head, by_words, ties, _interval(stage))
+    figures, bins = heldout_figures(
+        heldout_rows,
+        heldout,
+        by_head=by_head,
+        by_words=bag_of_words(groups, heldout),
+        ties=(params.training.ties, params.training.tie_parameter),
+        interval=_interval(stage),
+    )
     if params.require_above_chance and figures["pair_accuracy"] <= 0.5:
         raise Problem(
             f"reward: held-out pairs are ordered right in {figures['pair_accuracy']:.3f} of "
@@ -103,9 +108,9 @@ def run(params: Params, stage: Stage) -> None:
     model.config.reward_temperature = figures["temperature"]
     save_model(model, tokenizer, OUT)
     check_read_back(OUT, trained, lambda: _mean_reward(load_reward(OUT), groups[0]))
-    scores = _normalised(model, by_head)
+    scores = _normalised_rewards(model, by_head)
     report = dict(figures)
-    report |= _score_figures(scores, heldout)
+    report |= _distribution(scores, heldout)
     report["steps"] = len(history)
     report["train_prompts"] = len(groups)
     report["train_rankings"] = len(train_rows)
@@ -113,8 +118,8 @@ def run(params: Params, stage: Stage) -> None:
     report["train_loss_last"] = history[-1]["loss"]
     report["reward_mean"] = model.config.reward_mean
     report["reward_std"] = model.config.reward_std
-    report |= _attribute_figures(model, tokenizer, params)
-    report |= _benchmark_figures(model, tokenizer, params.batch_size)
+    report |= _judged_attributes(model, tokenizer, params)
+    report |= _judged_benchmarks(model, tokenizer, params.batch_size)
     stage.report(report)
     _print_comparison(figures)
     _draw(history, bins, histogram(scores, [ranked_first(group) for group in heldout]))
@@ -122,7 +127,7 @@ def run(params: Params, stage: Stage) -> None:
 
 
 def _fingerprint(params: Params, seed: int) -> dict[str, Any]:
-    """What decides the weights: a checkpoint of anything else is of another run."""
+    """What decides the weights: a checkpoint with other values is discarded."""
     fingerprint = params.training.model_dump(exclude={"checkpoint_every"})
     fingerprint |= params.model_dump(include={"heads", "method", "lora"})
     fingerprint["seed"] = seed
@@ -155,7 +160,7 @@ def _fitting(model: Any, tokenizer: Any, groups: list[Group], path: Path) -> lis
     return fitting
 
 
-def _rated(model: Any, tokenizer: Any, split: str, names: list[str]) -> list[Rated]:
+def _read_ratings(model: Any, tokenizer: Any, split: str, names: list[str]) -> list[Rated]:
     """The rated answers of a split; Problem when an attribute has none."""
     if not names:
         return []
@@ -170,8 +175,8 @@ def _rated(model: Any, tokenizer: Any, split: str, names: list[str]) -> list[Rat
     return rated
 
 
-def _normalise(model: Any, tokenizer: Any, params: Params) -> None:
-    """Give the rewards of the first candidates mean 0 and standard deviation 1."""
+def _set_reward_scale(model: Any, tokenizer: Any, params: Params) -> None:
+    """Put the mean and standard deviation of the first candidates' rewards into the model: normalised they are 0, 1."""
     candidates = []
     for row in read_parquet(CANDIDATES)[: params.reference_prompts]:
         candidates.append(Group(row["id"], row["prompt"], row["answers"]))
@@ -184,7 +189,7 @@ def _mean_reward(model: Any, group: Group) -> float:
     return mean(raw_scores(model, group.sequences, batch_size=len(group.sequences)))
 
 
-def _normalised(model: Any, by_head: list[Tensor]) -> list[list[float]]:
+def _normalised_rewards(model: Any, by_head: list[Tensor]) -> list[list[float]]:
     """The normalised rewards of every group's answers, from their raw ones (K, heads)."""
     mean, std = model.config.reward_mean, model.config.reward_std
     scores = []
@@ -194,7 +199,7 @@ def _normalised(model: Any, by_head: list[Tensor]) -> list[list[float]]:
     return scores
 
 
-def _score_figures(scores: list[list[float]], groups: list[Group]) -> dict[str, float]:
+def _distribution(scores: list[list[float]], groups: list[Group]) -> dict[str, float]:
     """Where the normalised rewards of the groups' answers lie."""
     all_scores: list[float] = []
     all_answers: list[str] = []
@@ -204,17 +209,17 @@ def _score_figures(scores: list[list[float]], groups: list[Group]) -> dict[str, 
     return score_figures(all_scores, all_answers)
 
 
-def _attribute_figures(model: Any, tokenizer: Any, params: Params) -> dict[str, float]:
+def _judged_attributes(model: Any, tokenizer: Any, params: Params) -> dict[str, float]:
     """How well the attributes of held-out answers are predicted; nothing without attributes."""
     names = params.training.attributes
-    heldout = _rated(model, tokenizer, "heldout", names)
+    heldout = _read_ratings(model, tokenizer, "heldout", names)
     if not heldout:
         return {}
     raw = raw_outputs(model, sequences_of(heldout), batch_size=params.batch_size)
     return attribute_figures(names, attributes_of(model, raw), values_of(heldout).float())
 
 
-def _benchmark_figures(model: Any, tokenizer: Any, batch_size: int) -> dict[str, float]:
+def _judged_benchmarks(model: Any, tokenizer: Any, batch_size: int) -> dict[str, float]:
     """`benchmark_<file>` and `benchmark_<file>_<subset>`: the share of pairs ordered right, of every file."""
     figures = {}
     for file in sorted(BENCHMARKS.glob("*.parquet")):

@@ -30,7 +30,7 @@ class Prompt:
 class Pass:
     """The rows of a batch that share a forward pass."""
 
-    rows: list[int]  # their numbers in the batch
+    rows: list[int]  # indices into the batch
     prompts: TokenIds
     answers: TokenIds
 
@@ -50,18 +50,18 @@ class Batch:
 
     @property
     def ids(self) -> list[str]:
-        """The row ids of the prompts, for messages."""
+        """For messages."""
         return [prompt.id for prompt in self.prompts]
 
     def passes(self, rows: Sequence[int]) -> list[Pass]:
-        """The passes over the rows of these numbers, the shortest first."""
+        """The passes over the rows of these indices, the shortest rows first."""
         passes = tight_batches(self._lengths(), self.batch_size, rows, tokens=self.tokens)
-        return [self._pass(numbers) for numbers in passes]
+        return [self._pass(indices) for indices in passes]
 
     def map(self, work: Callable[[Pass], Iterable[Result]]) -> list[Result]:
-        """The results for rows 0 to N-1, in every process: `work` gives those of the rows of one pass."""
+        """A result per row, in the order of the rows, in every process; `work` gives those of the rows of one pass."""
         passes = tight_batches(self._lengths(), self.batch_size, tokens=self.tokens)
-        return spread(passes, lambda numbers: work(self._pass(numbers)))
+        return spread(passes, lambda indices: work(self._pass(indices)))
 
     def _lengths(self) -> list[int]:
         return lengths_of([prompt.tokens for prompt in self.prompts], self.answers)

@@ -3,7 +3,7 @@
 1 `roll_out`             an answer to each prompt
 2 `score`                a score for each whole answer (`apply_missing_eos`: what one without EOS gets instead);
                          log-probs of policy and reference, values of the critic
-3 `token_rewards`        the KL penalty at each token, the score at the end
+3 `token_rewards`        the KL penalty at each token, the score once (`score_at` says at which state)
 4 `estimate_advantages`  generalised advantage estimation
 5 `update`               steps of policy and critic along clipped losses
 
@@ -65,8 +65,10 @@ class Episodes:
 def roll_out(models: ActorCritic, prompts: Sequence[Prompt], env: Environment, config: PPOConfig, seed: int) -> Batch:
     """1. One sampled answer per prompt, cut after its first EOS, with the log-probs of its tokens.
 
-    With several processes the first draws all answers, or each draws those of its passes; one process would draw the
-    same. Answers of another engine come without log-probs: the engine's are close to the policy's, and not the same.
+    With `streams: one` a single stream of random numbers runs through all rows, so the first process draws every
+    answer. With `per_pass` each pass has a stream of its own, and the processes share the passes. Neither way depends
+    on the number of processes. Answers of another engine come without log-probs: the engine's are close to the
+    policy's, and not the same.
     """
     tokens = [prompt.tokens for prompt in prompts]
     limit = training_tokens(models.policy, logits=True)
@@ -74,7 +76,7 @@ def roll_out(models: ActorCritic, prompts: Sequence[Prompt], env: Environment, c
     if generate is not None:
         return Batch(prompts, by_first(lambda: generate(models, tokens, seed)), config.batch_size, tokens=limit)
 
-    def draw(rows: Sequence[int], seed: int) -> list[tuple[list[int], list[float]]]:
+    def draw(rows: Sequence[int], stream: int) -> list[tuple[list[int], list[float]]]:
         answers, logprobs = sampled(
             models.policy,
             [tokens[row] for row in rows],
@@ -83,7 +85,7 @@ def roll_out(models: ActorCritic, prompts: Sequence[Prompt], env: Environment, c
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
             batch_size=config.batch_size,
-            seed=seed,
+            seed=stream,
         )
         return list(zip(answers, logprobs, strict=True))
 
@@ -91,7 +93,8 @@ def roll_out(models: ActorCritic, prompts: Sequence[Prompt], env: Environment, c
         drawn = by_first(lambda: draw(range(len(prompts)), seed))
     else:
         passes = batches_by_length([len(ids) for ids in tokens], config.batch_size)
-        drawn = spread(passes, lambda rows: draw(rows, seed + passes.index(rows)))
+        stream_of = {rows[0]: seed + number for number, rows in enumerate(passes)}  # by the first row of a pass
+        drawn = spread(passes, lambda rows: draw(rows, stream_of[rows[0]]))
     answers = [answer for answer, _ in drawn]
     return Batch(prompts, answers, config.batch_size, [logprobs for _, logprobs in drawn], limit)
 
@@ -161,13 +164,15 @@ def masks(lengths: Sequence[int], score_at: str) -> tuple[Tensor, Tensor]:
     its value (`padding_mask_p1 = index > last + 1`) and pays the score there. With `score_at: eos` it is the
     end, worth 0, and the score is paid to the EOS itself.
     """
-    length = torch.tensor(lengths).unsqueeze(1)
-    state = torch.arange(max(lengths) + 1).unsqueeze(0)
-    return (state < length)[:, :-1], state < length + (score_at == "after_eos")
+    length = torch.tensor(lengths).unsqueeze(1)  # (N, 1)
+    state = torch.arange(max(lengths) + 1).unsqueeze(0)  # (1, T+1)
+    last_state = length if score_at == "after_eos" else length - 1
+    return (state < length)[:, :-1], state <= last_state
 
 
 def token_rewards(episodes: Episodes, config: PPOConfig, beta: float) -> Tensor:
-    """3. Rewards (N, T+1): the KL penalty -beta (log pi - log reference) at each token, the score once, at the end."""
+    """3. Rewards (N, T+1): the KL penalty -beta (log pi - log reference) at each token, and the score once, at the last
+    state: the one after the EOS, or with `score_at: eos` the one in which the EOS is the action."""
     kl_penalty = -beta * episodes.kl  # (N, T)
     rewards = torch.zeros_like(episodes.values)
     rewards[:, :-1] = kl_penalty
@@ -179,7 +184,7 @@ def token_rewards(episodes: Episodes, config: PPOConfig, beta: float) -> Tensor:
 
 
 def estimate_advantages(rewards: Tensor, episodes: Episodes, config: PPOConfig) -> tuple[Tensor, Tensor]:
-    """4. Advantages (N, T) of the actions, whitened over all of them, and returns (N, T+1) of the states."""
+    """4. Advantages (N, T) of the actions, with `whiten_advantages` whitened over all of them; returns (N, T+1)."""
     advantages, returns = gae(rewards, episodes.values, config.gamma, config.lam)
     advantages = advantages[:, :-1].where(episodes.is_action, 0)
     if config.whiten_advantages:
@@ -211,7 +216,7 @@ def update(
         order = permutation(len(episodes.batch), seed_of("minibatches", episodes.iteration, epoch))
         for minibatch in torch.tensor(order).tensor_split(config.minibatches):
             rows = minibatch.tolist()
-            figures = accumulate_gradient(models, optimizer, episodes, advantages, returns, rows, config)
+            figures = minibatch_gradient(models, optimizer, episodes, advantages, returns, rows, config)
             if epoch == 0 and not steps:
                 check_first_pass(figures, episodes.iteration)
             add_gradients(parameters)
@@ -227,7 +232,7 @@ def update(
     return means
 
 
-def accumulate_gradient(
+def minibatch_gradient(
     models: ActorCritic,
     optimizer: torch.optim.Optimizer,
     episodes: Episodes,
@@ -236,7 +241,7 @@ def accumulate_gradient(
     minibatch: list[int],
     config: PPOConfig,
 ) -> dict[str, float]:
-    """The gradient of a minibatch, pass by pass. Losses and figures are means over the minibatch.
+    """Set the parameters' gradients to those of a minibatch, added up pass by pass. Figures are means over it.
 
     With several processes each takes its passes: its gradients are a share of the sum, the figures are those of all.
     """

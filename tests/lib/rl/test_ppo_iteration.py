@@ -246,7 +246,7 @@ def gradient(batch_size: int, **changes: Any) -> torch.Tensor:
     made = scored(actor_critic, config(batch_size=16), environment())
     advantages, returns = ppo.estimate_advantages(ppo.token_rewards(made, settings, 0.1), made, settings)
     optimizer = torch.optim.SGD(actor_critic.policy_parameters().values(), lr=0.0)
-    figures = ppo.accumulate_gradient(actor_critic, optimizer, made, advantages, returns, list(range(16)), settings)
+    figures = ppo.minibatch_gradient(actor_critic, optimizer, made, advantages, returns, list(range(16)), settings)
     assert figures["largest_log_ratio"] < 1e-5  # ratio 1 on the first minibatch
     assert figures["approx_kl"] < 1e-10
     gradients = []
@@ -303,7 +303,7 @@ def test_an_epoch_has_as_many_steps_as_minibatches_and_the_figures_are_those_of_
     """As `torch.chunk` would divide them, 16 episodes are four minibatches, not five."""
     taken: list[list[int]] = []
     losses: list[float] = []
-    original = ppo.accumulate_gradient
+    original = ppo.minibatch_gradient
 
     def noted(*arguments: Any) -> dict[str, float]:
         figures = original(*arguments)
@@ -311,7 +311,7 @@ def test_an_epoch_has_as_many_steps_as_minibatches_and_the_figures_are_those_of_
         losses.append(figures["policy_loss"])
         return figures
 
-    monkeypatch.setattr(ppo, "accumulate_gradient", noted)
+    monkeypatch.setattr(ppo, "minibatch_gradient", noted)
     settings = config(iterations=1, episodes=episodes, minibatches=minibatches, epochs=2)
     log = run(tmp_path, environment(), settings, models()).log
     assert [len(rows) for rows in taken] == sizes * 2
