@@ -51,7 +51,7 @@ def start(
     )
 
 
-def stop(child: subprocess.Popen[str], seconds: float = 20.0) -> None:
+def stop_child(child: subprocess.Popen[str], seconds: float = 20.0) -> None:
     """Close the pipe and wait for the watchdog to end everything."""
     assert child.stdin is not None
     with contextlib.suppress(OSError):
@@ -61,8 +61,8 @@ def stop(child: subprocess.Popen[str], seconds: float = 20.0) -> None:
 
 
 @contextlib.contextmanager
-def warm(lock: int) -> Iterator[None]:
-    """Keep a warm process (warm.py) of which the children are forks as soon as it listens. May be nested."""
+def warm_process(lock: int) -> Iterator[None]:
+    """In the block there is a warm process (warm.py); once it listens, children are its forks. May be nested."""
     if _warm:
         yield
         return
@@ -71,7 +71,7 @@ def warm(lock: int) -> Iterator[None]:
     try:
         yield
     finally:
-        stop(_warm.pop())
+        stop_child(_warm.pop())
         WARM.unlink(missing_ok=True)
 
 
@@ -89,7 +89,8 @@ class Children:
         with self._lock:
             if self.stopping.is_set():
                 return Ended(130, ["stopped before it started"])
-            child = start(command, subprocess.PIPE, self.inherit, **{ADDRESS: str(WARM)} if _warm else {})
+            address = {ADDRESS: str(WARM)} if _warm else {}
+            child = start(command, subprocess.PIPE, self.inherit, **address)
             self._running.add(child)
         tail: deque[str] = deque(maxlen=TAIL)
         try:
@@ -100,7 +101,7 @@ class Children:
                     on_line(text)
             return Ended(child.wait(), list(tail))
         finally:
-            stop(child)
+            stop_child(child)
             with self._lock:
                 self._running.discard(child)
 
@@ -114,4 +115,4 @@ class Children:
             with contextlib.suppress(OSError):
                 child.stdin.close()
         for child in running:
-            stop(child)
+            stop_child(child)

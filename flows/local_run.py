@@ -94,7 +94,7 @@ def _run_flow(request: Request, lock: int) -> None:
         stages = graph.read_graph(request.targets)
         refuse_oversize(request, stages.may_run(request.force))
         if warm.is_wanted(stages, request.force):
-            stack.enter_context(child.warm(lock))
+            stack.enter_context(child.warm_process(lock))
 
         if process is not None:
             server.ready(process, url)

@@ -1,8 +1,9 @@
 """The post-training flow: bring every stage of dvc.yaml up to date, in order, and say what became of each.
 
-What runs is decided by dvc.yaml and dvc.lock alone; each changed stage is one `dvc repro --single-item` in a
-child process, so `dvc repro` and this flow write the same dvc.lock. Prefect adds when it runs, what happens
-when a stage fails, and where one can look. Run it with `anneal run`, or as a deployment (prefect.yaml).
+What runs is decided by dvc.yaml and dvc.lock alone; each changed stage is brought up to date by DVC in a child
+process (dvc_child.py), as `dvc repro --single-item` would do it, so `dvc repro` and this flow write the same
+dvc.lock. Prefect adds when it runs, what happens when a stage fails, and where one can look. Run it with `anneal
+run`, or as a deployment (prefect.yaml).
 """
 
 from __future__ import annotations
@@ -53,14 +54,15 @@ def post_training(
     """
     with workspace.held() as lock:
         workspace.check()
-        run = Run(graph.of_this_run.get() or checked_graph(targets or ()), Children((lock,)), force)
+        stages = graph.of_this_run.get() or checked_graph(targets or ())
+        run = Run(stages, Children((lock,)), force)
 
         def may_pass_next_time(_task: Any, task_run: TaskRun, _state: State) -> bool:
             """A user's mistake stays one; a crash may not happen again."""
             result = run.outcomes.get(task_run.name)
             return result is None or not result.is_mistake
 
-        one_stage = stage.with_options(
+        one_stage = stage_run.with_options(
             retries=retries, retry_delay_seconds=retry_delay_seconds, retry_condition_fn=may_pass_next_time
         )
 
@@ -69,7 +71,7 @@ def post_training(
             run.futures[name] = one_stage.submit(name, run, wait_for=upstream)  # type: ignore[call-overload]
             return run.futures[name].wrapped_future
 
-        ready = child.warm(lock) if warm.is_wanted(run.graph, force) else nullcontext()
+        ready = child.warm_process(lock) if warm.is_wanted(run.graph, force) else nullcontext()
         with ready, recorded(run), stopped_at_the_end(run), stopped_when_cancelled(run.children):
             in_order(run.graph.edges(), parallel, start)
         show_lineage(run)
@@ -83,10 +85,11 @@ def checked_graph(targets: Sequence[str]) -> Graph:
 
 
 def edge(upstream: str, run: Run) -> Any:
-    """What a stage waits for, in Prefect's terms; the stage above has ended.
+    """What a stage waits for, in Prefect's terms; the stage `upstream` of it has ended.
 
-    `allow_failure` lets failed task runs pass, but not cancelled (skipped) ones, behind which a stage would stay
-    `NotReady`. Both are given as failed, and the edge is drawn all the same.
+    When `reward` failed, `ppo` has to start all the same, to become `Skipped` by our own rule. `allow_failure` would
+    let it pass behind a failed task run, but not behind a cancelled one (what is `Skipped` here): it would stay
+    `NotReady`. So both are given to it as failed, and Prefect draws the edge from `reward` to `ppo`.
     """
     future, result = run.futures[upstream], run.outcomes.get(upstream)
     if result is not None and result.state in DONE:
@@ -95,7 +98,7 @@ def edge(upstream: str, run: Run) -> Any:
 
 
 @task(task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
-def stage(name: str, run: Run) -> State:
+def stage_run(name: str, run: Run) -> State:
     """One stage: skipped, cached, or run by DVC in a child process. Its figures become a table artifact."""
     log = get_run_logger()
     result = bring_up_to_date(name, run.graph, run.outcomes, run.children, force=run.force, on_line=log.info)
@@ -222,7 +225,9 @@ def recorded(run: Run) -> Iterator[None]:
 
 
 def show_lineage(run: Run) -> None:
-    """The same page as an artifact of the flow run, and its artifacts as tags. A run that is stopped has none."""
+    """The lineage page that `recorded` wrote as an artifact of the flow run, and the hashes in it as tags.
+
+    A run that is stopped has neither."""
     ended, lock = run.ended(), read_lock()
     image = lineage.data_uri((lineage.FOLDER / "lineage.svg").read_text(encoding="utf-8"))
     with server_may_be_gone(get_run_logger()):

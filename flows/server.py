@@ -92,7 +92,7 @@ def stopped(process: subprocess.Popen[str]) -> Iterator[None]:
 
             for service in (APILogWorker, EventsWorker):
                 service.drain_all(timeout=5, at_exit=False)
-        child.stop(process)
+        child.stop_child(process)
         _temporary.clear()
         os.environ.pop("PREFECT_API_URL", None)
         os.environ.pop("PREFECT_HOME", None)

@@ -1,4 +1,4 @@
-"""dpo: direct preference optimisation (2305.18290) of the SFT model on rankings, or KTO (2402.01306).
+"""dpo: direct preference optimisation (arXiv 2305.18290) of the SFT model on rankings, or KTO.
 
 Reads   models/sft, data/preferences/{train,heldout}.parquet (with `thumbs` ratings_{train,heldout}.parquet),
         reports/check/rankings.json
@@ -41,7 +41,7 @@ def run(params: Params, stage: Stage) -> None:
     else:
         trained = train_kto(params, stage, SFT, TRAIN, HELD_OUT)
 
-    # 2. Save the policy, an ordinary model again. One process does.
+    # 2. Save the policy, an ordinary model again. One process does; sharded weights are gathered into an untrained one.
     policy = gathered(trained.trainer, lambda: untrained_policy(trained.lora))
     if not is_first():
         return
@@ -69,7 +69,7 @@ def save(policy: Any, trained: TrainedPolicy) -> None:
 
 
 def untrained_policy(lora: Any) -> Any:
-    """The SFT model on the CPU, with adapters if they are what is trained."""
+    """The SFT model on the CPU, with adapters if they are what is trained: the shell for gathered weights."""
     from peft import get_peft_model
 
     policy = load_policy(SFT, on="cpu")

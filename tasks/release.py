@@ -89,7 +89,10 @@ def run(params: Params, stage: Stage) -> None:
 
 
 def _licensed_sources(params: Params) -> list[dict[str, Any]]:
-    """Row counts per source and licence. Raises Problem for a licence that is not listed."""
+    """Row counts per source and licence of what models learn from. Raises Problem for a licence that is not listed.
+
+    Rows of `validation` only choose models, those of the evaluation only judge them.
+    """
     rows = {use: read_parquet(Path(f"data/curated/{use}.parquet"), ["source", "license"]) for use in TRAINING}
     sources = sources_of(rows)
     for source in sources:

@@ -93,7 +93,8 @@ def run(params: Params, stage: Stage) -> None:
     log = train(trainer, stage, fingerprint, {"loss": "loss", "eval_loss": "validation"}, patience=params.patience)
     trainable_parameters = count_trainable(trainer.model)
 
-    # 5. What was trained becomes part of the weights: the model is an ordinary one again.
+    # 5. What was trained becomes part of the weights: the model is an ordinary one again. Sharded weights are gathered
+    #    into an untrained copy.
     model = gathered(trainer, lambda: prepare_model(params.method, fields, load_policy(BASE, on="cpu"), tokenizer))
     if not is_first():
         return

@@ -46,7 +46,7 @@ def address(tmp_path: Path) -> Iterator[str]:
     process = child.start([sys.executable, "-c", start], subprocess.DEVNULL, PYTHONPATH=str(ROOT))
     assert wait_until(Path(tmp_path, "warm").exists)
     yield f"{tmp_path}/warm"
-    child.stop(process)
+    child.stop_child(process)
     assert process.returncode == 130
 
 

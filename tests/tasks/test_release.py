@@ -14,6 +14,7 @@ from tiny_models import instruction, write_model
 
 from tasks import quantize, release
 from tasks.lib.data.rows import INSTRUCTION, write_parquet
+from tasks.lib.data.splits import TRAINING
 from tasks.lib.export.manifest import verify, write_manifest
 from tasks.lib.settings.release import Bounds
 from tasks.lib.stage import Problem, Stage
@@ -35,7 +36,7 @@ def inputs(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(release, "REPORTS", (Path("reports/quantize.json"),))
     write_model(workspace / "models/student")
     rows = [instruction(number) for number in range(30)]
-    for use in release.TRAINING:
+    for use in TRAINING:
         write_parquet(workspace / f"data/curated/{use}.parquet", rows[:10], INSTRUCTION)
     heldout = [row | {"split": split} for row, split in zip(rows[10:], ["rows", "templates"] * 10, strict=True)]
     write_parquet(workspace / "data/curated/evaluation.parquet", heldout, INSTRUCTION)

@@ -1,4 +1,4 @@
-"""One prompt, one split: what drops the rows whose prompt is in an earlier split, and rows that are there twice."""
+"""One prompt, one split: drops rows whose prompt is in a split of higher priority too, and rows that occur twice."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ PARTS = 16  # of the prompts, by their hash
 
 
 def drop_shared_prompts(index: Index, ledger: list[Row]) -> None:
-    """Drop a row whose prompt is in an earlier split of SPLITS: evaluation keeps it, training loses it.
+    """Drop a row whose prompt is also in a split of higher priority (SPLITS): evaluation keeps it, training loses it.
 
-    Of rows with equal ids, which equal raw rows make, the first one stays. A part of all prompts at a time, because
-    sorting takes memory; a row with an equal id has an equal prompt, so it is in the same part.
+    Equal raw rows make rows of equal ids, of which the first one stays. Sorting takes memory, so the prompts are done
+    in PARTS; rows of equal ids have equal prompts, so they are in one part.
     """
     is_kept = np.zeros(len(index.rows), bool)
     entries: dict[int, Row] = {}  # number of a row in the index -> its entry in the ledger
@@ -28,10 +28,11 @@ def drop_shared_prompts(index: Index, ledger: list[Row]) -> None:
         is_kept[numbers[at_home[first_of_id]]] = True
         for i in np.flatnonzero(~is_kept[numbers]):
             row, split = rows[i], SPLITS[first_split[i]]
-            entry = {"id": f"{row.id:016x}", "rule": "rendered twice", "detail": f"raw row {row.raw:016x}"}
-            if SPLITS[row.split] != split:
-                entry |= {"rule": "prompt in two splits", "detail": f"{SPLITS[row.split]}: also {split}"}
-            entries[int(numbers[i])] = entry
+            if SPLITS[row.split] == split:
+                rule, detail = "rendered twice", f"raw row {row.raw:016x}"
+            else:
+                rule, detail = "prompt in two splits", f"{SPLITS[row.split]}: also {split}"
+            entries[int(numbers[i])] = {"id": f"{row.id:016x}", "rule": rule, "detail": detail}
     for number in sorted(entries):
         ledger.append(entries[number])
     index.keep(np.flatnonzero(is_kept))

@@ -56,12 +56,10 @@ def train_dpo(params: Params, stage: Stage, sft: Path, train_file: Path, held_ou
         refuse_modules("dpo.lora", lora, model)
     pairs = read_pairs(tokenizer, train_file, params.pairs_per_prompt, config.max_length)
     held_out = read_pairs(tokenizer, held_out_file, params.pairs_per_prompt, config.max_length)
-    dropped = f"{pairs.too_long} dropped, longer than {config.max_length} tokens"
-    print(f"dpo: {len(pairs.rows)} pairs; {dropped}", flush=True)
+    print(f"dpo: {len(pairs.rows)} pairs; {pairs.too_long} dropped, longer than {config.max_length} tokens", flush=True)
 
-    # 3. The reference is the SFT model: loaded a second time, or the policy with its adapter off; where its
-    #    log-probabilities are computed before training, the policy itself before its first step.
-    torch.manual_seed(stage.seed_of("adapter"))
+    # 3. The reference is the SFT model: loaded a second time, or the policy with its adapter off. TRL computes its
+    #    log-probabilities in every step; with precompute_ref_log_probs the policy does, before its first step.
     reference = None
     if lora is None and not config.precompute_ref_log_probs:
         reference = load_policy(sft, on=loading_place())
@@ -72,7 +70,9 @@ def train_dpo(params: Params, stage: Stage, sft: Path, train_file: Path, held_ou
         settings["data_collator"] = with_shared_batches(DataCollatorForPreference(pad_id(tokenizer)))
         settings["groups"] = rows_by_prompt(pairs.rows)
 
-    # 4. Train.
+    # 4. Train. `reference`, `groups`, `lengths`, `ids` and `first_loss` are not TRL's: see stage_trainer and
+    #    reference_cache.py.
+    torch.manual_seed(stage.seed_of("adapter"))  # TRL makes it
     trainer = stage_trainer(trainer_class(params.share_prompt, config.precompute_ref_log_probs))(
         model=model,
         ref_model=reference,
@@ -92,7 +92,7 @@ def train_dpo(params: Params, stage: Stage, sft: Path, train_file: Path, held_ou
 
 
 def read_pairs(tokenizer: Any, path: Path, per_prompt: int, max_length: int | None) -> TokenizedFile:
-    """The pairs of a file of rankings."""
+    """The pairs of a file of rankings as ids, at most `per_prompt` of a prompt; longer ones are dropped and counted."""
     pairs, figures = pairs_of(read_parquet(path), per_prompt)
     rows, too_long = tokenize_pairs(tokenizer, pairs, max_length, path)
     return TokenizedFile(rows, too_long, figures)
@@ -110,6 +110,10 @@ def trainer_class(share_prompt: bool, precompute_reference: bool) -> Any:
 
 
 def first_loss(config: Any) -> float | None:
-    """What the loss must be at the start, where policy and reference are one: log 2; None where it is not known."""
+    """What the loss must be at the start, where policy and reference are one: log 2 with the plain loss, else None.
+
+    None also where the reference's log-probabilities come from other batches, before training: in 16 bits they differ
+    by more than the check allows.
+    """
     is_plain = config.loss_type == ["sigmoid"] and not config.label_smoothing and not config.use_weighting
     return math.log(2) if is_plain and not config.precompute_ref_log_probs else None

@@ -2,8 +2,9 @@
 
     {"prompt": "Q", "answers": ["Yes.", "No.", "So what?"], "ranks": [0, 1, 1], "annotator": "ada", "strength": 0.5}
 
-Rank 0 is the best, equal ranks are a tie, gaps are closed. `scores`, larger is better, may replace `ranks`. In
-a table the lists are JSON in a cell. A row with `skipped` is dropped (`cancelled`): the annotator abstained.
+Rank 0 is the best, equal ranks are a tie, gaps are closed. `scores`, larger is better, may replace `ranks`; a row with
+both is refused. In a table the lists are JSON in a cell. A row with `skipped` is dropped (`cancelled`): the annotator
+abstained.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def is_ranking(row: Row) -> bool:
 
 
 def read(export: Export) -> Iterator[Ranking | Dropped]:
-    """A ranking per row."""
+    """A ranking per row, or what was dropped in its place. Problem for a row that is neither."""
     for where, row in export.rows:
         if row.get("skipped"):
             yield Dropped(where, "cancelled", "the annotator skipped the prompt")

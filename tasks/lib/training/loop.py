@@ -1,4 +1,4 @@
-"""The training loop of the stages that train without TRL: base, reward and distill.
+"""The training loop of base, reward and distill: plain steps on batches that are known beforehand.
 
 A stage gives what differs: the gradients of a step, its learning rate, the optimiser. What they share is here: the
 gradient is clipped, nothing that is not finite reaches the weights, the state is saved every few steps and when the run
