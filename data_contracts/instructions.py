@@ -1,6 +1,6 @@
 """Instructions: what SFT, sampling, PPO and distillation train on.
 
-A row asks something and holds the answer that is learned. `label` is the answer without style; if `choices`
+A row asks something and holds the answer that is learned. `label` is the answer without the closing; if `choices`
 are given it is one of them. A prompt is in one split only. In the pipeline, the raw rows are judged in the same
 process.
 """

@@ -24,10 +24,10 @@ import numpy as np
 
 from tasks.lib.data.instructions import Plan, check_heldout, render_block, source_templates
 from tasks.lib.data.mixing import quotas, t0_quotas, unit_interval
+from tasks.lib.data.one_split import keep_in_one_split
 from tasks.lib.data.row_index import Index, index_of, table_of, write_selected
 from tasks.lib.data.rows import LEDGER, Row, write_parquet
 from tasks.lib.data.shards import Shard, processes, render_shards
-from tasks.lib.data.shared_prompts import drop_shared_prompts
 from tasks.lib.data.sources import Source, find_sources, read_rows, read_source
 from tasks.lib.data.splits import SPLITS, TRAINING
 from tasks.lib.data.templates import Template
@@ -56,7 +56,7 @@ def run(params: Params, stage: Stage) -> None:
 
     # 3. No prompt in two splits, then the mix of tasks.
     index = index_of(shards)
-    drop_shared_prompts(index, ledger)
+    keep_in_one_split(index, ledger)
     rendered = len(index.rows)
     mix(params, index)
     if not np.any(index.rows.split == SPLITS.index("train")):

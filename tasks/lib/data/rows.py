@@ -72,7 +72,7 @@ INSTRUCTION = _schema(
     ("messages", MESSAGES),
     ("answer", pa.string()),
     ("choices?", pa.list_(pa.string())),  # null: the answer is free text
-    ("label", pa.string()),  # the bare answer, without style
+    ("label", pa.string()),  # the bare answer, without the closing
     ("measure", pa.string()),  # how an answer is compared with the label: exact, number ...; regex:PATTERN
     ("row", pa.string()),  # content id of the raw row: the renderings of one row share it
     ("text", pa.string()),  # the raw row without its label: what duplicates and contamination compare

@@ -92,12 +92,12 @@ def pass_gate(
 
 
 def _compared(name: str, folder: Path, reference: Reference, params: Params) -> dict[str, float]:
-    """One format: its drift, its exact match or score, the loss. Raises Problem for what no bound allows."""
+    """One format: its logits, its exact match or score, the loss. Raises Problem for what no bound allows."""
     model = FORMATS[name].read(folder)
     conversations = [row["messages"] for row in reference.rows]
     for line in FORMATS[name].check(folder, model, reference.tokenizer, conversations):
         print(f"release: {name}: {line}", flush=True)
-    figures = drift(reference.model, model, reference.prompts, reference.answers, params.batch_size)
+    figures = logit_differences(reference.model, model, reference.prompts, reference.answers, params.batch_size)
     answers = _greedy_answers(model, reference.tokenizer, reference.prompts, params)
     expected = reference.figures_of(reference.rows, reference.answers)
     actual = reference.figures_of(reference.rows, answers)
@@ -106,7 +106,7 @@ def _compared(name: str, folder: Path, reference: Reference, params: Params) -> 
 
 
 @torch.no_grad()
-def drift(
+def logit_differences(
     reference: PreTrainedModel,
     model: PreTrainedModel,
     prompts: Sequence[Ids],

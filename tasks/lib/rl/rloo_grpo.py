@@ -102,8 +102,8 @@ def train(
 def configured(Config: type, config: PPOConfig, given: Mapping[str, Any], stage: Stage) -> Any:
     """TRL's config that does what the section says.
 
-    `batch_size` changes speed and memory only: a forward pass has the largest number of rows, up to it, that divides
-    those of an update. Problem for a field of `given` that a key of the section sets, or that would have no effect.
+    A forward pass of an update has the largest number of rows, up to `batch_size`, that divides those of the update.
+    Problem for a field of `given` that a key of the section sets, or that would have no effect.
     """
     for name in given:
         reason = _why_not(name)

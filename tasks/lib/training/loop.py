@@ -62,6 +62,7 @@ def train_steps(
             done = step + 1
             log.append({"step": done, "loss": loss.item(), **figures})
             progress(done, steps, loss=loss.item(), **figures)
+            # after the last step the caller saves the model, and then clears the checkpoint
             if signals or (done % save_every == 0 and done < steps):
                 weights = {WEIGHTS + name: weight for name, weight in _trained(model).items()}
                 checkpoint.save(done, weights | optimizer_tensors(optimizer), log)
@@ -74,8 +75,8 @@ def train_steps(
 def warmup_then_cosine(step: int, steps: int, warmup: int, *, floor: float = 0.1, falls_at_once: bool = False) -> float:
     """Factor of the learning rate at step 0 to steps - 1: a line up to 1 in `warmup` steps, then a cosine to `floor`.
 
-    The cosine would reach `floor` one step after the last. Its first step has factor 1, as the last of the warm-up has;
-    with `falls_at_once` it is already below 1.
+    Step `warmup + i` is at i / n of the cosine, n = steps - warmup, so that i = 0 has factor 1 as the last of the
+    warm-up has; with `falls_at_once` at (i + 1) / (n + 1). The step after the last would have `floor`.
     """
     if step < warmup:
         return (step + 1) / warmup

@@ -11,7 +11,7 @@ from tasks.lib.data.splits import SPLITS
 PARTS = 16  # of the prompts, by their hash
 
 
-def drop_shared_prompts(index: Index, ledger: list[Row]) -> None:
+def keep_in_one_split(index: Index, ledger: list[Row]) -> None:
     """Drop a row whose prompt is also in a split of higher priority (SPLITS): evaluation keeps it, training loses it.
 
     Equal raw rows make rows of equal ids, of which the first one stays. Sorting takes memory, so the prompts are done
