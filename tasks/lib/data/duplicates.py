@@ -91,7 +91,7 @@ def contamination(
     """Yield each training text's matches that cover at least `coverage` of an evaluation text, best first.
 
     Both are (id, text). A match is a run of at least `size` words that is in both texts (GPT-3, arXiv 2005.14165,
-    appendix C, finds collisions by n-grams; half a text is Tülu 3's rule, 2411.15124).
+    appendix C, finds collisions by n-grams; half a text is Tülu 3's rule, arXiv 2411.15124).
     A text of fewer than `size` words matches only as a whole: shorter runs are shared by chance.
     """
     lengths: dict[str, int] = {}  # evaluation id -> its number of words

@@ -70,7 +70,7 @@ def best(items: Sequence[Item], scores: Mapping[str, float], count: int, max_sim
     """The `count` items of the highest scores, none of which is too like a better one.
 
     A few good and different rows teach more than many (LIMA, arXiv 2305.11206; scores of a judge choose them in
-    AlpaGasus, 2307.08701). Likeness is the Jaccard similarity of 3-word shingles. Equal scores: by id.
+    AlpaGasus, arXiv 2307.08701). Likeness is the Jaccard similarity of 3-word shingles. Equal scores: by id.
     """
     ordered = sorted(items, key=lambda item: (-scores[item.id], item.id))
     too_like = {i for i, _, _ in near_duplicates(ordered, max_similarity)}

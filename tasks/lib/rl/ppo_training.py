@@ -119,8 +119,8 @@ def next_prompts(env: Environment, count: int, iteration: int) -> list[Prompt]:
 
 
 def next_prompt_numbers(env: Environment, count: int, iteration: int) -> list[int]:
-    """The next `count` places in an endless stream of prompts, which is shuffled again for each pass over them."""
-    orders: dict[int, list[int]] = {}  # of each pass over the prompts
+    """The next `count` places in an endless stream of prompts, which is shuffled again in each epoch."""
+    orders: dict[int, list[int]] = {}  # of each epoch
     numbers = []
     for place in range((iteration - 1) * count, iteration * count):
         epoch, position = divmod(place, len(env.prompts))

@@ -20,7 +20,7 @@ class Training(BaseModel, extra="forbid"):
     on_policy: Share
     """Fraction of the steps on the student's own answers, which the teacher corrects; each costs a generation."""
     epochs: int = Field(gt=0)
-    """Passes over the prompts."""
+    """How often each prompt is trained on."""
     batch_size: int = Field(gt=0)
     """Prompts of one step."""
     learning_rate: float = Field(gt=0)

@@ -16,7 +16,7 @@ class Training(BaseModel, extra="forbid"):
     optimizer: Literal["muon", "adamw"]
     """Muon trains all weights of a small model; AdamW is for everything else."""
     epochs: int = Field(ge=1)
-    """Passes over the rankings."""
+    """How often each ranking is trained on."""
     prompts_per_step: int = Field(ge=1)
     """Prompts of one step; each comes with all its answers and annotators."""
     tokens_per_pass: int | None = Field(ge=1)

@@ -334,7 +334,7 @@ def test_a_warning_names_a_constant_reward(tmp_path: Path, capsys: pytest.Captur
 # --- runs ---
 
 
-def test_every_prompt_is_taken_once_per_pass() -> None:
+def test_every_prompt_is_taken_once_per_epoch() -> None:
     drawn: list[str] = []
     for iteration in (1, 2, 3, 4):
         drawn += [prompt.id for prompt in ppo_training.next_prompts(environment(), 8, iteration)]
