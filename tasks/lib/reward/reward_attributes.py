@@ -83,15 +83,17 @@ def attribute_loss(model: Any, rated: Sequence[Rated], total: int) -> Tensor:
     return (predicted - given.nan_to_num()).square()[is_rated].sum() / total
 
 
-def rated_batches(model: Any, rated: Sequence[Rated], epochs: int, steps: int, seed: int) -> list[list[Rated]]:
-    """All epochs over the rated answers, spread evenly over the steps; keeps the attributes' scales in the model."""
-    if not rated:
-        return [[] for _ in range(steps)]
+def set_scales(model: Any, rated: Sequence[Rated]) -> None:
+    """Keep the mean and standard deviation of each attribute in the model's configuration."""
     scales = []
     for column in values_of(rated).T:
         given = column[~column.isnan()]
         scales.append([given.mean().item(), max(given.std(correction=0).item(), 1e-6)])  # not 0: it divides
     model.config.reward_attribute_scales = scales
+
+
+def rated_batches(rated: Sequence[Rated], epochs: int, steps: int, seed: int) -> list[list[Rated]]:
+    """All epochs over the rated answers, spread evenly over the steps."""
     order: list[Rated] = []
     for epoch in range(epochs):
         shuffled = list(rated)

@@ -15,7 +15,7 @@ from tasks.lib.reward.annotator_weights import reliability_weights
 from tasks.lib.reward.ensemble import bootstrap_counts
 from tasks.lib.reward.groups import Group, all_sequences, batch_ranks
 from tasks.lib.reward.ranking_loss import pairs, ranking_loss, total_weight
-from tasks.lib.reward.reward_attributes import Rated, attribute_loss, rated_batches, sequences_of, values_of
+from tasks.lib.reward.reward_attributes import Rated, attribute_loss, rated_batches, sequences_of, set_scales, values_of
 from tasks.lib.reward.reward_model import heads_of, outputs
 from tasks.lib.reward.shared_prompt import refuse_unless_equal, row_length, shared_outputs
 from tasks.lib.settings.reward import Training
@@ -43,7 +43,9 @@ def train(
     dropout.
     """
     batches = _batches(groups, how, seed)
-    rated_of_step = rated_batches(model, rated, how.epochs, len(batches), seed)
+    if rated:
+        set_scales(model, rated)
+    rated_of_step = rated_batches(rated, how.epochs, len(batches), seed)
     weight_of = reliability_weights(groups) if how.annotator_weights == "reliability" else None
     if how.share_prompt:
         refuse_unless_equal(model, groups[0])
@@ -60,6 +62,7 @@ def train(
         return f"lower reward.training.learning_rate, or look at the rankings {first_of_each[:200]}"
 
     Optimizer: Any = Muon if how.optimizer == "muon" else torch.optim.AdamW
+    # Muon takes the model, in which it tells the matrices of the layers from embeddings and head
     trained = model if how.optimizer == "muon" else [p for p in model.parameters() if p.requires_grad]
     return train_steps(
         "reward",
@@ -103,7 +106,7 @@ def backward_of_step(
     ranks = batch_ranks(batch)[1].to(model.device)
     totals = [total_weight(ranks, of_head, how.ties) for of_head in weights.unbind(-1)]
     whole = Whole(torch.stack(totals), counts.mean(0), int((~pairs(ranks)[3]).sum()))
-    loss, right = torch.zeros((), device=model.device), 0
+    loss, right = torch.zeros((), device=model.device), 0.0
     for groups in passes_of(batch, how.share_prompt, tokens):
         part, right_in_part = _loss(model, groups, how, whole, _weights_of_rankings(model, groups, weight_of, seed)[0])
         part.backward()
@@ -148,18 +151,19 @@ def _padded(sequences: Sequence[Sequence[int]]) -> int:
     return len(sequences) * max(map(len, sequences))
 
 
-def _loss(model: Any, groups: list[Group], how: Training, whole: Whole, weights: Tensor) -> tuple[Tensor, int]:
+def _loss(model: Any, groups: list[Group], how: Training, whole: Whole, weights: Tensor) -> tuple[Tensor, float]:
     """The part of some groups in a step's loss, a scalar, and how many of their pairs the mean reward orders right.
+    Equal rewards count a half, as in accuracy.py.
 
     The loss is the mean over the heads of the ranking loss, of each on its own bootstrap sample of the prompts.
     `weights` (R, heads): how much each of the groups' R rankings counts.
     """
-    places, ranks = batch_ranks(groups)  # (R, K) each
-    places, ranks = places.to(model.device), ranks.to(model.device)
+    answer_index, ranks = batch_ranks(groups)  # (R, K) each
+    answer_index, ranks = answer_index.to(model.device), ranks.to(model.device)
     scored = (
         shared_outputs(model, groups) if how.share_prompt else outputs(model, all_sequences(groups))
     )  # (answers, N)
-    by_head = heads_of(model, scored)[places]  # (R, K, heads)
+    by_head = heads_of(model, scored)[answer_index]  # (R, K, heads)
     margins = by_head.new_tensor(_strengths(groups)) * how.strength_margin if how.strength_margin else None  # (R,)
     losses = []
     of_heads = zip(by_head.unbind(-1), weights.unbind(-1), whole.totals, whole.shares, strict=True)
@@ -178,14 +182,15 @@ def _loss(model: Any, groups: list[Group], how: Training, whole: Whole, weights:
     row, better, worse, is_tie = pairs(ranks)
     means = by_head.detach().mean(-1)  # (R, K)
     margin = (means[row, better] - means[row, worse])[~is_tie]
-    return torch.stack(losses).mean(), int((margin > 0).sum())
+    return torch.stack(losses).mean(), (margin > 0).sum().item() + (margin == 0).sum().item() / 2
 
 
 def _weights_of_rankings(
     model: Any, groups: list[Group], weight_of: dict[str, float] | None, seed: int
 ) -> tuple[Tensor, Tensor]:
     """(weights, counts), both (R, heads): how much each ranking of the groups counts for a head, by its annotator and
-    by its prompt; and how often a head drew it. `weight_of`: of each annotator; None: all the same."""
+    by its prompt; and how often a head drew it (a single head: once). `weight_of`: of each annotator; None: all the
+    same."""
     heads = getattr(model.config, "reward_heads", 1)
     counts = torch.tensor(_bootstrap_counts(groups, heads, seed), dtype=torch.float32, device=model.device)
     weights = counts + LEAST_WEIGHT if heads > 1 else counts

@@ -20,6 +20,7 @@ from tasks.lib.reward.reward_attributes import (
     attribute_loss,
     rated_answers,
     rated_batches,
+    set_scales,
 )
 from tasks.lib.reward.reward_model import from_policy
 from tasks.lib.reward.scoring import scored
@@ -79,7 +80,8 @@ def test_the_loss_is_the_squared_error_in_standard_deviations_of_what_was_rated(
     rated = rated_answers(rows, ["helpfulness", "honesty"], world.tokenizer(), None)
     assert [answer.values[0] for answer in rated] == [1.0, 3.0]  # two annotators of one answer: their mean
     assert math.isnan(rated[0].values[1])
-    batches = rated_batches(model, rated * 5, epochs=2, steps=4, seed=1)
+    set_scales(model, rated * 5)
+    batches = rated_batches(rated * 5, epochs=2, steps=4, seed=1)
     assert [len(batch) for batch in batches] == [5] * 4
     assert model.config.reward_attribute_scales[0] == [2.0, 1.0]
     assert attribute_loss(model, rated, 3).item() == pytest.approx(2 / 3)

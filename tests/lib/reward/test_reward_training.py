@@ -86,6 +86,14 @@ def test_training_with_a_shared_prompt_ends_in_the_same_weights(tokenizer, tmp_p
     assert all(torch.allclose(tensor, together[name], atol=1e-4) for name, tensor in apart.items())
 
 
+def test_equal_rewards_order_a_pair_half_right_as_in_the_report(tokenizer):
+    batch = tokenize(tokenizer, grouped([world.ranking("ada", ["good", "bad"], [0, 1], "The tea was fine")]), None)
+    model = from_policy(world.policy(), seed=1)
+    torch.nn.init.zeros_(model.score.weight)
+    _, figures = backward_of_step(model, batch, [], settings(), None, seed=3)
+    assert figures["accuracy"] == 0.5
+
+
 @pytest.mark.parametrize("share_prompt", [False, True])
 @pytest.mark.parametrize("heads", [1, 3])
 def test_passes_of_few_tokens_add_up_to_the_gradient_of_one_pass(tokenizer, share_prompt, heads):
