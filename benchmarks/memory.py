@@ -29,8 +29,8 @@ TRL = ["trl", "trl_fast"]
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 ROWS = 8  # of a step
 TRAINER = {
-    "max_length": 256, "max_steps": 6, "per_device_train_batch_size": ROWS, "per_device_eval_batch_size": ROWS,
-    "learning_rate": 1e-4, "warmup_steps": 0, "eval_steps": 6, "save_steps": 1000,
+    "max_length": 256, "max_steps": 2, "per_device_train_batch_size": ROWS, "per_device_eval_batch_size": ROWS,
+    "learning_rate": 1e-4, "warmup_steps": 0, "eval_steps": 2, "save_steps": 1000,
 }  # fmt: skip
 SETTINGS: dict[str, dict[str, Any]] = {
     "sft": {
@@ -99,13 +99,13 @@ def candidate(draw: random.Random, number: int) -> Row:
 def write_data() -> None:
     """The rows of all stages, in the current folder."""
     draw = random.Random(0)
-    counts = {"train": 64, "validation": 16, "policy": 96, "preference": 32}
+    counts = {"train": 24, "validation": 8, "policy": 96, "preference": 32}
     for split, count in counts.items():
         rows = [instruction(draw, number, split) for number in range(count)]
         write_parquet(Path(f"data/curated/{split}.parquet"), rows, INSTRUCTION)
     rows = [instruction(draw, number, "rows") for number in range(64)]
     write_parquet(Path("data/curated/evaluation.parquet"), rows, INSTRUCTION)
-    for split, count in {"train": 4 * ROWS, "heldout": 16}.items():
+    for split, count in {"train": 2 * ROWS, "heldout": ROWS}.items():
         rankings = [ranking(draw, 1000 * count + number) for number in range(count)]
         write_parquet(Path(f"data/preferences/{split}.parquet"), rankings, RANKING)
     candidates = [candidate(draw, number) for number in range(16)]

@@ -109,6 +109,26 @@ def test_a_run_that_was_killed_ends_in_the_same_bytes(
     assert not (inputs / ".anneal/checkpoints/sft").exists()
 
 
+def test_gradient_checkpointing_costs_time_and_changes_no_weight(inputs: Path) -> None:
+    """The forward pass is done again, once per layer and step."""
+    passes: dict[bool, int] = {}
+    for checkpointing in (False, True):
+        passes[checkpointing] = 0
+
+        def count(*_: Any, checkpointing: bool = checkpointing) -> None:
+            passes[checkpointing] += 1
+
+        with torch.nn.modules.module.register_module_forward_pre_hook(
+            lambda module, _, count=count: count() if type(module).__name__ == "LlamaMLP" else None
+        ):
+            train(trainer={"max_steps": 3, "gradient_checkpointing": checkpointing, "eval_steps": 3})
+        weights = load_file(inputs / "models/sft/model.safetensors")
+        if not checkpointing:
+            expected = weights
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in expected.items())
+    assert passes[True] == passes[False] + 2 * 3
+
+
 def test_muon_goes_on_as_if_never_stopped(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(optimizer="muon")
     expected = artifacts(inputs)

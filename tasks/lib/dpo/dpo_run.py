@@ -45,6 +45,8 @@ def train_dpo(params: Params, stage: Stage, sft: Path, train_file: Path, held_ou
     from trl import DPOConfig
     from trl.trainer.dpo_trainer import DataCollatorForPreference
 
+    from tasks.lib.finetuning.merged_lora import merge_in_passes  # imports peft
+
     # 1. Settings first: a wrong one should not cost a minute.
     defaults = {"precompute_ref_log_probs": True} if params.share_prompt else {}
     config = configured(DPOConfig, stage, params.trainer, eval_on_start=True, **defaults)
@@ -54,6 +56,7 @@ def train_dpo(params: Params, stage: Stage, sft: Path, train_file: Path, held_ou
     tokenizer, model = load_tokenizer(sft), load_policy(sft, on=loading_place())
     if lora is not None:
         refuse_modules("dpo.lora", lora, model)
+        merge_in_passes(lora)
     pairs = read_pairs(tokenizer, train_file, params.pairs_per_prompt, config.max_length)
     held_out = read_pairs(tokenizer, held_out_file, params.pairs_per_prompt, config.max_length)
     print(f"dpo: {len(pairs.rows)} pairs; {pairs.too_long} dropped, longer than {config.max_length} tokens", flush=True)

@@ -111,6 +111,10 @@ def prepare_model(method: str, fields: Any, model: Any, tokenizer: Any) -> Any:
         refuse_modules("sft.adapter", fields, model)
     if method == "qlora":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    if method == "lora":
+        from tasks.lib.finetuning.merged_lora import merge_in_passes
+
+        merge_in_passes(fields)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks for what transformers 5 renamed
         return get_peft_model(model, fields)

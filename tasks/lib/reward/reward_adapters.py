@@ -21,8 +21,11 @@ def adapt(model: Any, method: HeadMethod, lora: Mapping[str, Any]) -> None:
     if method == "lora":
         from peft import inject_adapter_in_model
 
+        from tasks.lib.finetuning.merged_lora import merge_in_passes
+
         config = lora_config("reward.lora", lora)
         refuse_modules("reward.lora", config, model.base_model)
+        merge_in_passes(config)
         inject_adapter_in_model(config, model.base_model)
     head(model).requires_grad_(True)
 

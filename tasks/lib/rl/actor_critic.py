@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from tasks.lib.finetuning.lora import lora_config, refuse_modules
 from tasks.lib.models.logprobs import Rows, last_mlp_at_states, rows_of
-from tasks.lib.training.distributed import is_sharded
 
 
 class ActorCritic(nn.Module):
@@ -123,13 +122,12 @@ def _reward_head(reward_model: Any) -> nn.Linear:
 def _with_adapters(policy: Any, lora: Mapping[str, Any], seed: int) -> Any:
     from peft import get_peft_model
 
-    from tasks.lib.rl.merged_lora import MergedLinear  # imports peft, which takes a second
+    from tasks.lib.finetuning.merged_lora import merge_in_passes  # imports peft, which takes a second
 
     needs_base = "the reference is the policy with its adapter off"
     config = lora_config("ppo.lora", lora, needs_base=needs_base, task_type="CAUSAL_LM")
     refuse_modules("ppo.lora", config, policy)
-    if not is_sharded():
-        config._register_custom_module({nn.Linear: MergedLinear})
+    merge_in_passes(config)
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks for what transformers 5 renamed
         torch.manual_seed(seed)

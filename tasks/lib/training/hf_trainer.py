@@ -27,6 +27,7 @@ from tasks.lib.training.stopping import asked_to_stop
 from tasks.lib.training.trainer_watch import Watch, patience_is_over
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports every trainer that is made
+CPU_TILE = 8192  # tokens of the vocabulary in a tile of logits
 # TRL asks transformers by an old name
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
 
@@ -118,11 +119,14 @@ def stage_trainer(Base: Any) -> Any:
 def _score_trained_positions_only() -> None:
     """Logits of prompt tokens are not computed: TRL saves them under Triton alone, the loss is the same without.
 
-    It scores every position elsewhere so that shapes do not vary, which a CPU does not mind.
+    It scores every position elsewhere so that shapes do not vary, which a CPU does not mind. There its tiles of logits,
+    made for a GPU's kernels, are narrower, because each operation on one makes another.
     """
     from trl.trainer import utils
 
     utils._use_triton = lambda device: device.type in ("cpu", "cuda")
+    if not torch.cuda.is_available():
+        utils._CHUNKED_LOGPROB_CHUNK_SIZE = CPU_TILE
 
 
 def train(

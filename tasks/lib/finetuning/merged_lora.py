@@ -11,16 +11,26 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import Linear
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
+
+from tasks.lib.training.distributed import is_sharded
+
+
+def merge_in_passes(config: Any) -> None:
+    """Let the layers that peft makes by this LoraConfig be a `MergedLinear`. Not for quantised weights, and not for
+    those that processes share out: no process has the whole of W then."""
+    if not is_sharded():
+        config._register_custom_module({nn.Linear: MergedLinear})
 
 
 class MergedLinear(Linear):
     """peft's layer around an `nn.Linear` with one plain adapter (no dropout, no variant), in float32.
 
     peft's own forward runs where merging costs more than it saves, which is where rows are few, as in generation; where
-    the numbers are of 16 bits, in which W swallows a small product; and for adapters that are more than A and B (DoRA).
+    the numbers are of 16 bits, in which W swallows a small product; for adapters that are more than A and B (DoRA,
+    dropout); and where W or b is trained, too.
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -29,8 +39,10 @@ class MergedLinear(Linear):
         few_rows = rows * sum(layer.weight.shape) < layer.weight.numel()
         is_float32 = x.dtype == layer.weight.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
         one_adapter = not self.disable_adapters and not self.merged and len(self.active_adapters) == 1
-        is_product = not self.lora_variant and not any(self.lora_bias.values())
-        if few_rows or not is_float32 or not one_adapter or not is_product:
+        has_dropout = any(isinstance(dropout, nn.Dropout) for dropout in self.lora_dropout.values())
+        is_product = not self.lora_variant and not any(self.lora_bias.values()) and not has_dropout
+        is_frozen = not any(parameter.requires_grad for parameter in layer.parameters())  # with bias: all it is not
+        if few_rows or not is_float32 or not one_adapter or not is_product or not is_frozen:
             return super().forward(x, *args, **kwargs)
         name = self.active_adapters[0]
         down, up = self.lora_A[name].weight, self.lora_B[name].weight

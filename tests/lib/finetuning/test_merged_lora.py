@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tasks.lib.rl.merged_lora import MergedLinear
+from tasks.lib.finetuning.merged_lora import MergedLinear
 
 
 def layer(bias: bool = True, **fields: bool) -> MergedLinear:
@@ -49,6 +49,17 @@ def test_an_adapter_that_is_more_than_a_product_is_left_to_peft(field: str) -> N
         nn.init.normal_(parameter)
     assert "Merged" not in str(adapted(x).grad_fn)
     assert torch.equal(adapted(x), super(MergedLinear, adapted).forward(x))
+
+
+def test_dropout_and_a_trained_bias_are_left_to_peft() -> None:
+    adapted, x = layer(), torch.randn(9, 6)
+    assert "Merged" in str(adapted(x).grad_fn)
+    adapted.base_layer.bias.requires_grad_(True)
+    adapted(x).sum().backward()
+    assert adapted.base_layer.bias.grad.tolist() == [9.0] * 4
+    adapted = layer()
+    adapted.lora_dropout["default"] = nn.Dropout(0.5)
+    assert "Merged" not in str(adapted(x).grad_fn)
 
 
 def test_without_its_adapter_the_layer_is_the_frozen_one() -> None:
