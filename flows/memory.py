@@ -54,21 +54,23 @@ def shape_of_config(config: Any) -> Shape:
     """The shape of a transformers config, counted on the meta device: nothing is allocated."""
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    matrices = [m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and name != "lm_head"]
+    output = model.get_output_embeddings()
+    matrices = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear | Conv1D) and m is not output]
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     return Shape(
         parameters=sum(p.numel() for p in model.parameters()),
-        linear=sum(m.weight.numel() for m in matrices),
+        linear=sum(weight.numel() for weight in matrices),
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         key_value=width * (getattr(config, "num_key_value_heads", None) or heads),
         feed_forward=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
         vocabulary=config.vocab_size,
-        in_and_out=sum(m.in_features + m.out_features for m in matrices),
+        in_and_out=sum(sum(weight.shape) for weight in matrices),
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from adapter_cases import COUNTS, FIELDS
 from peft import LoraConfig, get_peft_model
 from tiny_models import tiny_llama, tiny_tokenizer
-from transformers import LlamaConfig, LlamaModel
+from transformers import GPT2Config, LlamaConfig, LlamaModel
 
 from flows import memory
 from tasks.lib.finetuning.adapters import METHODS
@@ -40,6 +40,13 @@ def test_planned_parameters_are_those_that_are_trained(method: str) -> None:
 def test_the_shapes_of_presets_are_those_of_the_models(name: str, billions: float) -> None:
     shape = memory.shape_of_config(memory.read_config(PRESETS / name / "config.json"))
     assert shape.parameters / 1e9 == pytest.approx(billions, abs=1e-5)
+
+
+def test_the_linear_layers_of_gpt2_count_and_its_output_layer_does_not() -> None:
+    shape = memory.shape_of_config(GPT2Config(n_embd=8, n_layer=2, n_head=2, vocab_size=50, n_positions=16))
+    # of a layer: queries, keys and values in one matrix, the attention's output, and 4 times wider up and down
+    assert shape.linear == 2 * (8 * 24 + 8 * 8 + 2 * 8 * 32)
+    assert shape.in_and_out == 2 * (8 + 24 + 8 + 8 + 2 * (8 + 32))
 
 
 def test_four_bits_shrink_the_matrices_and_nothing_else() -> None:

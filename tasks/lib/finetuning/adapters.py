@@ -117,7 +117,10 @@ def prepare_model(method: str, fields: Any, model: Any, tokenizer: Any) -> Any:
         merge_in_passes(fields)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks for what transformers 5 renamed
-        return get_peft_model(model, fields)
+        try:
+            return get_peft_model(model, fields)
+        except ValueError as error:  # ia3 knows the modules of some architectures only
+            raise Problem(f"params.yaml: sft.method: {method}: {model.config.model_type}: {error}") from None
 
 
 def merged(method: str, model: Any, base: Path) -> Any:

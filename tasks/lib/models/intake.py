@@ -53,6 +53,7 @@ def take_in(
         policy, tokenizer, stored = load_gguf(source.path)
         facts["dequantised_from"] = stored
     else:
+        _refuse_quantised(source)
         policy, tokenizer = load_policy(source.path, on="cpu"), load_tokenizer(source.path)
     embeddings = policy.get_input_embeddings().weight.shape[0]
     drop_unused_tokens(tokenizer, embeddings)
@@ -122,6 +123,13 @@ def _file_of_package(package: str, file: str) -> Path:
         there = ", ".join(sorted(found.relative_to(home).as_posix() for found in home.rglob("*.gguf"))) or "none"
         raise Problem(f"{package}:{file}: the package has no such .gguf file; it has: {there}")
     return path
+
+
+def _refuse_quantised(source: Source) -> None:
+    """Problem for a folder of int8, nf4, GPTQ ... weights: they can neither be trained nor be quantised again."""
+    config = source.path / "config.json"
+    if config.is_file() and '"quantization_config"' in config.read_text(encoding="utf-8"):
+        raise Problem(f"{source.name}: its weights are quantised (config.json); name the model they were made from")
 
 
 def drop_unused_tokens(tokenizer: Any, embeddings: int) -> None:

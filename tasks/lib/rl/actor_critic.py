@@ -101,7 +101,7 @@ def _hidden_states(body: Any, rows: Rows) -> Tensor:
 @torch.no_grad()
 def _zero_head(policy: Any) -> nn.Linear:
     """A value head on the policy's last hidden state that gives 0."""
-    head = nn.Linear(policy.config.hidden_size, 1)
+    head = nn.Linear(policy.get_output_embeddings().weight.shape[1], 1)  # OPT narrows its last state
     head.weight.zero_()
     head.bias.zero_()
     return head
@@ -113,7 +113,7 @@ def _reward_head(reward_model: Any) -> nn.Linear:
     config = reward_model.config
     mean, std = getattr(config, "reward_mean", 0.0), getattr(config, "reward_std", 1.0)
     heads = getattr(config, "reward_heads", 1)
-    head = nn.Linear(config.hidden_size, 1)
+    head = nn.Linear(reward_model.score.in_features, 1)
     head.weight.copy_(reward_model.score.weight[:heads].mean(0, keepdim=True) / std)
     head.bias.fill_(-mean / std)
     return head

@@ -72,6 +72,14 @@ def test_a_tokenizer_of_another_model_is_refused(folder: Path, tmp_path: Path) -
         take_in(str(folder), None, tmp_path / "base")
 
 
+def test_quantised_weights_are_refused(folder: Path, tmp_path: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(Problem, match=r"its weights are quantised \(config.json\); name the model"):
+        take_in(str(folder), None, tmp_path / "out")
+
+
 @pytest.mark.parametrize("named", [{}, {"image_token": "<image>"}])
 def test_an_unused_special_token_without_embedding_is_dropped(
     folder: Path, tmp_path: Path, named: dict[str, str]
