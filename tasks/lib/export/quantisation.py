@@ -6,32 +6,77 @@ nf4: 4-bit normal floats in blocks of 64, their scales in 8 bits (arXiv 2305.143
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.pytorch_utils import Conv1D
 
 from tasks.lib.models.chat import load_tokenizer
 from tasks.lib.models.loading import load_model, nf4
+from tasks.lib.stage import Problem
 
 Kind = Literal["int8", "nf4"]
+LEAST_SHARE = 0.9  # of a model's numbers must be quantised, or the format's name is no promise
 
 
 def write_bitsandbytes(source: Path, folder: Path, kind: Kind, threshold: float, keep: list[str]) -> None:
     """Quantise the linear layers of the model folder `source`, except modules named in `keep`.
 
-    `folder` is then a model folder that `from_pretrained` loads as it is. Always from full precision.
+    `folder` is then a model folder that `from_pretrained` loads as it is. Always from full precision. Problem for a
+    model of which bitsandbytes leaves most as it is, or stores the matrices transposed.
     """
+    _refuse_transposed(source, kind)
     if kind == "nf4":
         how = nf4(torch.float32, keep)
     else:
         how = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=threshold, llm_int8_skip_modules=keep)
     model = load_model(source, AutoModelForCausalLM, quantization=how, on="cpu")
+    share = quantised_share(model, keep)
+    if share < LEAST_SHARE:
+        raise Problem(
+            f"{kind}: bitsandbytes quantises {share:.0%} of the numbers outside quantize.keep of a "
+            f"{model.config.model_type}, at least {LEAST_SHARE:.0%} are promised; take {kind} out of quantize.formats"
+        )
     model.save_pretrained(folder)
     load_tokenizer(source).save_pretrained(folder)
+
+
+def quantised_share(model: Any, keep: Sequence[str]) -> float:
+    """The fraction of a model's matrices that bitsandbytes has quantised, embeddings and the modules `keep` aside.
+
+    It replaces nn.Linear alone: Falcon's linear layers are a class of their own, the experts of a mixture one tensor.
+    """
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+    quantised = total = 0
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Embedding) or module is model.get_output_embeddings():
+            continue
+        if set(keep).intersection(name.split(".")):
+            continue
+        if isinstance(module, Linear4bit | Linear8bitLt):
+            numbers = module.in_features * module.out_features
+            quantised += numbers
+            total += numbers
+        else:
+            total += sum(tensor.numel() for tensor in module.parameters(recurse=False) if tensor.ndim > 1)
+    return quantised / max(total, 1)
+
+
+def _refuse_transposed(source: Path, kind: Kind) -> None:
+    config = AutoConfig.from_pretrained(source, local_files_only=True)
+    with torch.device("meta"):
+        layers = AutoModelForCausalLM.from_config(config).modules()
+    if any(isinstance(layer, Conv1D) for layer in layers):
+        raise Problem(
+            f"{kind}: {config.model_type} stores its matrices transposed, which the comparison of formats cannot read; "
+            f"take {kind} out of quantize.formats"
+        )
 
 
 def dequantised(folder: Path) -> dict[str, Tensor]:

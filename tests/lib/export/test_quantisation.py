@@ -10,12 +10,23 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_models import tiny_tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    FalconConfig,
+    GPT2Config,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    PretrainedConfig,
+)
 
 from tasks.lib.export import quantisation
 from tasks.lib.export.quantisation import dequantised, quantised_bits, weight_error
 from tasks.lib.finetuning.adapters import load_quantised
 from tasks.lib.models.loading import load_policy, save_model
+from tasks.lib.stage import Problem
+
+SMALL = {"vocab_size": 301, "hidden_size": 64, "intermediate_size": 64}
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +40,25 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("quantisation") / "model"
     save_model(LlamaForCausalLM(config), tokenizer, folder)
     return folder
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (FalconConfig(**SMALL, num_hidden_layers=1, num_attention_heads=2), "quantises 0% of the numbers"),
+        (MixtralConfig(**SMALL, num_hidden_layers=1, num_attention_heads=2, num_local_experts=4), r"quantises \d+% of"),
+        (GPT2Config(vocab_size=301, n_embd=64, n_layer=1, n_head=2), "gpt2 stores its matrices transposed"),
+    ],
+    ids=["falcon", "mixtral", "gpt2"],
+)
+def test_what_would_not_be_quantised_is_refused(
+    tmp_path: Path, kind: quantisation.Kind, config: PretrainedConfig, message: str
+) -> None:
+    torch.manual_seed(0)
+    save_model(AutoModelForCausalLM.from_config(config), tiny_tokenizer(), tmp_path / "model")
+    with pytest.raises(Problem, match=rf"^{kind}: .*{message}"):
+        quantisation.write_bitsandbytes(tmp_path / "model", tmp_path / kind, kind, 6.0, ["lm_head"])
 
 
 def test_int8_with_an_outlier_column_needs_the_decomposition() -> None:
