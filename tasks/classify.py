@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tasks.lib.data.labels import Labelled, classes, majority, read_labelled
 from tasks.lib.evaluation.classification import classification_figures, regression_figures
-from tasks.lib.finetuning.adapters import count_trainable, merged
+from tasks.lib.finetuning.adapters import count_trainable
 from tasks.lib.finetuning.classifier import (
     collator_of_texts,
     load_classifier,
@@ -99,7 +99,7 @@ def learn(params: Params, stage: Stage, arguments: list[str]) -> None:
 
     # 6. An ordinary model of transformers again.
     trainable_parameters = count_trainable(trainer.model)
-    trained = merged(params.method, trainer.model, params.model)
+    trained = trainer.model.merge_and_unload() if params.method == "lora" else trainer.model
     if scale is not None:
         trained.config.target_mean, trained.config.target_std = scale.mean, scale.std
     save_model(trained, tokenizer, Path("models/classify") / name)

@@ -16,6 +16,7 @@ from tasks.lib.dpo.dpo_run import train_dpo
 from tasks.lib.dpo.drift import drift
 from tasks.lib.dpo.kto_run import train_kto
 from tasks.lib.dpo.trained_policy import FIGURES, TrainedPolicy
+from tasks.lib.finetuning.lora import save_adapted
 from tasks.lib.models.loading import load_policy, save_model
 from tasks.lib.plots import curves
 from tasks.lib.settings.dpo import Params
@@ -41,7 +42,8 @@ def run(params: Params, stage: Stage) -> None:
     else:
         trained = train_kto(params, stage, SFT, TRAIN, HELD_OUT)
 
-    # 2. Save the policy, an ordinary model again. One process does; sharded weights are gathered into an untrained one.
+    # 2. Save the policy: its weights, or the adapter on the SFT model. One process does; sharded weights are gathered
+    #    into an untrained one.
     policy = gathered(trained.trainer, lambda: untrained_policy(trained.lora))
     if not is_first():
         return
@@ -62,10 +64,11 @@ def run(params: Params, stage: Stage) -> None:
 
 
 def save(policy: Any, trained: TrainedPolicy) -> None:
-    """Write the policy, its adapter merged if it has one."""
-    if trained.lora is not None:
-        policy = policy.merge_and_unload()
-    save_model(policy, trained.tokenizer, OUT)
+    """Write the policy: its weights, or its adapter on the SFT model."""
+    if trained.lora is None:
+        save_model(policy, trained.tokenizer, OUT)
+    else:
+        save_adapted(policy, trained.tokenizer, SFT, OUT)
 
 
 def untrained_policy(lora: Any) -> Any:

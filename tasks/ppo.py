@@ -15,6 +15,7 @@ from typing import Any
 
 from tasks.lib.data.rows import read_parquet
 from tasks.lib.evaluation.panel import Panel, read_panel
+from tasks.lib.finetuning.lora import save_adapted
 from tasks.lib.models.chat import all_prompt_ids, answer_text, load_tokenizer
 from tasks.lib.models.loading import load_policy, save_model
 from tasks.lib.models.model_folder import weights_hash
@@ -81,7 +82,7 @@ def run(params: Params, stage: Stage) -> None:
         return
     trained = sum(p.numel() for p in models.policy_parameters().values())
     rows = [prompt.tokens for prompt in env.validation[:ROWS]]
-    save_as_trained(lambda: save_model(models.merged(), tokenizer, OUT), OUT, models.policy, rows, SFT)
+    save_as_trained(lambda: save(models, tokenizer), OUT, models.policy, rows, SFT)
     curves(Path("reports/plots/ppo"), result.log, "iteration", PANELS)
     report = report_of(params, env, result, trained)
     if server:
@@ -89,6 +90,14 @@ def run(params: Params, stage: Stage) -> None:
     stage.report(report)
     checkpoint.clear()
     print(f"ppo: {result.stop}; iteration {result.best} is kept{refusals(result)}", flush=True)
+
+
+def save(models: ActorCritic, tokenizer: Any) -> None:
+    """Write the policy: its weights, or its adapter on the SFT model."""
+    if models.adapter is None:
+        save_model(models.policy, tokenizer, OUT)
+    else:
+        save_adapted(models.adapter, tokenizer, SFT, OUT)
 
 
 def fingerprint_of(params: Params, stage: Stage) -> dict[str, Any]:

@@ -7,6 +7,7 @@ Run     python -m tasks.quantize
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from torch import Tensor
@@ -14,14 +15,16 @@ from torch import Tensor
 from tasks.lib.export.formats import FORMATS
 from tasks.lib.export.manifest import write_manifest
 from tasks.lib.export.quantisation import weight_error
-from tasks.lib.models.loading import load_policy
-from tasks.lib.models.model_folder import replaced_folder
+from tasks.lib.models.chat import load_tokenizer
+from tasks.lib.models.loading import load_policy, save_model
+from tasks.lib.models.model_folder import is_adapter, replaced_folder
 from tasks.lib.settings.quantize import Params
 from tasks.lib.stage import Stage, main
 
 
 def run(params: Params, stage: Stage) -> None:
-    # 1. Every format is made from the full-precision model, never from another format
+    # 1. Every format is made from the full-precision model, never from another format; an adapter is merged before
+    params = params.model_copy(update={"model": merged_folder(params.model, stage)})
     reference = {name: tensor.float().cpu() for name, tensor in load_policy(params.model).state_dict().items()}
     parameters = _parameters(reference)
     figures: dict[str, float] = {"parameters": parameters}
@@ -43,6 +46,16 @@ def run(params: Params, stage: Stage) -> None:
         # 3. The release compares with this list before it believes a byte
         write_manifest(export, formats=names)
     stage.report(figures)
+    shutil.rmtree(stage.checkpoints, ignore_errors=True)
+
+
+def merged_folder(model: Path, stage: Stage) -> Path:
+    """A folder with all weights of a model: its own, or a temporary one if it holds an adapter."""
+    if not is_adapter(model):
+        return model
+    whole = stage.checkpoints / "model"
+    save_model(load_policy(model, on="cpu"), load_tokenizer(model), whole)
+    return whole
 
 
 def _costs(name: str, folder: Path, reference: dict[str, Tensor], parameters: int) -> dict[str, float]:

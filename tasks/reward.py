@@ -21,6 +21,7 @@ from torch import Tensor
 
 from tasks.lib.data.rows import read_parquet
 from tasks.lib.evaluation.intervals import mean_interval
+from tasks.lib.models.adapter_folder import save_adapter
 from tasks.lib.models.chat import load_tokenizer
 from tasks.lib.models.loading import load_policy, save_model
 from tasks.lib.models.model_folder import weights_hash
@@ -46,7 +47,7 @@ from tasks.lib.stage import Problem, Stage, file_hash, main
 from tasks.lib.training.checkpoints import Checkpoint
 from tasks.lib.training.read_back import check_read_back
 
-OUT = Path("models/reward")
+SFT, OUT = Path("models/sft"), Path("models/reward")
 CANDIDATES = Path("data/candidates/candidates.parquet")
 TRAIN, HELDOUT = Path("data/preferences/train.parquet"), Path("data/preferences/heldout.parquet")
 RATINGS = {
@@ -65,8 +66,8 @@ COMPARED_WITH = {  # figures of the report
 def run(params: Params, stage: Stage) -> None:
     # 1. The rankings by prompt, and the model that learns them.
     train_rows, heldout_rows = read_parquet(TRAIN), read_parquet(HELDOUT)
-    tokenizer = load_tokenizer("models/sft")
-    model = from_policy(load_policy("models/sft"), stage.seed_of("head"), params.heads, params.training.attributes)
+    tokenizer = load_tokenizer(SFT)
+    model = from_policy(load_policy(SFT), stage.seed_of("head"), params.heads, params.training.attributes)
     adapt(model, params.method, params.lora)
     groups = _fitting(model, tokenizer, grouped(train_rows), TRAIN)
 
@@ -82,8 +83,7 @@ def run(params: Params, stage: Stage) -> None:
         progress=stage.progress,
     )
     trained = _mean_reward(model, groups[0])
-    if params.method == "lora":
-        merge(model)
+    adapter = merge(model)
     _set_reward_scale(model, tokenizer, params)
 
     # 3. Compare with annotators on prompts that were not trained on.
@@ -106,7 +106,10 @@ def run(params: Params, stage: Stage) -> None:
 
     # 4. Save and report.
     model.config.reward_temperature = figures["temperature"]
-    save_model(model, tokenizer, OUT)
+    if adapter:
+        save_adapter(adapter, model, tokenizer, SFT, OUT)
+    else:
+        save_model(model, tokenizer, OUT)
     check_read_back(OUT, trained, lambda: _mean_reward(load_reward(OUT), groups[0]))
     scores = _normalised_rewards(model, by_head)
     report = dict(figures)
@@ -131,7 +134,7 @@ def _fingerprint(params: Params, seed: int) -> dict[str, Any]:
     fingerprint = params.training.model_dump(exclude={"checkpoint_every"})
     fingerprint |= params.model_dump(include={"heads", "method", "lora"})
     fingerprint["seed"] = seed
-    fingerprint["models/sft"] = weights_hash("models/sft")
+    fingerprint[str(SFT)] = weights_hash(SFT)
     fingerprint[str(TRAIN)] = file_hash(TRAIN)
     if params.training.attributes:
         fingerprint[str(RATINGS["train"])] = file_hash(RATINGS["train"])

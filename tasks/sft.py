@@ -17,16 +17,13 @@ import torch
 
 from tasks.lib.data.rows import Row, read_parquet
 from tasks.lib.finetuning.adalora import allocating
-from tasks.lib.finetuning.adapter_merging import keep_adapter
 from tasks.lib.finetuning.adapters import (
     CHANGED,
-    MERGED,
     count_trainable,
     fields_of,
     load_quantised,
-    merged,
     prepare_model,
-    save_adapter,
+    save_trained,
 )
 from tasks.lib.finetuning.base_knowledge import known_facts
 from tasks.lib.finetuning.packing import (
@@ -38,7 +35,7 @@ from tasks.lib.finetuning.packing import (
 )
 from tasks.lib.models.batches import budget_of
 from tasks.lib.models.chat import IGNORED, all_example_ids, labels_of, load_tokenizer, preview
-from tasks.lib.models.loading import load_policy, save_model
+from tasks.lib.models.loading import load_policy
 from tasks.lib.models.model_folder import weights_hash
 from tasks.lib.plots import curves
 from tasks.lib.settings.sft import Params
@@ -65,8 +62,7 @@ PANELS = {"Loss per trained token": ["loss", "validation_loss"], "Token accuracy
 def run(params: Params, stage: Stage) -> None:
     # 1. Settings first: a wrong one should not cost a minute.
     config = trainer_config(params, stage)
-    needs_base = "the kept adapter stands on them" if params.keep_adapter else ""
-    fields = fields_of("sft.adapter", params.method, params.adapter, needs_base)
+    fields = fields_of("sft.adapter", params.method, params.adapter)
 
     # 2. The model, frozen but for what the method trains.
     tokenizer = load_tokenizer(BASE)
@@ -93,12 +89,12 @@ def run(params: Params, stage: Stage) -> None:
     log = train(trainer, stage, fingerprint, {"loss": "loss", "eval_loss": "validation"}, patience=params.patience)
     trainable_parameters = count_trainable(trainer.model)
 
-    # 5. What was trained becomes part of the weights: the model is an ordinary one again. Sharded weights are gathered
-    #    into an untrained copy.
+    # 5. An adapter is saved as it is, what else was trained as part of the weights. Sharded weights are gathered into
+    #    an untrained copy.
     model = gathered(trainer, lambda: prepare_model(params.method, fields, load_policy(BASE, on="cpu"), tokenizer))
     if not is_first():
         return
-    save_checked(params, config, stage, model, tokenizer, held_out)
+    save_checked(params, config, model, tokenizer, held_out)
     steps = curve(log, FIGURES)
     curves(Path("reports/plots/sft"), steps, "step", PANELS)
     report: dict[str, Any] = {
@@ -221,16 +217,18 @@ def made_trainer(
     )
 
 
-def save_checked(
-    params: Params, config: Any, stage: Stage, model: Any, tokenizer: Any, held_out: Sequence[Row]
-) -> None:
-    """Write the trained model, and read it back where that can be: held-out rows have the loss that they had."""
-    if params.method not in MERGED:
-        save(params, stage, model, tokenizer)
+def save_checked(params: Params, config: Any, model: Any, tokenizer: Any, held_out: Sequence[Row]) -> None:
+    """Write what was trained, and read it back where that can be: held-out rows have the loss that they had."""
+
+    def save() -> None:
+        save_trained(params.method, model, tokenizer, BASE, OUT)
+
+    if params.method == "prefix":
+        save()
         return
     is_quantised = params.method == "qlora"
     save_as_trained(
-        lambda: save(params, stage, model, tokenizer),
+        save,
         OUT,
         model,
         [row["input_ids"] for row in held_out[:ROWS]],
@@ -239,20 +237,6 @@ def save_checked(
         tolerance=OF_FOUR_BITS if is_quantised else rounding(config),
         read_on="cpu" if is_quantised else None,
     )
-
-
-def save(params: Params, stage: Stage, model: Any, tokenizer: Any) -> None:
-    """Write the trained model, merged where that can be, and the adapter if it is to be kept."""
-    kept = stage.checkpoints / "adapter"
-    if params.keep_adapter:
-        keep_adapter(model, tokenizer, BASE, kept)  # before it is merged
-    trained = merged(params.method, model, BASE)
-    if params.method in MERGED:
-        save_model(trained, tokenizer, OUT)
-    else:
-        save_adapter(trained, tokenizer, OUT)
-    if params.keep_adapter:
-        kept.replace(OUT / "adapter")
 
 
 def token_figures(rows: Sequence[Row]) -> dict[str, int]:

@@ -13,7 +13,7 @@ from tiny_models import tiny_llama, tiny_tokenizer
 from transformers import GPT2Config, LlamaConfig, LlamaModel
 
 from flows import memory
-from tasks.lib.finetuning.adapters import METHODS
+from tasks.lib.settings.methods import METHODS
 
 PRESETS = Path(__file__).resolve().parents[2] / "presets"
 

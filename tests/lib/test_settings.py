@@ -34,11 +34,6 @@ MISFITS: list[tuple[str, dict[str, Any], str]] = [
         "sft.packing needs sft.trainer.max_length, the tokens of a packed row",
     ),
     (
-        "sft",
-        {**ADAMW, "method": "bitfit", "keep_adapter": True},
-        "sft.keep_adapter: bitfit has no adapter; choose one of lora, adalora, qlora, ia3",
-    ),
-    (
         "classify",
         {"method": "head", "lora": {"r": 4}},
         "classify.lora is set, but classify.method is head; set it to lora",
@@ -109,7 +104,7 @@ def test_settings_that_do_not_fit_each_other_are_named(stage: str, changes: dict
     ("stage", "changes"),
     [
         ("sft", {**ADAMW, "method": "prompt", "trainer": {"weight_decay": 0.0}}),
-        ("sft", {**ADAMW, "method": "qlora", "keep_adapter": True}),
+        ("sft", {**ADAMW, "method": "qlora"}),
         ("sft", {"packing": True, "trainer": {}}),
         ("dpo", {"method": "kto", "thumbs": "label"}),
         ("dpo", {"share_prompt": True, "trainer": {}}),

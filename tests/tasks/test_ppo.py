@@ -84,9 +84,10 @@ def test_without_a_judge_the_reward_judges_and_the_report_says_so(inputs: Path) 
     assert report["judge_after"] == report["reward_after"]
 
 
-def test_adapters_are_merged_into_a_plain_model_of_the_same_shape(inputs: Path) -> None:
+def test_adapters_are_saved_alone_and_loaded_as_a_plain_model_of_the_same_shape(inputs: Path) -> None:
     report = run(lora={"r": 2, "lora_alpha": 4}, critic="policy", judge="reward", max_content_loss=None)
     before, after = load_policy(ppo.SFT).state_dict(), load_policy(ppo.OUT).state_dict()
+    assert not (ppo.OUT / "model.safetensors").exists() and (ppo.OUT / "base.json").is_file()
     assert_shapes_are_those_of_sft()
     moved = [name for name in before if not torch.equal(before[name], after[name])]
     assert all("proj" in name for name in moved)

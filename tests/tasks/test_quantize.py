@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from sections import section
 from tiny_models import write_model
 
 from tasks import quantize
 from tasks.lib.export import formats
 from tasks.lib.export.manifest import verify
+from tasks.lib.finetuning.adapters import fields_of, prepare_model, save_trained
+from tasks.lib.models.loading import load_policy
 from tasks.lib.stage import Problem, Stage
 
 FORMATS = list(formats.FORMATS)
@@ -35,6 +38,23 @@ def test_every_format_is_written_with_what_it_costs(workspace: Path, capsys: pyt
     before = {file: file.read_bytes() for file in Path("export").rglob("*") if file.is_file()}
     run(FORMATS)
     assert {file: file.read_bytes() for file in before} == before
+
+
+def test_an_adapter_is_merged_before(workspace: Path) -> None:
+    tokenizer = write_model(workspace / "models/base")
+    model = prepare_model("lora", fields_of("sft.adapter", "lora", {"r": 2}), load_policy("models/base"), tokenizer)
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(weight)
+    save_trained("lora", model, tokenizer, Path("models/base"), Path("models/student"))
+    report = run(["safetensors", "int8"])
+    assert report["safetensors.max_weight_error"] == 0 < report["int8.max_weight_error"]
+    released, expected = (
+        load_policy("export/formats/safetensors").state_dict(),
+        load_policy("models/student").state_dict(),
+    )
+    assert all(torch.equal(released[name], expected[name]) for name in expected)
+    assert not Stage("quantize").checkpoints.exists()
 
 
 def test_a_failure_leaves_the_earlier_export(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

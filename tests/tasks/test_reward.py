@@ -68,12 +68,25 @@ def test_the_reward_model_learns_what_the_panel_likes(annotated, capsys):
 
 
 @pytest.mark.parametrize("method", ["lora", "head"])
-def test_few_weights_learn_too_and_end_as_an_ordinary_model(annotated, method):
+def test_few_weights_learn_too_and_end_as_an_ordinary_model(annotated, method, monkeypatch):
+    """Low-rank updates are saved alone; what is loaded has the bits of the model that was measured."""
+    measured = []
+    save = reward.save_adapter
+
+    def watched(*given):
+        measured.append(given[1].state_dict())
+        save(*given)
+
+    monkeypatch.setattr(reward, "save_adapter", watched)
     before = load_policy("models/sft").base_model.state_dict()
     how = {**HOW, "epochs": 4, "learning_rate": 1e-2}
     params = section("reward", method=method, training=how, lora={"r": 4} if method == "lora" else {})
     reward.run(params, Stage("reward", seed=1))
     assert json.loads(Path("reports/reward.json").read_text())["pair_accuracy"] > 0.55
+    assert Path("models/reward/model.safetensors").exists() == (method == "head")
+    for trained in measured:
+        loaded = load_reward("models/reward").state_dict()
+        assert loaded.keys() == trained.keys() and all(torch.equal(loaded[name], trained[name]) for name in trained)
     after = load_reward("models/reward").base_model.state_dict()
     assert after.keys() == before.keys()
     moved = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}

@@ -19,12 +19,11 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from tasks import sft
 from tasks.lib.data.rows import INSTRUCTION, write_parquet
-from tasks.lib.finetuning.adapter_merging import load_adapters
-from tasks.lib.finetuning.adapters import METHODS
 from tasks.lib.models.batches import token_batches
 from tasks.lib.models.chat import load_tokenizer
 from tasks.lib.models.generation import generate
 from tasks.lib.models.loading import load_policy, save_model
+from tasks.lib.settings.methods import METHODS
 from tasks.lib.stage import Problem, Stage
 from tasks.lib.training import loss_guard
 from tasks.lib.training.trainer_watch import Watch
@@ -316,22 +315,32 @@ def test_ranks_that_shrink_go_on_as_if_never_stopped(inputs: Path, monkeypatch: 
     assert artifacts(inputs) == expected
 
 
-def test_an_adapter_of_some_tasks_is_kept_beside_the_model(inputs: Path) -> None:
-    """Of 40 rows 10 are of a second task; base and kept adapter together are the merged model."""
+def test_an_adapter_of_some_tasks_is_the_model_that_was_trained(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 40 rows 10 are of a second task; what is loaded has every bit of the model that peft merges after training."""
+    trained: list[Any] = []
+    save = sft.save_trained
+
+    def watched(*given: Any) -> None:
+        trained.append(given[1])
+        save(*given)
+
+    monkeypatch.setattr(sft, "save_trained", watched)
     rows = [instruction(number) | {"task": "last" if number % 4 == 0 else "first"} for number in range(40)]
     write_parquet(sft.TRAIN, rows, INSTRUCTION)
     write_parquet(sft.VALIDATION, rows[:8], INSTRUCTION)
-    settings = {"method": "lora", "adapter": {"r": 2}, "keep_adapter": True, "trainer": {"max_steps": 3}}
+    settings = {"method": "lora", "adapter": {"r": 2}, "trainer": {"max_steps": 3}}
     report = train(tasks=["last"], **settings)
     assert (report["rows"], report["validation_rows"]) == (10, 2)
-    kept = {file.name: file.read_bytes() for file in (sft.OUT / "adapter").iterdir()}
-    modules = json.loads(kept["adapter_config.json"])["target_modules"]
+    kept = artifacts(inputs)
+    size = sum(file.stat().st_size for file in sft.OUT.glob("*.safetensors"))
+    assert size < 0.5 * (sft.BASE / "model.safetensors").stat().st_size
+    modules = json.loads(kept["models/sft/adapter_config.json"])["target_modules"]
     assert modules == sorted(modules)  # peft's set has another order in every process
-    model = load_adapters(sft.BASE, {"last": sft.OUT / "adapter"}).merge_and_unload()
+    merged = trained[0].merge_and_unload().state_dict()
     for name, tensor in load_policy(sft.OUT).state_dict().items():
-        torch.testing.assert_close(model.state_dict()[name], tensor, rtol=0, atol=1e-6)
+        assert torch.equal(merged[name], tensor), name
     train(tasks=["last"], **settings)
-    assert {file.name: file.read_bytes() for file in (sft.OUT / "adapter").iterdir()} == kept
+    assert artifacts(inputs) == kept
     with pytest.raises(Problem, match=r"sft.tasks: no rows of lst; there are first, last"):
         train(tasks=["lst"])
 
@@ -383,10 +392,6 @@ def test_the_trained_tokens_are_shown(inputs: Path, capsys: pytest.CaptureFixtur
         (
             {"method": "qlora", "adapter": {"init_lora_weights": "pissa"}},
             "sft.adapter.init_lora_weights: pissa changes the base's weights, but those stay in four bits",
-        ),
-        (
-            {"method": "lora", "keep_adapter": True, "adapter": {"init_lora_weights": "pissa"}},
-            "sft.adapter.init_lora_weights: pissa changes the base's weights, but the kept adapter stands on them",
         ),
         ({"method": "adalora", "adapter": {"lora_bias": True}}, "sft.adapter.lora_bias cannot be set here"),
         (

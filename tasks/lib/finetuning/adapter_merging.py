@@ -1,31 +1,20 @@
 """Several adapters on one base: switched by name, or merged into one model with weights.
 
-An adapter is a folder of peft's, as `sft.keep_adapter` writes it to models/sft/adapter; `base.json` in it says which
-base it was trained on.
+An adapter is a folder as `sft` writes it to models/sft; `base.json` in it says which base it was trained on.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tasks.lib.finetuning.adapters import save_adapter
 from tasks.lib.models.chat import load_tokenizer
 from tasks.lib.models.loading import load_policy, save_model
-from tasks.lib.models.model_folder import weights_hash
-from tasks.lib.stage import Problem, write_json
-
-ORIGIN = "base.json"
-
-
-def keep_adapter(model: Any, tokenizer: Any, base: Path, path: Path) -> None:
-    """Write the adapter of a trained peft model, with the hash of its base."""
-    save_adapter(model, tokenizer, path)
-    write_json(path / ORIGIN, {"weights": weights_hash(base)})
+from tasks.lib.models.model_folder import BASE, origin_of, weights_hash
+from tasks.lib.stage import Problem
 
 
 def load_adapters(base: Path, adapters: Mapping[str, Path]) -> Any:
@@ -39,9 +28,8 @@ def load_adapters(base: Path, adapters: Mapping[str, Path]) -> Any:
     expected = weights_hash(base)
     for name, folder in adapters.items():
         if not (folder / "adapter_config.json").is_file():
-            raise Problem(f"{folder}: no adapter_config.json; sft.keep_adapter writes models/sft/adapter")
-        origin = folder / ORIGIN
-        if origin.is_file() and json.loads(origin.read_text())["weights"] != expected:
+            raise Problem(f"{folder}: no adapter_config.json; sft.method lora writes it to models/sft")
+        if (folder / BASE).is_file() and origin_of(folder)["weights"] != expected:
             raise Problem(f"{folder}: was trained on another base than {base}; name that one")
         if isinstance(model, PeftModel):
             try:

@@ -1,7 +1,8 @@
 """Ways to fine-tune a causal language model by training few of its weights, or all of them.
 
-`prepare_model` freezes a model and adds what a method trains; `merged` gives back an ordinary model of transformers, so
-that every later stage, engine and format knows it. Only prefix tuning cannot be merged.
+`prepare_model` freezes a model and adds what a method trains; `save_trained` writes it. What peft trained is an adapter
+folder, which `load_policy` makes an ordinary model of transformers; so is what the other methods write. Only prefix
+tuning cannot be merged.
 
 full        all weights
 lora        low-rank updates (arXiv 2106.09685); `use_rslora`, `use_dora` are fields of peft's LoraConfig
@@ -27,29 +28,27 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tasks.lib.finetuning.bottleneck import with_bottleneck, without_bottleneck
-from tasks.lib.finetuning.lora import lora_config, refuse_fields, refuse_modules
+from tasks.lib.finetuning.lora import lora_config, refuse_fields, refuse_modules, save_adapted
 from tasks.lib.finetuning.soft_prompt import with_soft_prompt
-from tasks.lib.models.loading import load_model, load_policy, nf4
+from tasks.lib.models.loading import load_model, nf4, save_model
 from tasks.lib.models.model_folder import replaced_folder
-from tasks.lib.settings.methods import METHODS
+from tasks.lib.settings.methods import PEFT
 from tasks.lib.stage import Problem, known_keys
 
-MERGED = tuple(method for method in METHODS if method != "prefix")  # those that end as an ordinary model
 # keys of the configuration that a method changes
 CHANGED = {"bitfit": ("attention_bias", "mlp_bias"), "bottleneck": ("intermediate_size",), "prompt": ("vocab_size",)}
 OWN_FIELDS = {"bottleneck": {"size": 32}, "prompt": {"tokens": 16}}
 
 
-def fields_of(where: str, method: str, given: dict[str, Any], needs_base: str = "") -> Any:
+def fields_of(where: str, method: str, given: dict[str, Any]) -> Any:
     """A method's settings: a peft config, or a dict of our own fields; None if it has none.
 
     Problem for a key that the method does not have, naming the nearest that it has, and for what `lora_config` refuses.
     """
     import peft
 
-    if method == "qlora":
-        needs_base = "those stay in four bits"
     if method in ("lora", "qlora"):
+        needs_base = "those stay in four bits" if method == "qlora" else ""
         return lora_config(where, given, needs_base=needs_base, task_type="CAUSAL_LM")
     if method == "adalora":
         return _adalora_config(where, given)
@@ -123,23 +122,18 @@ def prepare_model(method: str, fields: Any, model: Any, tokenizer: Any) -> Any:
             raise Problem(f"params.yaml: sft.method: {method}: {model.config.model_type}: {error}") from None
 
 
-def merged(method: str, model: Any, base: Path) -> Any:
-    """The trained model as an ordinary one; of `prefix` the peft model as it is.
+def save_trained(method: str, model: Any, tokenizer: Any, base: Path, path: Path) -> None:
+    """Write what a method trained of the model in the folder `base`: its adapter, or the weights that it is part of.
 
-    A quantised base is set aside: its adapters go into the full-precision weights of the folder `base`, for
-    merging into four bits would round the update away (and need not be what was trained).
+    The adapter of a quantised base stands on the full-precision weights: merging into four bits would round the update
+    away. Stages refuse that of `prefix`, which cannot be merged.
     """
-    if method == "qlora":
-        from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-
-        whole = get_peft_model(load_policy(base, on="cpu"), model.peft_config["default"])
-        set_peft_model_state_dict(whole, get_peft_model_state_dict(model))
-        return whole.merge_and_unload()
-    if method in ("lora", "adalora", "ia3"):
-        return model.merge_and_unload()
-    if method == "bottleneck":
-        return without_bottleneck(model)
-    return model
+    if method in PEFT:
+        save_adapted(model, tokenizer, base, path)
+    elif method == "prefix":
+        save_prefix(model, tokenizer, path)
+    else:
+        save_model(without_bottleneck(model) if method == "bottleneck" else model, tokenizer, path)
 
 
 def load_quantised(base: Path) -> Any:
@@ -151,11 +145,8 @@ def load_quantised(base: Path) -> Any:
     return load_model(base, AutoModelForCausalLM, quantization=nf4(dtype), dtype=dtype, on=place)
 
 
-def save_adapter(model: Any, tokenizer: Any, path: Path) -> None:
-    """Write what peft trained, without its base, whole or not at all. Stages that want a model refuse it."""
-    for config in model.peft_config.values():
-        if isinstance(getattr(config, "target_modules", None), set):
-            config.target_modules = sorted(config.target_modules)  # a set has another order in every process
+def save_prefix(model: Any, tokenizer: Any, path: Path) -> None:
+    """Write what peft trained, without its base, whole or not at all."""
     with replaced_folder(path) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

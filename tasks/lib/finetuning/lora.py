@@ -1,11 +1,14 @@
-"""Low-rank updates (arXiv 2106.09685): their settings, the same for every stage that trains them."""
+"""Low-rank updates (arXiv 2106.09685): their settings and their folder, the same for every stage that trains them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from tasks.lib.models.adapter_folder import adapter_of, is_whole_difference, save_adapter
+from tasks.lib.models.loading import save_model
 from tasks.lib.stage import Problem, known_keys
 
 REFUSED = {  # fields of LoraConfig with which the result is no plain model, or not the one that was trained
@@ -94,3 +97,14 @@ def refuse_modules(where: str, config: Any, model: Any) -> None:
             f"params.yaml: {where}.target_modules: the embeddings are the weights of the output layer too, and an "
             "update of one would change both; leave them out, or name them in modules_to_save"
         )
+
+
+def save_adapted(model: Any, tokenizer: Any, base: Path, path: Path) -> None:
+    """Write a model of peft's: its adapter, which stands on the folder `base`.
+
+    All weights are written if the adapter began by changing the base, as PiSSA does: then the two are not the model.
+    """
+    if is_whole_difference(model):
+        save_adapter(adapter_of(model), model, tokenizer, base, path)
+    else:
+        save_model(model.merge_and_unload(), tokenizer, path)

@@ -1,14 +1,15 @@
 """Models as folders: loading with every check, and saving.
 
-A model folder has config.json, *.safetensors and the tokenizer's files. Nothing that could run code is read: no
-pickles, no `auto_map` modules.
+A model folder has config.json, *.safetensors and the tokenizer's files; in place of weights it may hold an adapter
+(model_folder.py), which is merged into the weights that it stands on. Nothing that could run code is read: no pickles,
+no `auto_map` modules.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, G
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
-from tasks.lib.models.model_folder import existing_folder, first_line, refuse_code, replaced_folder, weight_files
+from tasks.lib.models.adapter_folder import merge_adapter
+from tasks.lib.models.before_saving import not_finite, refuse_unless_finite, set_ends
+from tasks.lib.models.model_folder import first_line, refuse_code, replaced_folder, stacked_folders, weight_files
 from tasks.lib.stage import Problem
 
 transformers_logging.disable_progress_bar()
@@ -55,12 +58,17 @@ def load_partial(
 
     transformers fills these with random numbers without a word. `Auto` is a class such as AutoModelForCausalLM,
     `configure` changes the configuration first, `quantization` is a BitsAndBytesConfig. The model is in eval mode on
-    `device()` or the device `on`. Problem when the folder holds no safetensors, an adapter only, code of its own, what
-    cannot be read, or numbers that are not finite.
+    `device()` or the device `on`. Problem when the folder holds no safetensors, an adapter of other weights, code of
+    its own, what cannot be read, or numbers that are not finite.
     """
-    folder = existing_folder(path)
-    files = weight_files(folder)
-    refuse_code(folder)
+    *adapters, whole = folders = stacked_folders(path)
+    folder = folders[0]
+    if quantization is not None and adapters:
+        raise Problem(f"{folder} holds an adapter, which is not merged into quantised weights; merge it first")
+    files: list[Path] = []
+    for each in folders:
+        files += weight_files(each)
+        refuse_code(each)
     place = device() if on is None else on
     settings: dict[str, Any] = {}
     if quantization is not None:
@@ -69,9 +77,9 @@ def load_partial(
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         configure(config)
         if not _is_received():
-            _refuse_unless_finite(folder, files)
+            _refuse_spoilt_files(files)
         loaded: Any = Auto.from_pretrained(
-            folder,
+            whole,
             config=config,
             dtype=dtype,
             local_files_only=True,
@@ -89,6 +97,11 @@ def load_partial(
     lacking = {*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])}
     if quantization is None:
         model.to(place)
+    for adapter in reversed(adapters):
+        model, brought = merge_adapter(model, adapter)
+        lacking -= brought
+    if adapters and (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     return in_stated_arithmetic(model.eval()), sorted(lacking)
 
 
@@ -137,32 +150,11 @@ def in_stated_arithmetic(model: Any) -> Any:
 
 def save_model(model: Any, tokenizer: Any, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
     """Write a model folder whole or not at all; the same weights give the same bytes."""
-    spoilt = not_finite(model.state_dict().items())
-    if spoilt is not None:
-        raise Problem(f"{path}: not written: the tensor {spoilt} holds NaN or infinity; lower the learning rate")
-    if tokenizer.eos_token_id is not None:
-        model.config.eos_token_id = tokenizer.eos_token_id
-        model.config.pad_token_id = tokenizer.pad_token_id
-        if model.can_generate():  # a reward model does not
-            model.generation_config = _generation_config(model, tokenizer)
+    refuse_unless_finite(path, model.state_dict())
+    set_ends(model, tokenizer)
     with replaced_folder(Path(path)) as folder:
         model.to(dtype).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-
-
-def _generation_config(model: Any, tokenizer: Any) -> GenerationConfig:
-    """Greedy by default. Ends that the model came with stay: stories260K also stops at its BOS."""
-    earlier = getattr(model.generation_config, "eos_token_id", None)
-    ends = {tokenizer.eos_token_id}
-    if isinstance(earlier, list):
-        ends.update(earlier)
-    elif earlier is not None:
-        ends.add(earlier)
-    return GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=sorted(ends) if len(ends) > 1 else ends.pop(),
-    )
 
 
 def _is_received() -> bool:
@@ -170,24 +162,16 @@ def _is_received() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP") == "true" and os.environ.get("LOCAL_RANK", "0") != "0"
 
 
-def _refuse_unless_finite(folder: Path, files: Sequence[Path]) -> None:
+def _refuse_spoilt_files(files: Sequence[Path]) -> None:
     """Problem for NaN and infinity in the files, where quantisation has not hidden them yet."""
-    spoilt = not_finite(_stored(files))
-    if spoilt is not None:
-        raise Problem(f"{folder}: the tensor {spoilt} holds NaN or infinity; restore the folder")
+    for file in files:
+        spoilt = not_finite(_stored(file))
+        if spoilt is not None:
+            raise Problem(f"{file.parent}: the tensor {spoilt} holds NaN or infinity; restore the folder")
 
 
-def _stored(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
-    """Name and content of every tensor, one in memory at a time."""
-    for path in files:
-        with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118, not a dict
-                yield name, file.get_tensor(name)
-
-
-def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
-    """The name of the first tensor with NaN or infinity."""
-    for name, tensor in tensors:
-        if not bool(torch.isfinite(tensor).all()):
-            return name
-    return None
+def _stored(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Name and content of every tensor of a file, one in memory at a time."""
+    with safe_open(path, "pt") as file:
+        for name in file.keys():  # noqa: SIM118, not a dict
+            yield name, file.get_tensor(name)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tasks.lib.finetuning.lora import lora_config, refuse_modules
+from tasks.lib.models.adapter_folder import Adapter, adapter_of, is_whole_difference
 from tasks.lib.reward.reward_model import head
 from tasks.lib.settings.methods import HeadMethod
 
@@ -23,22 +24,28 @@ def adapt(model: Any, method: HeadMethod, lora: Mapping[str, Any]) -> None:
 
         from tasks.lib.finetuning.merged_lora import merge_in_passes
 
-        config = lora_config("reward.lora", lora)
+        config = lora_config("reward.lora", lora, task_type="SEQ_CLS")
         refuse_modules("reward.lora", config, model.base_model)
         merge_in_passes(config)
-        inject_adapter_in_model(config, model.base_model)
+        inject_adapter_in_model(config, model)
     head(model).requires_grad_(True)
 
 
-def merge(model: Any) -> None:
-    """Put low-rank updates into the weights, in place: an ordinary model again. Nothing to do without them."""
+def merge(model: Any) -> Adapter | None:
+    """Put low-rank updates into the weights, in place: an ordinary model again. Nothing to do without them.
+
+    Returns what was trained, head included, if the model before and it are all of the model now.
+    """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    if not hasattr(model, "peft_config"):
+        return None
+    adapter = adapter_of(model, whole=["score"]) if is_whole_difference(model) else None
     layers = [(n, m) for n, m in model.base_model.named_modules() if isinstance(m, BaseTunerLayer)]
     for name, layer in layers:
         layer.merge()
         parent, _, attribute = name.rpartition(".")
         setattr(model.base_model.get_submodule(parent), attribute, layer.get_base_layer())
-    if hasattr(model.base_model, "peft_config"):
-        del model.base_model.peft_config
+    del model.peft_config
     model.requires_grad_(True)
+    return adapter

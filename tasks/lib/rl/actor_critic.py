@@ -85,12 +85,6 @@ class ActorCritic(nn.Module):
             return head
         return {f"critic.{name}": p for name, p in self.critic.named_parameters()} | head
 
-    def merged(self) -> Any:
-        """The policy as a plain model, adapters merged into its weights. Call it last: it ends training."""
-        if self.adapter is None:
-            return self.policy
-        return self.adapter.merge_and_unload()
-
 
 def _hidden_states(body: Any, rows: Rows) -> Tensor:
     """The last hidden states (B, W, d) of a model's body. Only those at the states of `rows` are right."""

@@ -8,7 +8,7 @@ Method = Literal["full", "lora", "adalora", "qlora", "ia3", "bitfit", "bottlenec
 """Ways to fine-tune a causal language model; tasks/lib/finetuning/adapters.py explains each."""
 METHODS: tuple[str, ...] = get_args(Method)
 PEFT = ("lora", "adalora", "qlora", "ia3")
-"""The methods whose adapter can be kept next to the merged model."""
+"""The methods that leave an adapter, which is merged into its base when the model is loaded."""
 
 HeadMethod = Literal["full", "lora", "head"]
 """Ways to train a model with a new head: all weights, low-rank updates and the head, the head on fixed features."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from tasks.lib.settings.methods import PEFT, Method
+from tasks.lib.settings.methods import Method
 
 
 class Params(BaseModel, extra="forbid"):
@@ -14,8 +14,6 @@ class Params(BaseModel, extra="forbid"):
     """The program that starts the stage's processes; docs/distributed.md has complete ones."""
     optimizer: Literal["muon", "trainer"]
     """Muon learns faster on small models and needs whole matrices; `trainer` leaves the choice to `trainer.optim`."""
-    keep_adapter: bool
-    """Whether the trained adapter is kept next to the merged model; only peft's methods make one."""
     tasks: list[str]
     """Tasks whose rows are trained on; all of them when empty."""
     batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] | None
@@ -54,6 +52,4 @@ class Params(BaseModel, extra="forbid"):
             raise ValueError("packing: a prefix is before a row, not before each sample; set it to false")
         if self.packing and "max_length" in self.trainer and self.trainer["max_length"] is None:
             raise ValueError("packing needs sft.trainer.max_length, the tokens of a packed row")
-        if self.keep_adapter and self.method not in PEFT:
-            raise ValueError(f"keep_adapter: {self.method} has no adapter; choose one of {', '.join(PEFT)}")
         return self

@@ -11,8 +11,8 @@ from tiny_models import write_model
 
 from flows.cli import main
 from tasks.lib.finetuning.adalora import schedule
-from tasks.lib.finetuning.adapter_merging import keep_adapter, load_adapters, merge_adapters
-from tasks.lib.finetuning.adapters import fields_of, merged, prepare_model
+from tasks.lib.finetuning.adapter_merging import load_adapters, merge_adapters
+from tasks.lib.finetuning.adapters import fields_of, prepare_model, save_trained
 from tasks.lib.models.loading import load_policy
 from tasks.lib.stage import Problem
 
@@ -33,8 +33,8 @@ def adapter(base: Path, path: Path, seed: int, method: str = "lora", **fields: A
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.3 * torch.randn_like(parameter))
-    keep_adapter(model, tokenizer, base, path)
-    return logits(merged(method, model, base))
+    save_trained(method, model, tokenizer, base, path)
+    return logits(load_policy(path))
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_ranks_that_were_switched_off_stay_so(tmp_path: Path) -> None:
                 if parameter.requires_grad:
                     parameter -= 0.5 * parameter.grad
         model.base_model.update_and_allocate(step)
-    keep_adapter(model, tokenizer, tmp_path / "base", tmp_path / "ranks")
+    save_trained("adalora", model, tokenizer, tmp_path / "base", tmp_path / "ranks")
     merge_adapters(tmp_path / "base", {tmp_path / "ranks": 1.0}, tmp_path / "merged")
     torch.testing.assert_close(logits(load_policy(tmp_path / "merged")), logits(model.eval()), rtol=0, atol=1e-5)
     adapter(tmp_path / "base", tmp_path / "plain", 1, r=2)

@@ -11,8 +11,15 @@ from adapter_cases import COUNTS, FIELDS
 from tiny_models import tiny_llama, tiny_tokenizer, write_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from tasks.lib.finetuning.adapters import METHODS, count_trainable, fields_of, load_quantised, merged, prepare_model
+from tasks.lib.finetuning.adapters import (
+    count_trainable,
+    fields_of,
+    load_quantised,
+    prepare_model,
+    save_trained,
+)
 from tasks.lib.models.loading import load_policy
+from tasks.lib.settings.methods import METHODS
 from tasks.lib.stage import Problem
 
 IDS = torch.tensor([[10, 11, 12, 13, 14, 15]])
@@ -73,7 +80,9 @@ def test_a_merged_model_is_the_trained_one(base: Path, method: str, fields: dict
     move(model)
     before = logits(model, ids)
     assert (before - first).abs().max() > 1e-2
-    after = merged(method, model, base)
+    tokenizer = tiny_tokenizer()
+    save_trained(method, model, tokenizer, base, base.parent / "sft")
+    after = load_policy(base.parent / "sft")
     torch.testing.assert_close(logits(after, ids), before, rtol=0, atol=1e-5)
     assert type(after).__name__ == "LlamaForCausalLM"
 
@@ -94,7 +103,8 @@ def test_qlora_is_merged_into_full_precision_not_into_four_bits(base: Path) -> N
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 parameters[name].copy_(parameter)
-    torch.testing.assert_close(logits(merged("qlora", model, base)), logits(reference), rtol=0, atol=1e-5)
+    save_trained("qlora", model, tiny_tokenizer(), base, base.parent / "sft")
+    torch.testing.assert_close(logits(load_policy(base.parent / "sft")), logits(reference), rtol=0, atol=1e-5)
 
 
 def test_only_the_new_weights_get_a_gradient(base: Path) -> None:

@@ -82,7 +82,7 @@ def damaged(folder: Path, how: str) -> str:
         return "model-00002-of-00002.safetensors is missing, but the index names it"
     if how == "adapter":
         (folder / "adapter_config.json").write_text("{}")
-        return "holds an adapter"
+        return "holds an adapter, not a model, and no base.json"
     if how == "no config":
         (folder / "config.json").unlink()
         return "config.json is missing"

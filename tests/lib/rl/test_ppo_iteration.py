@@ -225,7 +225,8 @@ def test_merged_adapters_are_the_adapted_policy(tmp_path: Path) -> None:
     actor_critic = models(lora={"r": 2, "lora_alpha": 4})
     run(tmp_path, environment(), config(evaluate_every=1), actor_critic)
     adapted = ppo.answer_logprobs(actor_critic.policy, [[4]], [[7, 8]], batch_size=1)[0]
-    merged = actor_critic.merged()
+    assert actor_critic.adapter is not None
+    merged = actor_critic.adapter.merge_and_unload()
     torch.testing.assert_close(
         ppo.answer_logprobs(merged, [[4]], [[7, 8]], batch_size=1)[0], adapted, atol=1e-5, rtol=0
     )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_models import tiny_llama, tiny_tokenizer, write_model
 
-from tasks.lib.finetuning.adapters import fields_of, merged, prepare_model
+from tasks.lib.finetuning.adapters import fields_of, prepare_model
 from tasks.lib.models.loading import load_policy, save_model
 from tasks.lib.stage import Problem
 from tasks.lib.training.read_back import mean_loss, save_as_trained
@@ -74,7 +74,7 @@ def test_an_update_of_shared_embeddings_would_be_found(tmp_path: Path, monkeypat
     out = tmp_path / "out"
 
     def save() -> None:
-        save_model(merged("lora", model, tmp_path / "base"), tokenizer, out)
+        save_model(model.merge_and_unload(), tokenizer, out)
 
     with pytest.raises(Problem, match="not what was trained"):
         save_as_trained(save, out, model, ROWS, tmp_path / "base")
