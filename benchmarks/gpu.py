@@ -30,9 +30,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from random import Random
+from shutil import which
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -209,7 +209,7 @@ def vllm_server(seconds: float) -> Any:
 
 def run_vllm(part: Part, seconds: float, in_process: bool) -> dict[str, Any]:
     """PPO with answers of vLLM, and how far its log-probabilities are from the policy's."""
-    if find_spec("vllm") is None:
+    if which("vllm") is None:
         return {"failed": "vllm is not installed"}
     try:
         server = vllm_server(seconds / 2)

@@ -74,7 +74,7 @@ def instruction(draw: random.Random, number: int, split: str) -> Row:
     return {
         "id": content_id(prompt, number), "source": "made-up", "license": "CC0-1.0", "cluster": "text", "task": "write",
         "template": "plain", "split": split, "answer": answer, "label": answer, "row": content_id(prompt),
-        "messages": [{"role": "user", "content": prompt}], "choices": None, "text": prompt,
+        "messages": [{"role": "user", "content": prompt}], "choices": None, "text": prompt, "measure": "exact",
     }  # fmt: skip
 
 
