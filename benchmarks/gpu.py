@@ -41,6 +41,7 @@ from benchmarks.gpu_parts import FILE, logprob_errors, measured, random_llama, t
 from benchmarks.memory import ROOT, SETTINGS, instruction, write_data
 from flows import plan
 from flows.memory import DEVICES
+from flows.plan_table import memory_of
 from tasks.lib.data.rows import INSTRUCTION, write_parquet
 from tasks.lib.models.chat import load_tokenizer
 from tasks.lib.stage import Problem, read_yaml
@@ -177,14 +178,15 @@ def last_line() -> str:
 
 def plan_of(stage: str) -> dict[str, float]:
     """Bytes of memory that the plan gives the stage, with its libraries on a CPU; none where there is no plan."""
-    from flows.plan_table import LIBRARIES
-
-    on_gpu = os.environ.get("CUDA_VISIBLE_DEVICES") != ""
-    sections = plan.read_sections(read_yaml(Path("params.yaml")))
-    needs = plan.needs(sections, plan.shape_of(sections.base, Path("models/base")), on_gpu)
+    params = read_yaml(Path("params.yaml"))
+    device = plan.device_of("h100", 1)  # any card: how much memory it has decides how large passes are
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        device = plan.device_of("cpu", params["threads"])
+    sections = plan.read_sections(params)
+    needs = plan.needs(sections, plan.shape_of(sections.base, Path("models/base")), device)
     if stage not in needs:
         return {}
-    return {"plan_bytes": needs[stage].memory + (0.0 if on_gpu else LIBRARIES)}
+    return {"plan_bytes": memory_of(stage, needs[stage], device)}
 
 
 def vllm_server(seconds: float) -> Any:

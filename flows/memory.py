@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.lib.models.pass_size import layer_numbers
+from tasks.lib.models.pass_size import CACHE, GPU_SHARE, TRAINING, layer_numbers, tokens_trained_within
+from tasks.lib.settings.methods import PEFT
 
+LARGE = 500_000_000  # parameters above which `precision: auto` keeps weights in 16 bits
 NF4 = 4.127 / 8  # bytes a weight, with double quantisation (arXiv 2305.14314)
 
 
@@ -24,7 +26,12 @@ class Device:
     speed: float
     is_gpu: bool = True
 
+    def for_passes(self, on_cpu: float) -> float:
+        """Bytes that one pass may take (tasks/lib/models/pass_size.py)."""
+        return GPU_SHARE * self.memory / FREE if self.is_gpu else on_cpu
 
+
+FREE = 0.92  # share of a device's memory that is there to be used: the rest is the driver's and fragments
 DEVICES = {  # as the data sheet says: 16-bit operations, dense
     "rtx4090": Device(24e9, 165e12),
     "a100-40": Device(40e9, 312e12),
@@ -33,7 +40,6 @@ DEVICES = {  # as the data sheet says: 16-bit operations, dense
     "h200": Device(141e9, 989e12),
 }
 REACHED = 0.35  # share of a data sheet's speed that training reaches; a guess, to be replaced by your own
-FREE = 0.92  # share of a device's memory that is there to be used: the rest is the driver's and fragments
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,7 @@ class Shape:
     feed_forward: int
     vocabulary: int
     in_and_out: int  # sum over the layers' matrices of inputs plus outputs
+    kept: float = 4.0  # bytes of a weight as it is kept
 
 
 def shape_of_config(config: Any) -> Shape:
@@ -74,18 +81,24 @@ def shape_of_config(config: Any) -> Shape:
     )
 
 
-def trained_bytes(shape: Shape, method: str, adapter: dict[str, Any], on_gpu: bool) -> tuple[float, float]:
+def kept_bytes(precision: str, parameters: int) -> float:
+    """Bytes of a weight as it is kept, by `precision` of params.yaml."""
+    return 2.0 if precision == "bfloat16" or (precision == "auto" and parameters > LARGE) else 4.0
+
+
+def trained_bytes(shape: Shape, method: str, adapter: dict[str, Any]) -> tuple[float, float]:
     """(bytes of the weights, bytes of gradients and optimiser) of a model that is trained with a method here.
 
-    Weights are loaded in float32, gradients are too, and AdamW has two moments: 4 + 4 + 8. Of `qlora` the
-    layers' matrices are in nf4 and the rest in 16 bits on a GPU.
+    What is trained is in float32, its gradients are too, and AdamW has two moments: 4 + 4 + 8. Weights under an
+    adapter stay as they are kept. Of `qlora` the layers' matrices are in nf4 and the rest in float32
+    (peft's prepare_model_for_kbit_training).
     """
     if method == "full":
         return 4.0 * shape.parameters, 12.0 * shape.parameters
     few = trained_parameters(shape, method, adapter)
-    weights = 4.0 * shape.parameters
+    weights = (shape.kept if method in PEFT else 4.0) * shape.parameters
     if method == "qlora":
-        weights = NF4 * shape.linear + (2.0 if on_gpu else 4.0) * (shape.parameters - shape.linear)
+        weights = NF4 * shape.linear + 4.0 * (shape.parameters - shape.linear)
     # the rows of a soft prompt are part of the vocabulary's matrix, and its gradient is whole
     moved = shape.vocabulary * shape.hidden if method == "prompt" else few
     return weights + 4.0 * few, 12.0 * moved
@@ -127,14 +140,39 @@ def trained_parameters(shape: Shape, method: str, adapter: dict[str, Any]) -> in
     return counts[method]
 
 
-def activation_bytes(shape: Shape, tokens: int, size: int, *, checkpointing: bool) -> float:
-    """Bytes kept for the backward pass of `tokens` tokens, `size` bytes a number, attention not materialised.
+@dataclass(frozen=True)
+class Arithmetic:
+    """In which numbers a model is passed: bytes of its weights, and whether autocast computes in bf16."""
 
+    weights: float
+    autocast: bool = False
+
+    @property
+    def size(self) -> int:
+        """Bytes of a number that a layer computes."""
+        return 2 if self.autocast or self.weights < 4 else 4
+
+
+def activation_bytes(
+    shape: Shape, tokens: int, how: Arithmetic, *, checkpointing: bool, adapters: bool = False
+) -> float:
+    """Bytes kept for the backward pass of `tokens` tokens, attention not materialised.
+
+    Norms keep float32. Adapters in float32 keep a copy in float32 of what each matrix reads, or a cast one under
+    autocast; matrices that are trained themselves keep what they read, and autocast keeps casts of float32 weights.
     Checkpointing keeps a layer's input and one layer.
     """
-    one = layer_numbers(shape.hidden, shape.key_value, shape.feed_forward)
-    kept = shape.layers * shape.hidden + one if checkpointing else shape.layers * one
-    return float(tokens) * kept * size
+    hidden, key_value, wide, size = shape.hidden, shape.key_value, shape.feed_forward, how.size
+    one = 8.0 * hidden + size * (6 * hidden + 2 * key_value + 4 * wide)
+    if adapters and size == 2:
+        copies = (2 if how.autocast else 4) * (6 * hidden + wide)
+        one = 8.0 * hidden + 2 * (2 * hidden + 2 * key_value + 3 * wide) + copies
+    elif how.autocast and how.weights == 4:  # norms write float32, and each matrix casts what it reads
+        one = 16.0 * hidden + 2 * (7 * hidden + 2 * key_value + 4 * wide)
+    casts = 2.0 * shape.linear if how.autocast and how.weights == 4 else 0.0
+    if checkpointing:
+        return tokens * (shape.layers * hidden * min(how.weights, 4.0) + one) + casts / shape.layers
+    return tokens * shape.layers * one + casts
 
 
 def backward_bytes(shape: Shape, tokens: int, size: int) -> float:
@@ -155,9 +193,26 @@ def cache_bytes(shape: Shape, tokens: int, size: int) -> float:
     return 2.0 * tokens * shape.layers * shape.key_value * size
 
 
-def checkpoint_bytes(shape: Shape, trained: int) -> float:
-    """A saved model in float32, and two checkpoints of what is trained with Adam's two moments."""
-    return 4.0 * shape.parameters + 2 * 12.0 * trained
+def saved_bytes(shape: Shape, method: str, trained: int) -> float:
+    """What a stage saves: the adapter in float32, or all weights as they are kept."""
+    return 4.0 * trained if method in PEFT else shape.kept * shape.parameters
+
+
+def tokens_of_pass(shape: Shape, device: Device, size: float, *, logits: bool) -> int:
+    """Tokens to which a stage cuts a pass that keeps activations, of a model whose weights have `size` bytes."""
+    layer = layer_numbers(shape.hidden, shape.key_value, shape.feed_forward) * int(size)
+    return tokens_trained_within(device.for_passes(TRAINING), shape.layers * layer, shape.vocabulary * logits)
+
+
+def sampling_bytes(shape: Shape, device: Device, rows: int, length: int) -> float:
+    """The KV cache of answers that are sampled side by side, as many as have room, and their logits."""
+    cache = min(cache_bytes(shape, rows * length, int(shape.kept)), device.for_passes(CACHE))
+    return cache + 4.0 * rows * shape.vocabulary
+
+
+def checkpoint_bytes(trained: int) -> float:
+    """Two checkpoints of what is trained, in float32 with Adam's two moments."""
+    return 2 * 12.0 * trained
 
 
 def read_config(path: Path) -> Any:

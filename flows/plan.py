@@ -1,7 +1,7 @@
 """What the stages will need on a device, from params.yaml alone: no weights are loaded and nothing is run.
 
-The formulas are in memory.py; here is which of them each stage needs, as the stages are written: float32 weights,
-bf16 autocast on a GPU.
+The formulas are in memory.py; here is which of them each stage needs, as the stages are written: what is trained is in
+float32, other weights are as `precision` keeps them, passes are in bf16 on a GPU or where weights are.
 """
 
 from __future__ import annotations
@@ -12,32 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from flows import memory
-from flows.memory import Device, Shape
-from tasks.lib.settings import base, dpo, ppo, reward, sample, sft
+from flows.memory import Arithmetic, Device, Shape
+from flows.need import Need
+from flows.plan_export import of_distill, of_evaluate, of_quantize, of_release
+from tasks.lib.settings import base, distill, dpo, evaluate, ppo, quantize, release, reward, sample, sft
+from tasks.lib.settings.methods import PEFT
 from tasks.lib.stage import Problem, validated
 from tasks.lib.training.launching import PLAIN, Launch, read_launcher
 
+FLOAT32 = "float32"  # the numbers in which weights are kept where `precision` does not say it
 LENGTH = 1024  # TRL's default of `max_length`
 BATCH = 16  # rows of a step, where `per_device_train_batch_size` is left to TRL
 ALONE = read_launcher(PLAIN, "")
 CPU_SPEED = 60e9  # float32 operations per second and thread that training reached on the machine of the demo
-
-
-@dataclass(frozen=True)
-class Need:
-    """Of one stage: bytes on the device by what they are for, operations (None: not known yet), bytes on disk."""
-
-    weights: float
-    training: float  # gradients and optimiser
-    activations: float
-    cache: float  # keys and values of answers that are being sampled
-    operations: float | None
-    disk: float
-
-    @property
-    def memory(self) -> float:
-        # generation and training take turns: the larger of the two counts
-        return self.weights + self.training + max(self.activations, self.cache)
 
 
 @dataclass(frozen=True)
@@ -50,6 +37,11 @@ class Training:
     tokens: int  # of one step on one device
     logit_tokens: int  # those of them that get logits
     checkpointing: bool = False
+    autocast: bool = False
+
+    @property
+    def has_adapters(self) -> bool:
+        return self.method in PEFT
 
 
 @dataclass(frozen=True)
@@ -62,30 +54,41 @@ class Sections:
     reward: reward.Params
     dpo: dpo.Params
     ppo: ppo.Params
+    evaluate: evaluate.Params
+    distill: distill.Params
+    quantize: quantize.Params
+    release: release.Params
+    precision: str = FLOAT32
 
 
 def read_sections(document: Mapping[str, Any]) -> Sections:
     """The validated sections of a params.yaml; Problem for a mistake in one of them."""
+    modules = (base, sft, sample, reward, dpo, ppo, evaluate, distill, quantize, release)
+    sections: dict[str, Any] = {}
+    for module in modules:
+        stage = module.__name__.rpartition(".")[2]
+        sections[stage] = validated(stage, module.Params, document[stage])
     return Sections(
-        base=validated("base", base.Params, document["base"]),
-        sft=validated("sft", sft.Params, document["sft"]),
-        sample=validated("sample", sample.Params, document["sample"]),
-        reward=validated("reward", reward.Params, document["reward"]),
-        dpo=validated("dpo", dpo.Params, document["dpo"]),
-        ppo=validated("ppo", ppo.Params, document["ppo"]),
+        **sections,
+        precision=document.get("precision", FLOAT32),
     )
 
 
-def needs(sections: Sections, shape: Shape, on_gpu: bool) -> dict[str, Need]:
+def needs(sections: Sections, shape: Shape, device: Device) -> dict[str, Need]:
     """What each stage needs of one device."""
+    shape = replace(shape, kept=memory.kept_bytes(sections.precision, shape.parameters))
     length = sections.sft.trainer.get("max_length") or LENGTH  # of a prompt with its answer, at most
     return {
-        "base": _of_base(sections.base, shape, on_gpu),
-        "sft": _of_sft(sections.sft, shape, on_gpu),
-        "sample": _of_sample(sections.sample, shape, length),
-        "reward": _of_reward(sections.reward, sections.sample, shape, length, on_gpu),
-        "dpo": _of_dpo(sections.dpo, shape, on_gpu),
-        "ppo": _of_ppo(sections.ppo, shape, length, on_gpu),
+        "base": _of_base(sections.base, shape, device),
+        "sft": _of_sft(sections.sft, shape, device),
+        "sample": _of_sample(sections.sample, shape, length, device),
+        "reward": _of_reward(sections.reward, sections.sample, shape, length, device),
+        "dpo": _of_dpo(sections.dpo, shape, device),
+        "ppo": _of_ppo(sections.ppo, shape, length, device),
+        "evaluate": of_evaluate(sections.evaluate, shape, length, device),
+        "distill": of_distill(sections.distill, shape, length, device),
+        "quantize": of_quantize(sections.quantize, sections.distill, shape, device),
+        "release": of_release(sections.quantize, sections.release, sections.distill, shape, device),
     }
 
 
@@ -98,76 +101,87 @@ def launches(sections: Sections) -> dict[str, Launch]:
     }
 
 
-def _of_training(training: Training, shape: Shape, on_gpu: bool) -> Need:
+def _of_training(training: Training, shape: Shape, device: Device) -> Need:
     """What the model that is trained takes; operations are the stage's to count."""
     adapter, launch = dict(training.adapter), training.launch
-    weights, state = memory.trained_bytes(shape, training.method, adapter, on_gpu)
+    weights, state = memory.trained_bytes(shape, training.method, adapter)
     weights, state = memory.spread_bytes(shape, weights, state, launch.processes, launch.zero)
-    number_bytes = _number_bytes(on_gpu)
-    activations = memory.activation_bytes(shape, training.tokens, number_bytes, checkpointing=training.checkpointing)
-    activations += memory.backward_bytes(shape, training.tokens, number_bytes)
+    how = Arithmetic(shape.kept if training.has_adapters else 4.0, training.autocast)
+    matrices = shape
+    if training.method == "qlora":  # embeddings and norms are in float32, and no matrix is cast
+        how, matrices = Arithmetic(4.0, training.autocast), replace(shape, linear=0)
+    activations = memory.activation_bytes(
+        matrices, training.tokens, how, checkpointing=training.checkpointing, adapters=training.has_adapters
+    )
+    activations += memory.backward_bytes(shape, training.tokens, how.size)
     activations += memory.logits_bytes(shape, training.logit_tokens)
-    disk = memory.checkpoint_bytes(shape, memory.trained_parameters(shape, training.method, adapter))
-    return Need(weights, state, activations, cache=0.0, operations=None, disk=disk)
+    trained = memory.trained_parameters(shape, training.method, adapter)
+    disk = memory.saved_bytes(shape, training.method, trained)
+    return Need(weights, state, activations, 0.0, None, disk, scratch=memory.checkpoint_bytes(trained))
 
 
-def _number_bytes(on_gpu: bool) -> int:
-    return 2 if on_gpu else 4  # bf16, float32
+def _is_autocast(trainer: Mapping[str, Any], shape: Shape, device: Device, *, has_adapter: bool) -> bool:
+    """Whether a trainer of TRL computes in bf16: on a GPU, and on float32 masters of weights that are kept in bf16."""
+    return bool(trainer.get("bf16", device.is_gpu or (shape.kept == 2 and not has_adapter)))
 
 
-def _sampling_bytes(shape: Shape, rows: int, length: int) -> float:
-    """The KV cache of answers that are sampled side by side, and their logits."""
-    return memory.cache_bytes(shape, rows * length, 4) + 4.0 * rows * shape.vocabulary
-
-
-def _of_base(section: base.Params, shape: Shape, on_gpu: bool) -> Need:
+def _of_base(section: base.Params, shape: Shape, device: Device) -> Need:
     settings = section.pretraining
     if not settings.steps:  # loaded on the CPU, checked and written
-        return Need(0.0, 0.0, 0.0, 0.0, 0.0, 4.0 * shape.parameters)
+        disk = shape.kept * shape.parameters
+        of_hub = not Path(section.model).exists() and "/" in section.model  # its files stay in the Hub's cache
+        return Need(0.0, 0.0, 0.0, 0.0, 0.0, disk * (1 + of_hub), host=disk)
     tokens = settings.batch_size * settings.sequence_length
-    need = _of_training(Training("full", {}, ALONE, tokens, logit_tokens=tokens), shape, on_gpu)
+    need = _of_training(Training("full", {}, ALONE, tokens, logit_tokens=tokens), shape, device)
     return replace(need, operations=6.0 * shape.parameters * tokens * settings.steps)
 
 
-def _of_sft(section: sft.Params, shape: Shape, on_gpu: bool) -> Need:
+def _of_sft(section: sft.Params, shape: Shape, device: Device) -> Need:
     launch = read_launcher(section.launcher, "sft")
     trainer = section.trainer
     length = trainer.get("max_length") or LENGTH
     tokens = trainer.get("per_device_train_batch_size", BATCH) * length
     if isinstance(section.batch_tokens, int):
         tokens = section.batch_tokens
-    checkpointing = trainer.get("gradient_checkpointing", on_gpu)
-    training = Training(section.method, section.adapter, launch, tokens, tokens, checkpointing)
+    checkpointing = trainer.get("gradient_checkpointing", device.is_gpu)
+    bf16 = _is_autocast(trainer, shape, device, has_adapter=section.method in PEFT)
+    training = Training(section.method, section.adapter, launch, tokens, tokens, checkpointing, bf16)
     per_token = 4.0 * shape.parameters
     if section.method == "full":  # the weights have gradients too
         per_token = 6.0 * shape.parameters
     steps = trainer.get("max_steps") or _steps(trainer, tokens / length * launch.processes)
     operations = _operations(trainer, per_token * tokens, steps)
-    return replace(_of_training(training, shape, on_gpu), operations=operations)
+    return replace(_of_training(training, shape, device), operations=operations)
 
 
-def _of_sample(section: sample.Params, shape: Shape, longest: int) -> Need:
+def _of_sample(section: sample.Params, shape: Shape, longest: int, device: Device) -> Need:
     rows = section.prompts * section.answers * section.oversample
     length = longest + section.max_new_tokens
-    cache = _sampling_bytes(shape, min(section.batch_size, rows), length)
+    cache = memory.sampling_bytes(shape, device, min(section.batch_size, rows), length)
     operations = 2.0 * shape.parameters * rows * length
-    return Need(4.0 * shape.parameters, 0.0, 0.0, cache, operations, disk=0.0)
+    return Need(shape.kept * shape.parameters, 0.0, 0.0, cache, operations, disk=0.0)
 
 
-def _of_reward(section: reward.Params, sampled: sample.Params, shape: Shape, longest: int, on_gpu: bool) -> Need:
-    tokens = section.training.prompts_per_step * sampled.answers * longest
+def _of_reward(section: reward.Params, sampled: sample.Params, shape: Shape, longest: int, device: Device) -> Need:
+    of_prompt = sampled.answers * longest  # all answers to a prompt are in one pass
+    if section.training.share_prompt:
+        of_prompt = longest + (sampled.answers - 1) * sampled.max_new_tokens
     method, adapter = "full", dict[str, Any]()
     if section.method == "lora":
         method, adapter = "lora", section.lora
+    size = shape.kept if method == "lora" else 4.0
+    limit = section.training.tokens_per_pass or memory.tokens_of_pass(shape, device, size, logits=False)
+    tokens = max(of_prompt, min(limit, section.training.prompts_per_step * of_prompt))
     if section.method == "head":  # the body is computed once and keeps nothing for a backward pass
         method, adapter, tokens = "lora", {"r": 0}, 0
-    need = _of_training(Training(method, adapter, ALONE, tokens, logit_tokens=0), shape, on_gpu)
+    bf16 = section.method == "full" and shape.kept == 2
+    need = _of_training(Training(method, adapter, ALONE, tokens, logit_tokens=0, autocast=bf16), shape, device)
     per_token = {"full": 6.0, "lora": 4.0, "head": 2.0}[section.method] * shape.parameters
     scored_tokens = sampled.prompts * sampled.answers * longest
     return replace(need, operations=per_token * scored_tokens * section.training.epochs)
 
 
-def _of_dpo(section: dpo.Params, shape: Shape, on_gpu: bool) -> Need:
+def _of_dpo(section: dpo.Params, shape: Shape, device: Device) -> Need:
     launch = read_launcher(section.launcher, "dpo")
     trainer = section.trainer
     rows = 2 * trainer.get("per_device_train_batch_size", BATCH)  # chosen and rejected
@@ -175,8 +189,9 @@ def _of_dpo(section: dpo.Params, shape: Shape, on_gpu: bool) -> Need:
     method, adapter, per_token = "full", dict[str, Any](), 6.0 * shape.parameters
     if section.lora is not None:
         method, adapter, per_token = "lora", section.lora, 4.0 * shape.parameters
-    checkpointing = trainer.get("gradient_checkpointing", on_gpu)
-    need = _of_training(Training(method, adapter, launch, tokens, tokens, checkpointing), shape, on_gpu)
+    checkpointing = trainer.get("gradient_checkpointing", device.is_gpu)
+    bf16 = _is_autocast(trainer, shape, device, has_adapter=section.lora is not None)
+    need = _of_training(Training(method, adapter, launch, tokens, tokens, checkpointing, bf16), shape, device)
     # with adapters the reference is the policy without them
     if section.lora is None and not trainer.get("precompute_ref_log_probs"):
         reference, _ = memory.spread_bytes(shape, 4.0 * shape.parameters, 0.0, launch.processes, launch.zero)
@@ -185,29 +200,32 @@ def _of_dpo(section: dpo.Params, shape: Shape, on_gpu: bool) -> Need:
     return replace(need, operations=_operations(trainer, per_token * tokens, trainer.get("max_steps")))
 
 
-def _of_ppo(section: ppo.Params, shape: Shape, longest: int, on_gpu: bool) -> Need:
+def _of_ppo(section: ppo.Params, shape: Shape, longest: int, device: Device) -> Need:
     """Policy, reward model, reference (or the policy with its adapters off), critic (or a head on the policy)."""
     launch = read_launcher(section.launcher, "ppo")
     count, rows = shape.parameters, section.batch_size
     length = longest + section.max_new_tokens
     method, adapter, per_update = "full", dict[str, Any](), 6.0
-    other_models = 2  # the reward model and the reference
+    others = shape.kept * count + 4.0 * count  # the reward model, and the reference as the policy is trained
     if section.lora is not None:
         method, adapter, per_update = "lora", section.lora, 4.0
-        other_models = 1
-    training = Training(method, adapter, launch, rows * length, logit_tokens=rows * section.max_new_tokens)
-    need = _of_training(training, shape, on_gpu)
+        others = shape.kept * count
+    size = shape.kept if method == "lora" else 4.0
+    tokens = max(length, min(rows * length, memory.tokens_of_pass(shape, device, size, logits=True)))
+    answered = tokens * section.max_new_tokens // length  # those of them that are of answers
+    training = Training(method, adapter, launch, tokens, logit_tokens=answered)
+    need = _of_training(training, shape, device)
     own_critic = section.critic == "reward"
     if own_critic:  # all its weights are trained
-        other_models += 1
-        kept = memory.activation_bytes(shape, rows * length, _number_bytes(on_gpu), checkpointing=False)
+        others += 4.0 * count
+        kept = memory.activation_bytes(shape, tokens, Arithmetic(4.0), checkpointing=False)
         need = replace(need, training=need.training + 12.0 * count, activations=need.activations + kept)
     per_token = 2.0 * count * (2 + 2 + own_critic)  # rollout, reward, log-probs twice, values
     per_token += section.epochs * per_update * count * (1 + own_critic)
     return replace(
         need,
-        weights=need.weights + 4.0 * count * other_models,
-        cache=_sampling_bytes(shape, rows, length),
+        weights=need.weights + others,
+        cache=memory.sampling_bytes(shape, device, rows, length),
         operations=per_token * section.iterations * section.episodes * length / launch.processes,
     )
 

@@ -21,7 +21,7 @@ def show(document: Mapping[str, Any], targets: Sequence[str], device_name: str, 
     device = plan.device_of(device_name, document["threads"])
     sections = plan.read_sections(document)
     shape = plan.shape_of(sections.base, config)
-    needs = plan.needs(sections, shape, device.is_gpu)
+    needs = plan.needs(sections, shape, device)
     for target in targets:
         if target not in needs:
             raise Problem(f"there is no plan for {target}; stages with a plan: {', '.join(needs)}")
@@ -31,6 +31,10 @@ def show(document: Mapping[str, Any], targets: Sequence[str], device_name: str, 
     print(f"{'':8}" + "".join(f"{column:>12}" for column in COLUMNS))
     for stage, need in needs.items():
         print(f"{stage:8}" + "".join(f"{cell:>12}" for cell in _cells(stage, need, device)))
+    print(_disk(needs))
+    for stage, need in needs.items():
+        if need.host:
+            print(f"{stage}: {_bytes(need.host)} of the machine's own memory, for it works on the CPU there")
     for stage, launch in plan.launches(sections).items():
         if launch.processes > 1 and stage in needs:
             print(f"{stage}: {launch.processes} devices, sharded as by ZeRO {launch.zero}")
@@ -48,19 +52,29 @@ def too_large(document: Mapping[str, Any], device: Device, config: Path | None) 
     except Problem as problem:
         print(f"anneal: not planned: {problem}")
         return {}
-    return _too_large(plan.needs(sections, shape, device.is_gpu), device)
+    return _too_large(plan.needs(sections, shape, device), device)
 
 
 def _too_large(needs: Mapping[str, Need], device: Device) -> dict[str, str]:
     lines = {}
     for stage, need in needs.items():
-        memory = _memory(stage, need, device)
+        memory = memory_of(stage, need, device)
         if memory > device.memory:
             lines[stage] = f"{stage} needs {_bytes(memory)}, the device has {_bytes(device.memory)}"
     return lines
 
 
-def _memory(stage: str, need: Need, device: Device) -> float:
+def _disk(needs: Mapping[str, Need]) -> str:
+    """What the stages leave on the disk, and the most that is there while one of them runs."""
+    kept, most, largest = 0.0, 0.0, ""
+    for stage, need in needs.items():
+        kept += need.disk
+        if kept + need.scratch > most:
+            most, largest = kept + need.scratch, stage
+    return f"disk: {_bytes(kept)} at the end, at most {_bytes(most)}, in {largest}; DVC's cache links to the same files"
+
+
+def memory_of(stage: str, need: Need, device: Device) -> float:
     """What the stage needs, and on a CPU its libraries."""
     if device.is_gpu:
         return need.memory
@@ -68,13 +82,13 @@ def _memory(stage: str, need: Need, device: Device) -> float:
 
 
 def _cells(stage: str, need: Need, device: Device) -> list[str]:
-    memory = _memory(stage, need, device)
+    memory = memory_of(stage, need, device)
     mark = " !" if memory > device.memory else ""
     operations, time = "?", "?"
     if need.operations is not None:
         operations, time = f"{need.operations:.1e}", _time(need.operations / device.speed)
     parts = [need.weights, need.training, need.activations, need.cache]
-    return [*map(_bytes, parts), _bytes(memory) + mark, operations, time, _bytes(need.disk)]
+    return [*map(_bytes, parts), _bytes(memory) + mark, operations, time, _bytes(need.disk + need.scratch)]
 
 
 def _bytes(count: float) -> str:

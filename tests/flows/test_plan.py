@@ -10,10 +10,11 @@ from flows import cli, gpu, graph, local_run, params, server
 from flows import plan as planned
 from flows.graph import Graph, Node
 from flows.local_run import Request, refuse_oversize
-from flows.memory import FREE
+from flows.memory import FREE, Device
 from tasks.lib.stage import Problem, read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
+CPU = Device(1e12, 1e12, is_gpu=False)
 
 
 def plan(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
@@ -27,8 +28,8 @@ def test_the_demo_fits_this_machine(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert not end.value.code
     out = capsys.readouterr().out
     assert "memory, FLOPs and time of one cpu" in out
-    assert [line.split()[0] for line in out.splitlines()[2:8]] == [
-        "base", "sft", "sample", "reward", "dpo", "ppo"
+    assert [line.split()[0] for line in out.splitlines()[2:12]] == [
+        "base", "sft", "sample", "reward", "dpo", "ppo", "evaluate", "distill", "quantize", "release"
     ]  # fmt: skip
 
 
@@ -108,7 +109,7 @@ def test_the_plan_of_the_reward_model_follows_its_method() -> None:
     training = {}
     for method in ("full", "lora", "head"):
         params["reward"] |= {"method": method, "lora": {"r": 4} if method == "lora" else {}}
-        training[method] = planned.needs(planned.read_sections(params), shape, False)["reward"].training
+        training[method] = planned.needs(planned.read_sections(params), shape, CPU)["reward"].training
     assert training["full"] == 12 * shape.parameters
     assert training["lora"] == 12 * 4 * shape.in_and_out
     assert training["head"] == 0
@@ -120,7 +121,7 @@ def test_adapters_with_the_default_fields_are_planned_as_adapters(stage: str) ->
     shape = planned.shape_of(planned.read_sections(params).base, None)
     params["ppo"]["critic"] = "policy"
     params[stage]["lora"] = {}
-    needs = planned.needs(planned.read_sections(params), shape, False)
+    needs = planned.needs(planned.read_sections(params), shape, CPU)
     assert needs[stage].training == 12 * 8 * shape.in_and_out
 
 

@@ -31,8 +31,13 @@ def layer_numbers(hidden: int, key_value: int, feed_forward: int) -> int:
 def training_tokens(model: Any, *, logits: bool) -> int:
     """Tokens, padding included, of a pass whose activations are kept, with logits or without."""
     config = model.config.get_text_config()
-    each = config.num_hidden_layers * _layer_bytes(model) + logits * LOGITS_TRAINED * 4 * config.vocab_size
-    return max(1, int(_memory(model, TRAINING) / each))
+    memory, layers = _memory(model, TRAINING), config.num_hidden_layers * _layer_bytes(model)
+    return tokens_trained_within(memory, layers, config.vocab_size * logits)
+
+
+def tokens_trained_within(memory: float, layer_bytes: int, vocabulary: int) -> int:
+    """The same of bytes of memory, bytes a token that all layers keep, and logits a token."""
+    return max(1, int(memory / (layer_bytes + LOGITS_TRAINED * 4 * vocabulary)))
 
 
 def scoring_tokens(model: Any, *, logits: bool) -> int:
