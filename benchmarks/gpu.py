@@ -164,6 +164,8 @@ def run_part(part: Part, seconds: float, in_process: bool) -> dict[str, Any]:
         figures = {"failed": last_line() if isinstance(error, subprocess.CalledProcessError) else str(error)}
     finally:
         FILE.unlink(missing_ok=True)
+        if not out.exists() and part.stage != "base":  # for the parts that need one
+            out.symlink_to("base")
         planned = plan_of(part.stage)
         YAML().dump(params, Path("params.yaml"))
     return {"seconds": time.monotonic() - started} | planned | figures

@@ -48,7 +48,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "evaluate": {
         "models": ["sft", "dpo"], "judge": "none", "reward": False, "max_new_tokens": 48, "kl_prompts": 16,
-        "limit_per_split": 64, "bootstrap_draws": 10, "others": "data/raw/models",
+        "limit_per_split": 64, "bootstrap_draws": 100, "others": "data/raw/models",
     },
     "sample": {"prompts": 24, "max_new_tokens": 48},
     "distill": {
