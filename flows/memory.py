@@ -13,8 +13,8 @@ from typing import Any
 
 from tasks.lib.models.pass_size import CACHE, GPU_SHARE, TRAINING, layer_numbers, tokens_trained_within
 from tasks.lib.settings.methods import PEFT
+from tasks.lib.settings.precision import chosen_precision
 
-LARGE = 500_000_000  # parameters above which `precision: auto` keeps weights in 16 bits
 NF4 = 4.127 / 8  # bytes a weight, with double quantisation (arXiv 2305.14314)
 
 
@@ -82,8 +82,8 @@ def shape_of_config(config: Any) -> Shape:
 
 
 def kept_bytes(precision: str, parameters: int) -> float:
-    """Bytes of a weight as it is kept, by `precision` of params.yaml."""
-    return 2.0 if precision == "bfloat16" or (precision == "auto" and parameters > LARGE) else 4.0
+    """Bytes of a weight as it is kept, by `precision` of params.yaml (tasks/lib/settings/precision.py)."""
+    return 2.0 if chosen_precision(precision, parameters) == "bfloat16" else 4.0
 
 
 def trained_bytes(shape: Shape, method: str, adapter: dict[str, Any]) -> tuple[float, float]:

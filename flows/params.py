@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from flows.fields import fields
-from tasks.lib.stage import PARAMS_FILE, SHARED_KEYS, Problem, read_yaml, validated
+from tasks.lib.stage import PARAMS_FILE, PRECISIONS, SHARED_KEYS, TOP_KEYS, Problem, read_yaml, validated
 
 DVC_FILE = Path("dvc.yaml")
 STAGE = re.compile(r"-m tasks\.(\w+)")
@@ -43,7 +43,7 @@ def problems(path: Path = PARAMS_FILE) -> list[str]:
 
 def _unknown_sections(document: Mapping[str, Any], stages: Collection[str], pipeline: str, path: Path) -> list[str]:
     """Sections of no stage. A section that dvc.yaml names in another way, as of a shell command, is known too."""
-    known = [*stages, *SHARED_KEYS]
+    known = [*stages, *TOP_KEYS]
     for name in document:
         is_named = re.search(rf"\b{re.escape(str(name))}\b", pipeline)
         if is_named and name not in known:
@@ -62,6 +62,9 @@ def _wrong_shared_keys(document: Mapping[str, Any], path: Path) -> list[str]:
         value = document.get(key)
         if not isinstance(value, int):
             lines.append(f"{path}: {key}: expected a whole number, found {value!r}")
+    precision = document.get("precision", PRECISIONS[0])
+    if precision not in PRECISIONS:
+        lines.append(f"{path}: precision: expected one of {', '.join(PRECISIONS)}, found {precision!r}")
     return lines
 
 

@@ -17,10 +17,9 @@ from flows.need import Need
 from flows.plan_export import of_distill, of_evaluate, of_quantize, of_release
 from tasks.lib.settings import base, distill, dpo, evaluate, ppo, quantize, release, reward, sample, sft
 from tasks.lib.settings.methods import PEFT
-from tasks.lib.stage import Problem, validated
+from tasks.lib.stage import PRECISIONS, Problem, validated
 from tasks.lib.training.launching import PLAIN, Launch, read_launcher
 
-FLOAT32 = "float32"  # the numbers in which weights are kept where `precision` does not say it
 LENGTH = 1024  # TRL's default of `max_length`
 BATCH = 16  # rows of a step, where `per_device_train_batch_size` is left to TRL
 ALONE = read_launcher(PLAIN, "")
@@ -58,7 +57,7 @@ class Sections:
     distill: distill.Params
     quantize: quantize.Params
     release: release.Params
-    precision: str = FLOAT32
+    precision: str = PRECISIONS[0]
 
 
 def read_sections(document: Mapping[str, Any]) -> Sections:
@@ -70,7 +69,7 @@ def read_sections(document: Mapping[str, Any]) -> Sections:
         sections[stage] = validated(stage, module.Params, document[stage])
     return Sections(
         **sections,
-        precision=document.get("precision", FLOAT32),
+        precision=document.get("precision", PRECISIONS[0]),
     )
 
 

@@ -20,6 +20,7 @@ from tasks.lib.finetuning.pretraining import blocks, documents, new_llama, perpl
 from tasks.lib.models.chat import load_tokenizer
 from tasks.lib.models.intake import take_in
 from tasks.lib.models.loading import load_policy, save_model
+from tasks.lib.models.precision import chosen_dtype, kept_dtype
 from tasks.lib.plots import curves
 from tasks.lib.settings.base import Params
 from tasks.lib.stage import Problem, Stage, file_hash, main
@@ -32,13 +33,15 @@ OUT = Path("models/base")
 def run(params: Params, stage: Stage) -> None:
     # 1. The model to start from: new, or somebody's.
     facts = write_start(params, stage)
-    model, tokenizer = load_policy(OUT), load_tokenizer(OUT)
+    is_trained = params.pretraining.steps > 0
+    model, tokenizer = load_policy(OUT, dtype=torch.float32 if is_trained else None), load_tokenizer(OUT)
     facts |= {"parameters": sum(p.numel() for p in model.parameters()), "vocabulary": len(tokenizer)}
+    facts["precision"] = str(kept_dtype(OUT)).removeprefix("torch.")
 
     # 2. Pre-training, if there is to be any.
     log: list[dict[str, float]] = []
     panels = {"Loss per token (not trained here)": ["loss"]}
-    if params.pretraining.steps:
+    if is_trained:
         figures, log = pretrained(params, stage, model, tokenizer, facts.get("weights"))
         facts |= figures
         panels = {"Loss per token": ["loss"]}
@@ -49,11 +52,14 @@ def run(params: Params, stage: Stage) -> None:
 def write_start(params: Params, stage: Stage) -> dict[str, Any]:
     """Write models/base: the embedded model with random weights, or the model that is named. Facts for the report."""
     if params.model != "embedded":
-        return take_in(params.model, params.revision, OUT, params.template_date, params.system_role)
+        return take_in(
+            params.model, params.revision, OUT, params.template_date, params.system_role, precision=stage.precision
+        )
     tokenizer = train_tokenizer(documents(params.text), params.tiny.vocab_size)
     torch.manual_seed(stage.seed_of("weights"))
     shape = params.tiny.model_dump(exclude={"vocab_size"})
-    save_model(new_llama(tokenizer, **shape), tokenizer, OUT)
+    model = new_llama(tokenizer, **shape)
+    save_model(model, tokenizer, OUT, dtype=chosen_dtype(stage.precision, model.num_parameters()))
     return {"source": "embedded"}
 
 
@@ -79,6 +85,7 @@ def pretrained(
         "threads": stage.threads,
         "text": file_hash(params.text),
         "start": start,
+        "precision": stage.precision,
     }
     checkpoint = Checkpoint(stage.checkpoints, fingerprint)
     seed = stage.seed_of("batches")
@@ -91,7 +98,7 @@ def pretrained(
     }
     rows = held_out[:ROWS].tolist()
     trained = mean_loss(model, rows)
-    save_model(model, tokenizer, OUT)
+    save_model(model, tokenizer, OUT, dtype=kept_dtype(OUT))
     check_read_back(OUT, trained, lambda: mean_loss(load_policy(OUT), rows))
     checkpoint.clear()
     return figures, log

@@ -21,6 +21,7 @@ from tasks.lib.export.student_training import train_student
 from tasks.lib.models.chat import Messages, all_prompt_ids, answer_text, load_tokenizer
 from tasks.lib.models.generation import generate
 from tasks.lib.models.loading import load_policy, save_model
+from tasks.lib.models.precision import autocast, kept_dtype
 from tasks.lib.plots import curves
 from tasks.lib.settings.distill import Params
 from tasks.lib.stage import Problem, Stage, main
@@ -68,12 +69,14 @@ def run(params: Params, stage: Stage) -> None:
 
     # 3. The student learns them.
     checkpoint = Checkpoint(stage.checkpoints / "student", fingerprint)
-    log = train_student(student, teacher, prompts, targets, params.training, stage, checkpoint, **generation)
+    kept = kept_dtype(params.teacher)
+    with autocast(student, kept):
+        log = train_student(student, teacher, prompts, targets, params.training, stage, checkpoint, **generation)
 
     # 4. Save the student; both answer held-out rows.
     rows = [prompt + answer for prompt, answer in zip(prompts[:ROWS], targets.answers, strict=False)]
     trained = mean_loss(student, rows)
-    save_model(student, tokenizer, OUT)
+    save_model(student, tokenizer, OUT, dtype=kept)
     check_read_back(OUT, trained, lambda: mean_loss(load_policy(OUT), rows))
     stage.report(_compared(teacher, student, tokenizer, heldout, panel, generation))
     curves(Path("reports/plots/distill"), log, "step", {"Loss": ["loss"], "Learning rate": ["learning_rate"]})

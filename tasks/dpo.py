@@ -12,12 +12,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tasks.lib.dpo.dpo_run import train_dpo
 from tasks.lib.dpo.drift import drift
 from tasks.lib.dpo.kto_run import train_kto
 from tasks.lib.dpo.trained_policy import FIGURES, TrainedPolicy
 from tasks.lib.finetuning.lora import save_adapted
 from tasks.lib.models.loading import load_policy, save_model
+from tasks.lib.models.precision import kept_dtype
 from tasks.lib.plots import curves
 from tasks.lib.settings.dpo import Params
 from tasks.lib.stage import Stage, main
@@ -66,7 +69,7 @@ def run(params: Params, stage: Stage) -> None:
 def save(policy: Any, trained: TrainedPolicy) -> None:
     """Write the policy: its weights, or its adapter on the SFT model."""
     if trained.lora is None:
-        save_model(policy, trained.tokenizer, OUT)
+        save_model(policy, trained.tokenizer, OUT, dtype=kept_dtype(SFT))
     else:
         save_adapted(policy, trained.tokenizer, SFT, OUT)
 
@@ -75,8 +78,9 @@ def untrained_policy(lora: Any) -> Any:
     """The SFT model on the CPU, with adapters if they are what is trained: the shell for gathered weights."""
     from peft import get_peft_model
 
-    policy = load_policy(SFT, on="cpu")
-    return policy if lora is None else get_peft_model(policy, lora)
+    if lora is None:
+        return load_policy(SFT, dtype=torch.float32, on="cpu")
+    return get_peft_model(load_policy(SFT, on="cpu"), lora)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,15 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import torch
+
 from tasks.lib.data.rows import read_parquet
 from tasks.lib.evaluation.panel import Panel, read_panel
 from tasks.lib.finetuning.lora import save_adapted
 from tasks.lib.models.chat import all_prompt_ids, answer_text, load_tokenizer
 from tasks.lib.models.loading import load_policy, save_model
 from tasks.lib.models.model_folder import weights_hash
+from tasks.lib.models.precision import kept_dtype
 from tasks.lib.plots import curves
 from tasks.lib.reward import reward_model
 from tasks.lib.rl import ppo_training, rloo_grpo
@@ -48,7 +51,8 @@ PANELS = {
 def run(params: Params, stage: Stage) -> None:
     # 1. Prompts, reward, judge and models.
     panel = read_panel(params.panel) if params.judge == "gold" else None
-    tokenizer, policy = load_tokenizer(SFT), load_policy(SFT)
+    dtype = torch.float32 if params.lora is None else None  # adapters stand on the weights as they are kept
+    tokenizer, policy = load_tokenizer(SFT), load_policy(SFT, dtype=dtype)
     reward, reward_model_if_any = reward_of(params, tokenizer)
     context = reward_model.room_of(policy)
     max_tokens = None if context is None else context - params.max_new_tokens  # of a prompt
@@ -95,7 +99,7 @@ def run(params: Params, stage: Stage) -> None:
 def save(models: ActorCritic, tokenizer: Any) -> None:
     """Write the policy: its weights, or its adapter on the SFT model."""
     if models.adapter is None:
-        save_model(models.policy, tokenizer, OUT)
+        save_model(models.policy, tokenizer, OUT, dtype=kept_dtype(SFT))
     else:
         save_adapted(models.adapter, tokenizer, SFT, OUT)
 

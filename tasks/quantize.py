@@ -18,6 +18,7 @@ from tasks.lib.export.quantisation import weight_error
 from tasks.lib.models.chat import load_tokenizer
 from tasks.lib.models.loading import load_policy, save_model
 from tasks.lib.models.model_folder import is_adapter, replaced_folder
+from tasks.lib.models.precision import kept_dtype
 from tasks.lib.settings.quantize import Params
 from tasks.lib.stage import Stage, main
 
@@ -25,7 +26,7 @@ from tasks.lib.stage import Stage, main
 def run(params: Params, stage: Stage) -> None:
     # 1. Every format is made from the full-precision model, never from another format; an adapter is merged before
     params = params.model_copy(update={"model": merged_folder(params.model, stage)})
-    reference = {name: tensor.float().cpu() for name, tensor in load_policy(params.model).state_dict().items()}
+    reference = load_policy(params.model, on="cpu").state_dict()
     parameters = _parameters(reference)
     figures: dict[str, float] = {"parameters": parameters}
     names = list(dict.fromkeys(params.formats))  # each once
@@ -54,7 +55,7 @@ def merged_folder(model: Path, stage: Stage) -> Path:
     if not is_adapter(model):
         return model
     whole = stage.checkpoints / "model"
-    save_model(load_policy(model, on="cpu"), load_tokenizer(model), whole)
+    save_model(load_policy(model, on="cpu"), load_tokenizer(model), whole, dtype=kept_dtype(model))
     return whole
 
 

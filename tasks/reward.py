@@ -25,6 +25,7 @@ from tasks.lib.models.adapter_folder import save_adapter
 from tasks.lib.models.chat import load_tokenizer
 from tasks.lib.models.loading import load_policy, save_model
 from tasks.lib.models.model_folder import weights_hash
+from tasks.lib.models.precision import autocast, kept_dtype, round_weights
 from tasks.lib.plots import calibration_diagram, curves
 from tasks.lib.reward.baselines import bag_of_words
 from tasks.lib.reward.groups import Group, group_heads, grouped, tokenize
@@ -67,23 +68,27 @@ def run(params: Params, stage: Stage) -> None:
     # 1. The rankings by prompt, and the model that learns them.
     train_rows, heldout_rows = read_parquet(TRAIN), read_parquet(HELDOUT)
     tokenizer = load_tokenizer(SFT)
-    model = from_policy(load_policy(SFT), stage.seed_of("head"), params.heads, params.training.attributes)
+    dtype = torch.float32 if params.method == "full" else None  # what is not trained stays as it is kept
+    model = from_policy(load_policy(SFT, dtype=dtype), stage.seed_of("head"), params.heads, params.training.attributes)
     adapt(model, params.method, params.lora)
     groups = _fitting(model, tokenizer, grouped(train_rows), TRAIN)
 
     # 2. Train.
     checkpoint = Checkpoint(stage.checkpoints, _fingerprint(params, stage.seed))
-    history = train(
-        model,
-        groups,
-        params.training,
-        rated=_read_ratings(model, tokenizer, "train", params.training.attributes),
-        seed=stage.seed_of("order"),
-        checkpoint=checkpoint,
-        progress=stage.progress,
-    )
+    kept = kept_dtype(SFT)
+    with autocast(model, kept):
+        history = train(
+            model,
+            groups,
+            params.training,
+            rated=_read_ratings(model, tokenizer, "train", params.training.attributes),
+            seed=stage.seed_of("order"),
+            checkpoint=checkpoint,
+            progress=stage.progress,
+        )
     trained = _mean_reward(model, groups[0])
     adapter = merge(model)
+    round_weights(model, kept)  # what is measured is what will be loaded
     _set_reward_scale(model, tokenizer, params)
 
     # 3. Compare with annotators on prompts that were not trained on.
@@ -109,7 +114,7 @@ def run(params: Params, stage: Stage) -> None:
     if adapter:
         save_adapter(adapter, model, tokenizer, SFT, OUT)
     else:
-        save_model(model, tokenizer, OUT)
+        save_model(model, tokenizer, OUT, dtype=kept)
     check_read_back(OUT, trained, lambda: _mean_reward(load_reward(OUT), groups[0]))
     scores = _normalised_rewards(model, by_head)
     report = dict(figures)

@@ -38,6 +38,7 @@ from tasks.lib.models.chat import IGNORED, all_example_ids, labels_of, load_toke
 from tasks.lib.models.loading import load_policy
 from tasks.lib.models.model_folder import weights_hash
 from tasks.lib.plots import curves
+from tasks.lib.settings.methods import PEFT
 from tasks.lib.settings.sft import Params
 from tasks.lib.stage import Problem, Stage, file_hash, main
 from tasks.lib.training.distributed import is_first, is_sharded, world_size
@@ -46,7 +47,7 @@ from tasks.lib.training.launching import under_launcher
 from tasks.lib.training.muon import Muon
 from tasks.lib.training.read_back import ROWS, rounding, save_as_trained
 from tasks.lib.training.sharded import gathered, loading_place
-from tasks.lib.training.trainer_config import configured
+from tasks.lib.training.trainer_config import autocast_of, configured
 
 BASE, OUT = Path("models/base"), Path("models/sft")
 TRAIN, VALIDATION = Path("data/curated/train.parquet"), Path("data/curated/validation.parquet")
@@ -66,7 +67,8 @@ def run(params: Params, stage: Stage) -> None:
 
     # 2. The model, frozen but for what the method trains.
     tokenizer = load_tokenizer(BASE)
-    model = load_quantised(BASE) if params.method == "qlora" else load_policy(BASE, on=loading_place())
+    dtype = None if params.method in PEFT else torch.float32  # adapters stand on the weights as they are kept
+    model = load_quantised(BASE) if params.method == "qlora" else load_policy(BASE, dtype=dtype, on=loading_place())
     knowledge = base_knowledge(params, stage, model, tokenizer, config.per_device_eval_batch_size)
     torch.manual_seed(stage.seed_of("adapter"))
     model = prepare_model(params.method, fields, model, tokenizer)
@@ -91,7 +93,9 @@ def run(params: Params, stage: Stage) -> None:
 
     # 5. An adapter is saved as it is, what else was trained as part of the weights. Sharded weights are gathered into
     #    an untrained copy.
-    model = gathered(trainer, lambda: prepare_model(params.method, fields, load_policy(BASE, on="cpu"), tokenizer))
+    model = gathered(
+        trainer, lambda: prepare_model(params.method, fields, load_policy(BASE, dtype=dtype, on="cpu"), tokenizer)
+    )
     if not is_first():
         return
     save_checked(params, config, model, tokenizer, held_out)
@@ -126,6 +130,7 @@ def trainer_config(params: Params, stage: Stage) -> Any:
         stage,
         params.trainer,
         eval_on_start=True,
+        **autocast_of(BASE, params.method in PEFT),
         load_best_model_at_end=params.keep == "best",
         metric_for_best_model="eval_loss",
     )

@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from sections import nested
 
 from flows.params import params_of
-from tasks.lib.stage import SHARED_KEYS, Problem, read_params, read_yaml, validated
+from tasks.lib.stage import TOP_KEYS, Problem, read_params, read_yaml, validated
 
 ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "params.yaml"
@@ -99,7 +99,7 @@ def test_a_string_that_names_a_file_or_folder_is_a_path() -> None:
 
 
 def test_no_section_without_a_stage() -> None:
-    assert sorted(set(read_yaml(FILE)) - {*SHARED_KEYS}) == STAGES
+    assert sorted(set(read_yaml(FILE)) - {*TOP_KEYS}) == STAGES
 
 
 def test_a_repeated_key_is_an_error_that_names_its_line(tmp_path: Path) -> None:
@@ -114,8 +114,8 @@ def test_a_preset_fits_the_schemas(preset: Path) -> None:
     overlay = read_yaml(preset)
     assert isinstance(overlay, dict) and overlay
     laid = merged(read_yaml(FILE), overlay)
-    assert set(laid) == {*SHARED_KEYS, *STAGES}, "a section of no stage"
-    for stage in set(overlay) - {*SHARED_KEYS}:
+    assert set(laid) == {*TOP_KEYS, *STAGES}, "a section of no stage"
+    for stage in set(overlay) - {*TOP_KEYS}:
         validated(stage, params_of(stage), laid[stage], preset)
 
 

@@ -30,7 +30,9 @@ UNQUOTED = {  # YAML's message about a text that needs quotes: what to do
     "found unhashable key": "; put a text that begins with { in quotes",
     "mapping values are not allowed here": "; put a text that holds ': ' in quotes",
 }
-SHARED_KEYS = ("seed", "threads")  # the only keys of params.yaml that are not a stage's section
+SHARED_KEYS = ("seed", "threads")  # keys of params.yaml that every stage reads
+PRECISIONS = ("auto", "float32", "bfloat16")
+TOP_KEYS = (*SHARED_KEYS, "precision")  # the only keys that are not a stage's section
 
 P = TypeVar("P", bound=BaseModel)
 
@@ -46,6 +48,7 @@ class Stage:
     name: str
     seed: int = 0
     threads: int = 1
+    precision: str = "auto"  # read by base alone: the other stages keep weights as models/base has them
     # when progress was printed last, in a list because the class is frozen
     _printed: list[float] = dataclasses.field(default_factory=lambda: [0.0], repr=False, compare=False)
 
@@ -219,7 +222,10 @@ def read_params(name: str, Params: type[P], path: Path = PARAMS_FILE) -> tuple[P
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise Problem(f"{path}: {key}: expected a whole number of at least {least}, found {value!r}")
         shared[key] = value
-    return validated(name, Params, document[name], path), Stage(name, **shared)
+    precision = document.get("precision", "auto")
+    if precision not in PRECISIONS:
+        raise Problem(f"{path}: precision: expected one of {', '.join(PRECISIONS)}, found {precision!r}")
+    return validated(name, Params, document[name], path), Stage(name, precision=precision, **shared)
 
 
 def main(file: str, Params: type[P], run: Callable[[P, Stage], None]) -> None:

@@ -72,6 +72,11 @@ def test_the_shared_keys_are_whole_numbers(workspace: Path, head: str, key: str)
     assert f"params.yaml: {key}: expected a whole number" in problem_of("  name: a\n", head)
 
 
+def test_a_precision_that_does_not_exist_is_named(workspace: Path) -> None:
+    head = "seed: 1\nthreads: 1\nprecision: half\n"
+    assert "params.yaml: precision: expected one of auto, float32, bfloat16" in problem_of("  name: a\n", head)
+
+
 def test_a_section_that_is_not_there_is_named(workspace: Path) -> None:
     write("seed: 1\nthreads: 1\n")
     with pytest.raises(Problem, match="the section sft is missing"):

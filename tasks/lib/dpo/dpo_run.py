@@ -29,7 +29,7 @@ from tasks.lib.settings.dpo import Params
 from tasks.lib.stage import Stage
 from tasks.lib.training.hf_trainer import stage_trainer, train
 from tasks.lib.training.sharded import loading_place
-from tasks.lib.training.trainer_config import configured
+from tasks.lib.training.trainer_config import autocast_of, configured
 
 PANELS = {
     "Loss": ["loss", "heldout_loss"],
@@ -48,12 +48,16 @@ def train_dpo(params: Params, stage: Stage, sft: Path, train_file: Path, held_ou
     from tasks.lib.finetuning.merged_lora import merge_in_passes  # imports peft
 
     # 1. Settings first: a wrong one should not cost a minute.
-    defaults = {"precompute_ref_log_probs": True} if params.share_prompt else {}
+    defaults = autocast_of(sft, params.lora is not None)
+    if params.share_prompt:
+        defaults["precompute_ref_log_probs"] = True
     config = configured(DPOConfig, stage, params.trainer, eval_on_start=True, **defaults)
     lora = lora_of(params)
 
+    dtype = torch.float32 if lora is None else None  # an adapter stands on the weights as they are kept
+
     # 2. Rankings become pairs, pairs become ids. A pair that is too long is dropped, never cut.
-    tokenizer, model = load_tokenizer(sft), load_policy(sft, on=loading_place())
+    tokenizer, model = load_tokenizer(sft), load_policy(sft, dtype=dtype, on=loading_place())
     if lora is not None:
         refuse_modules("dpo.lora", lora, model)
         merge_in_passes(lora)
@@ -65,7 +69,7 @@ def train_dpo(params: Params, stage: Stage, sft: Path, train_file: Path, held_ou
     #    log-probabilities in every step; with precompute_ref_log_probs the policy does, before its first step.
     reference = None
     if lora is None and not config.precompute_ref_log_probs:
-        reference = load_policy(sft, on=loading_place())
+        reference = load_policy(sft, dtype=dtype, on=loading_place())
     settings: dict[str, Any] = {}
     if config.precompute_ref_log_probs:
         settings["reference"] = {"weights": weights_hash(sft), "share_prompt": params.share_prompt}

@@ -32,7 +32,7 @@ from tasks.lib.settings.dpo import Params
 from tasks.lib.stage import Problem, Stage
 from tasks.lib.training.hf_trainer import stage_trainer, train
 from tasks.lib.training.sharded import loading_place
-from tasks.lib.training.trainer_config import configured
+from tasks.lib.training.trainer_config import autocast_of, configured
 
 PANELS = {
     "Loss": ["loss", "heldout_loss"],
@@ -51,11 +51,14 @@ def train_kto(params: Params, stage: Stage, sft: Path, train_file: Path, held_ou
     from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
     # 1. Settings first: a wrong one should not cost a minute.
-    config = configured(KTOConfig, stage, params.trainer, eval_on_start=True)
+    autocast = autocast_of(sft, params.lora is not None)
+    config = configured(KTOConfig, stage, params.trainer, eval_on_start=True, **autocast)
     lora = lora_of(params)
 
+    dtype = torch.float32 if lora is None else None  # an adapter stands on the weights as they are kept
+
     # 2. Rankings or ratings become good and bad answers, these become ids. One that is too long is dropped, never cut.
-    tokenizer, model = load_tokenizer(sft), load_policy(sft, on=loading_place())
+    tokenizer, model = load_tokenizer(sft), load_policy(sft, dtype=dtype, on=loading_place())
     if lora is not None:
         refuse_modules("dpo.lora", lora, model)
     answers = read_answers(tokenizer, train_file, params.thumbs, config.max_length)
@@ -65,7 +68,7 @@ def train_kto(params: Params, stage: Stage, sft: Path, train_file: Path, held_ou
 
     # 3. Train. The reference is the SFT model: loaded a second time, or the policy with its adapter off.
     torch.manual_seed(stage.seed_of("adapter"))
-    reference = load_policy(sft, on=loading_place()) if lora is None else None
+    reference = load_policy(sft, dtype=dtype, on=loading_place()) if lora is None else None
     trainer = stage_trainer(KTOTrainer)(
         model=model,
         ref_model=reference,

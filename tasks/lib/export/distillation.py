@@ -41,10 +41,11 @@ def chosen_layers(layers: int | Sequence[int], count: int) -> list[int]:
 def student_of(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
     """A model made of copies of the teacher's embeddings, head and the given layers (the DistilBERT recipe).
 
-    It is built from a configuration with fewer layers, because each layer knows its place in the KV cache. Problem
-    when the teacher's layers are not one list of modules, or its configuration does not say what each of them is.
+    It is built from a configuration with fewer layers, because each layer knows its place in the KV cache. It is in
+    float32, since all its weights will be trained. Problem when the teacher's layers are not one list of modules, or
+    its configuration does not say what each of them is.
     """
-    student = untrained_student(teacher, layers).to(teacher.dtype).to(teacher.device)  # type: ignore[arg-type]
+    student = untrained_student(teacher, layers).to(teacher.device)  # type: ignore[arg-type]
     place = _place_of_layers(teacher)
     teacher_weights = teacher.state_dict()
     student_weights = {}

@@ -21,6 +21,7 @@ from tasks.lib.export.gguf_vocabulary import adds_prefix_space
 from tasks.lib.export.quantisation import dequantised, quantised_bits, write_bitsandbytes
 from tasks.lib.models.chat import Messages, load_tokenizer
 from tasks.lib.models.loading import load_policy, save_model
+from tasks.lib.models.precision import kept_dtype
 from tasks.lib.settings.quantize import Params
 from tasks.lib.stage import Problem
 
@@ -82,7 +83,7 @@ class ModelFolder:
         return quantised_bits(folder) if self.is_quantised else None
 
     def read(self, folder: Path) -> PreTrainedModel:
-        model: PreTrainedModel = load_policy(folder, on="cpu")
+        model: PreTrainedModel = load_policy(folder, dtype=torch.float32, on="cpu")  # as the gate compares
         return model
 
     def check(
@@ -99,8 +100,10 @@ class ModelFolder:
         return None
 
 
-def write_float32(settings: Params, folder: Path) -> list[str]:
-    save_model(load_policy(settings.model), load_tokenizer(settings.model), folder, dtype=torch.float32)
+def write_kept(settings: Params, folder: Path) -> list[str]:
+    """In the numbers in which the model is kept, which loses nothing."""
+    dtype = kept_dtype(settings.model)
+    save_model(load_policy(settings.model), load_tokenizer(settings.model), folder, dtype=dtype)
     return []
 
 
@@ -165,7 +168,7 @@ class GgufFile:
 
 
 FORMATS: dict[str, Format] = {
-    "safetensors": ModelFolder(write_float32, "transformers"),
+    "safetensors": ModelFolder(write_kept, "transformers"),
     "safetensors-bf16": ModelFolder(write_bfloat16, "transformers"),
     "int8": ModelFolder(write_int8, "transformers, with bitsandbytes", is_quantised=True),
     "nf4": ModelFolder(write_nf4, "transformers, with bitsandbytes", is_quantised=True),

@@ -43,7 +43,7 @@ class Reference:
 
 def answered(params: Params, rows: Sequence[Row], panel: Panel | None) -> Reference:
     """Load the full-precision model and let it answer the rows."""
-    tokenizer, model = load_tokenizer(params.model), load_policy(params.model, on="cpu")
+    tokenizer, model = load_tokenizer(params.model), load_policy(params.model, dtype=torch.float32, on="cpu")
     prompts = all_prompt_ids(tokenizer, [row["messages"] for row in rows])
     answers = _greedy_answers(model, tokenizer, prompts, params)
     return Reference(model, tokenizer, panel, rows, prompts, answers)

@@ -35,7 +35,7 @@ def write_bitsandbytes(source: Path, folder: Path, kind: Kind, threshold: float,
         how = nf4(torch.float32, keep)
     else:
         how = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=threshold, llm_int8_skip_modules=keep)
-    model = load_model(source, AutoModelForCausalLM, quantization=how, on="cpu")
+    model = load_model(source, AutoModelForCausalLM, quantization=how, dtype=torch.float32, on="cpu")
     share = quantised_share(model, keep)
     if share < LEAST_SHARE:
         raise Problem(

@@ -14,6 +14,7 @@ import torch
 from tasks.lib.models.chat import load_tokenizer
 from tasks.lib.models.loading import load_policy, save_model
 from tasks.lib.models.model_folder import BASE, origin_of, weights_hash
+from tasks.lib.models.precision import kept_dtype
 from tasks.lib.stage import Problem
 
 
@@ -47,7 +48,7 @@ def merge_adapters(base: Path, weighted: Mapping[Path, float], into: Path) -> No
 
     Problem for an adapter that is not a sum of updates (DoRA, (IA)^3), or that trained other weights as well.
     """
-    whole = load_policy(base)
+    whole = load_policy(base, dtype=torch.float32)  # rounded once, after the last sum
     for folder, share in weighted.items():
         adapted = load_adapters(base, {"default": folder})
         config = adapted.peft_config["default"]
@@ -58,4 +59,4 @@ def merge_adapters(base: Path, weighted: Mapping[Path, float], into: Path) -> No
             if hasattr(layer, "get_delta_weight"):
                 weight = whole.get_submodule(name).weight
                 weight += share * layer.get_delta_weight("default").to(weight)
-    save_model(whole, load_tokenizer(base), into)
+    save_model(whole, load_tokenizer(base), into, dtype=kept_dtype(base))

@@ -32,6 +32,7 @@ from tasks.lib.finetuning.lora import lora_config, refuse_fields, refuse_modules
 from tasks.lib.finetuning.soft_prompt import with_soft_prompt
 from tasks.lib.models.loading import load_model, nf4, save_model
 from tasks.lib.models.model_folder import replaced_folder
+from tasks.lib.models.precision import kept_dtype
 from tasks.lib.settings.methods import PEFT
 from tasks.lib.stage import Problem, known_keys
 
@@ -133,7 +134,9 @@ def save_trained(method: str, model: Any, tokenizer: Any, base: Path, path: Path
     elif method == "prefix":
         save_prefix(model, tokenizer, path)
     else:
-        save_model(without_bottleneck(model) if method == "bottleneck" else model, tokenizer, path)
+        if method == "bottleneck":
+            model = without_bottleneck(model)
+        save_model(model, tokenizer, path, dtype=kept_dtype(base))
 
 
 def load_quantised(base: Path) -> Any:

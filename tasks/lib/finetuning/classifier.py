@@ -42,7 +42,7 @@ def load_classifier(path: Path, labels: Sequence[str], method: HeadMethod, seed:
             turn_off_dropout(config)  # fixed features are the same ones in every epoch
 
     torch.manual_seed(seed)
-    model, lacking = load_partial(path, AutoModelForSequenceClassification, configure=configure)
+    model, lacking = load_partial(path, AutoModelForSequenceClassification, configure=configure, dtype=torch.float32)
     body = f"{model.base_model_prefix}."
     for name in lacking:
         is_pooler = "pooler" in name.split(".")  # BERT's, for a head: no masked LM trains it

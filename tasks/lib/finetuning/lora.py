@@ -9,6 +9,7 @@ from typing import Any
 
 from tasks.lib.models.adapter_folder import adapter_of, is_whole_difference, save_adapter
 from tasks.lib.models.loading import save_model
+from tasks.lib.models.precision import kept_dtype
 from tasks.lib.stage import Problem, known_keys
 
 REFUSED = {  # fields of LoraConfig with which the result is no plain model, or not the one that was trained
@@ -107,4 +108,4 @@ def save_adapted(model: Any, tokenizer: Any, base: Path, path: Path) -> None:
     if is_whole_difference(model):
         save_adapter(adapter_of(model), model, tokenizer, base, path)
     else:
-        save_model(model.merge_and_unload(), tokenizer, path)
+        save_model(model.merge_and_unload(), tokenizer, path, dtype=kept_dtype(base))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tasks.lib.models.before_saving import refuse_unless_finite, set_ends
 from tasks.lib.models.model_folder import ADAPTER, BASE, first_line, replaced_folder, weights_hash
+from tasks.lib.models.precision import kept_dtype
 from tasks.lib.stage import Problem, write_json
 
 PREFIX = "base_model.model."  # of peft's names for the tensors of the model that it wraps
@@ -66,6 +67,7 @@ def save_adapter(adapter: Adapter, model: Any, tokenizer: Any, base: Path, path:
     set_ends(model, tokenizer)
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
+    config.dtype = kept_dtype(base)
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # of the base while the adapter was trained
     adapter.config.base_model_name_or_path = base.as_posix()

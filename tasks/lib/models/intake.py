@@ -13,6 +13,7 @@ from typing import Any
 from tasks.lib.models.chat import load_tokenizer
 from tasks.lib.models.loading import load_policy, save_model
 from tasks.lib.models.model_folder import OTHER_WEIGHTS, existing_folder, first_line, weights_hash
+from tasks.lib.models.precision import chosen_dtype
 from tasks.lib.models.stored_template import stored_template, turn_end
 from tasks.lib.models.template_proof import refuse_unlike_rows
 from tasks.lib.settings.base import SystemRole
@@ -37,6 +38,8 @@ def take_in(
     into: str | Path,
     template_date: date | None = None,
     system_role: SystemRole = "merge",
+    *,
+    precision: str = "auto",
 ) -> dict[str, Any]:
     """Make what `base.model` names a model folder of the pipeline at `into`.
 
@@ -62,7 +65,7 @@ def take_in(
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     facts["template"] = settle_template(tokenizer, model, template_date, system_role)
-    save_model(policy, tokenizer, into)
+    save_model(policy, tokenizer, into, dtype=chosen_dtype(precision, policy.num_parameters()))
     return facts | {"parameters": sum(p.numel() for p in policy.parameters()), "weights": weights_hash(into)}
 
 

@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 from tasks.lib.models.adapter_folder import merge_adapter
 from tasks.lib.models.before_saving import not_finite, refuse_unless_finite, set_ends
 from tasks.lib.models.model_folder import first_line, refuse_code, replaced_folder, stacked_folders, weight_files
+from tasks.lib.models.precision import kept_dtype, round_weights
 from tasks.lib.stage import Problem
 
 transformers_logging.disable_progress_bar()
@@ -51,15 +52,15 @@ def load_partial(
     *,
     configure: Callable[[Any], None] = lambda config: None,
     quantization: Any = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     on: str | int | None = None,
 ) -> tuple[Any, list[str]]:
     """The model of a folder, and the names of its tensors that the folder lacks or has in another shape, sorted.
 
     transformers fills these with random numbers without a word. `Auto` is a class such as AutoModelForCausalLM,
-    `configure` changes the configuration first, `quantization` is a BitsAndBytesConfig. The model is in eval mode on
-    `device()` or the device `on`. Problem when the folder holds no safetensors, an adapter of other weights, code of
-    its own, what cannot be read, or numbers that are not finite.
+    `configure` changes the configuration first, `quantization` is a BitsAndBytesConfig, `dtype` None that in which the
+    weights are kept. The model is in eval mode on `device()` or the device `on`. Problem when the folder holds no
+    safetensors, an adapter of other weights, code of its own, what cannot be read, or numbers that are not finite.
     """
     *adapters, whole = folders = stacked_folders(path)
     folder = folders[0]
@@ -81,7 +82,7 @@ def load_partial(
         loaded: Any = Auto.from_pretrained(
             whole,
             config=config,
-            dtype=dtype,
+            dtype=dtype or kept_dtype(folder),
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
@@ -105,15 +106,18 @@ def load_partial(
     return in_stated_arithmetic(model.eval()), sorted(lacking)
 
 
-def load_policy(path: str | Path, *, on: str | int | None = None) -> Any:
-    """The causal language model of a folder, in float32 and without dropout. Problem for another kind of model."""
+def load_policy(path: str | Path, *, dtype: torch.dtype | None = None, on: str | int | None = None) -> Any:
+    """The causal language model of a folder, without dropout, in the dtype in which it is kept unless one is given.
+
+    Problem for another kind of model.
+    """
 
     def configure(config: Any) -> None:
         if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
             raise Problem(f"{path}: {config.model_type} is not a causal language model of transformers")
         turn_off_dropout(config)  # log-probs of two passes are compared: it would be noise
 
-    return load_model(path, AutoModelForCausalLM, configure=configure, on=on)
+    return load_model(path, AutoModelForCausalLM, configure=configure, dtype=dtype, on=on)
 
 
 def turn_off_dropout(config: Any) -> None:
@@ -153,7 +157,8 @@ def save_model(model: Any, tokenizer: Any, path: str | Path, *, dtype: torch.dty
     refuse_unless_finite(path, model.state_dict())
     set_ends(model, tokenizer)
     with replaced_folder(Path(path)) as folder:
-        model.to(dtype).save_pretrained(folder)
+        round_weights(model, dtype)
+        model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
 

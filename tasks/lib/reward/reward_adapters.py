@@ -21,6 +21,7 @@ def adapt(model: Any, method: HeadMethod, lora: Mapping[str, Any]) -> None:
     model.requires_grad_(False)
     if method == "lora":
         from peft import inject_adapter_in_model
+        from peft.tuners.tuners_utils import cast_adapter_dtype
 
         from tasks.lib.finetuning.merged_lora import merge_in_passes
 
@@ -28,6 +29,7 @@ def adapt(model: Any, method: HeadMethod, lora: Mapping[str, Any]) -> None:
         refuse_modules("reward.lora", config, model.base_model)
         merge_in_passes(config)
         inject_adapter_in_model(config, model)
+        cast_adapter_dtype(model, "default")  # float32, whatever the weights below are
     head(model).requires_grad_(True)
 
 

@@ -36,21 +36,21 @@ def from_policy(policy: Any, seed: int, heads: int = 1, attributes: Sequence[str
     config.num_labels = heads + len(attributes)
     if config.num_labels > 1:
         config.reward_heads, config.reward_attributes = heads, [*attributes]
-    model = untrained(config)
+    model = untrained(config, policy.dtype)
     model.base_model.load_state_dict(policy.base_model.state_dict())
-    weight = head(model).weight
+    weight = head(model).float().weight
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         weight.copy_(torch.randn(weight.shape, generator=generator) / math.sqrt(weight.shape[1] + 1))
     return model.eval().to(policy.device)
 
 
-def untrained(config: Any) -> Any:
+def untrained(config: Any, dtype: torch.dtype = torch.float32) -> Any:
     """A reward model of this configuration with random weights. Problem when its kind has none in transformers."""
     from transformers import AutoModelForSequenceClassification
 
     try:
-        model = AutoModelForSequenceClassification.from_config(config)
+        model = AutoModelForSequenceClassification.from_config(config, dtype=dtype)
     except ValueError:
         raise Problem(
             f"{config.model_type} has no sequence classification in transformers; choose another base"
@@ -65,6 +65,13 @@ def head(model: Any) -> Any:
     if not isinstance(layer, torch.nn.Linear) or layer.bias is not None:
         raise Problem(f"{type(model).__name__} has no plain linear head named score; choose another base model")
     return layer
+
+
+def head_outputs(model: Any, states: Tensor) -> Tensor:
+    """The outputs (B, N) of the head for hidden states (B, d), in float32, in which the head is trained."""
+    layer = head(model)
+    outputs: Tensor = layer(states.to(layer.weight.dtype)).float()
+    return outputs
 
 
 def room_of(model: Any) -> int | None:
@@ -91,7 +98,7 @@ def outputs(model: Any, sequences: Sequence[Sequence[int]]) -> Tensor:
     states = model.base_model(input_ids=ids, attention_mask=is_token.long(), use_cache=False).last_hidden_state
     last = is_token.sum(1) - 1  # (B,)
     row = torch.arange(len(ids), device=ids.device)
-    return head(model)(states[row, last]).float()
+    return head_outputs(model, states[row, last])
 
 
 def rewards(model: Any, sequences: Sequence[Sequence[int]]) -> Tensor:

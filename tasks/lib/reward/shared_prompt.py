@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tasks.lib.models.shared_prefix import branch_mask, branched, common, padded
 from tasks.lib.reward.groups import Group
-from tasks.lib.reward.reward_model import head, outputs
+from tasks.lib.reward.reward_model import head_outputs, outputs
 from tasks.lib.stage import Problem
 
 
@@ -31,7 +31,7 @@ def shared_outputs(model: Any, groups: Sequence[Group]) -> Tensor:
     for number, (_, _, _, ends) in enumerate(rows):
         last_tokens += [(number, end) for end in ends]
     row, last = torch.tensor(last_tokens, device=ids.device).unbind(1)  # (B,) each
-    return head(model)(states[row, last]).float()
+    return head_outputs(model, states[row, last])
 
 
 def row_length(group: Group) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tasks.lib.finetuning.lora import lora_config, refuse_modules
 from tasks.lib.models.logprobs import Rows, last_mlp_at_states, rows_of
+from tasks.lib.models.precision import round_weights
 
 
 class ActorCritic(nn.Module):
@@ -41,6 +42,7 @@ class ActorCritic(nn.Module):
             self.critic, self.value_head = None, _zero_head(policy)
         else:
             self.critic, self.value_head = copy.deepcopy(reward_model.base_model), _reward_head(reward_model)
+            round_weights(self.critic, torch.float32)  # all of them are trained
         self.to(policy.device).eval()
 
     def forward(
@@ -108,7 +110,7 @@ def _reward_head(reward_model: Any) -> nn.Linear:
     mean, std = getattr(config, "reward_mean", 0.0), getattr(config, "reward_std", 1.0)
     heads = getattr(config, "reward_heads", 1)
     head = nn.Linear(reward_model.score.in_features, 1)
-    head.weight.copy_(reward_model.score.weight[:heads].mean(0, keepdim=True) / std)
+    head.weight.copy_(reward_model.score.weight[:heads].float().mean(0, keepdim=True) / std)
     head.bias.fill_(-mean / std)
     return head
 

@@ -15,10 +15,12 @@ import torch
 from transformers import AutoConfig
 
 from tasks.lib.models.loading import load_policy
+from tasks.lib.models.precision import kept_dtype
 from tasks.lib.stage import Problem
 from tasks.lib.training.distributed import is_sharded
 
 ROWS = 8  # are enough: what goes wrong changes every row
+IN_16_BITS = 0.02  # the same, of the figure too, where weights were rounded to 16 bits
 ROUNDING = 1e-3  # nats per token, or units of a raw reward: what merging in float32 may change
 # what every stage sets, or the weights decide
 OWN = {"architectures", "dtype", "transformers_version", "_name_or_path", "bos_token_id", "eos_token_id",
@@ -91,6 +93,8 @@ def check_read_back(
     of `base`, if one is given, but for the keys that are `meant` to differ.
     """
     found, wrong = read(), ""
+    if kept_dtype(path) == torch.bfloat16:
+        tolerance = max(tolerance, IN_16_BITS * (1 + abs(trained)))
     if not abs(found - trained) <= tolerance:  # not more: also when it is NaN
         wrong = f"{found:.4g} where the trained model has {trained:.4g} (loss per token, or reward)"
     elif base is not None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from tasks.lib.models.precision import kept_dtype
 from tasks.lib.stage import Problem, Stage, known_keys
 
 OWNED = {
@@ -84,3 +86,13 @@ def configured(Config: type, stage: Stage, given: Mapping[str, Any], **defaults:
         return Config(**settings)
     except (ValueError, TypeError) as error:
         raise Problem(f"params.yaml: {where}: {str(error).splitlines()[0][:200]}") from None
+
+
+def autocast_of(base: Path, has_adapter: bool) -> dict[str, bool]:
+    """The field for a Trainer that trains the model in the folder `base`: bf16 autocast if its weights are kept so.
+
+    All weights are then trained as float32 masters. Under an adapter they are in bf16 themselves.
+    """
+    if has_adapter or kept_dtype(base) == torch.float32:
+        return {}
+    return {"bf16": True}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_models import tiny_tokenizer, write_model
 
 from tasks.lib.export.gguf_file import write_gguf
@@ -138,6 +139,18 @@ def test_a_quantised_gguf_file_says_from_what_it_was_dequantised(tmp_path: Path)
     save_model(wide, tokenizer, tmp_path / "model")
     facts = take_in(str(gguf_of(tmp_path / "model", "q8_0")), None, tmp_path / "base")
     assert facts["dequantised_from"] == "Q8_0"
+
+
+@pytest.mark.parametrize("is_gguf", [False, True])
+@pytest.mark.parametrize(("precision", "kept"), [("auto", "float32"), ("float32", "float32"), ("bfloat16", "bfloat16")])
+def test_a_model_is_kept_in_the_precision_that_is_asked_for(
+    folder: Path, tmp_path: Path, is_gguf: bool, precision: str, kept: str
+) -> None:
+    model = str(gguf_of(folder)) if is_gguf else str(folder)
+    take_in(model, None, tmp_path / "base", precision=precision)
+    (file,) = (tmp_path / "base").glob("*.safetensors")
+    assert {str(tensor.dtype) for tensor in load_file(file).values()} == {f"torch.{kept}"}
+    assert str(load_policy(tmp_path / "base").dtype) == f"torch.{kept}"
 
 
 def test_a_gguf_file_may_lie_in_an_installed_package(
