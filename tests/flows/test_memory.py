@@ -39,6 +39,8 @@ def test_planned_parameters_are_those_that_are_trained(method: str) -> None:
     [
         ("smollm2-135m", 0.134515),
         ("llama-8b-qlora", 8.030261),
+        ("llama-8b-lora", 8.030261),
+        ("qwen-8b", 8.190735),
         ("llama-70b-fsdp2", 70.553706),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,17 @@ def test_eight_billion_in_four_bits_fit_24_gb_and_ppo_of_them_is_refused(
     assert not end.value.code
     with pytest.raises(SystemExit, match=r"ppo needs \d+\.\d GB, the device has 22\.1 GB"):
         plan(monkeypatch, "sft", "ppo", *preset, "--device", "rtx4090")
+
+
+@pytest.mark.parametrize("preset", ["llama-8b-lora", "qwen-8b"])
+def test_all_stages_of_eight_billion_fit_80_gb_and_leave_less_than_60_on_the_disk(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], preset: str
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        plan(monkeypatch, "--preset", f"presets/{preset}.yaml", "--device", "a100-80")
+    assert not end.value.code
+    said = re.search(r"disk: [\d.]+ GB at the end, at most ([\d.]+) GB", capsys.readouterr().out)
+    assert said is not None and float(said[1]) < 60
 
 
 def test_135_million_fit_24_gb(monkeypatch: pytest.MonkeyPatch) -> None:
