@@ -21,4 +21,4 @@ def test_a_real_model_to_a_released_gguf(tmp_path: Path) -> None:
     base = json.loads((folder / "reports/base.json").read_text())
     assert (base["parameters"], base["dequantised_from"]) == (134_515_008, "Q4_1, Q8_0")
     sft = json.loads((folder / "reports/sft.json").read_text())
-    assert sft["validation_loss"] < 0.7 * sft["validation_loss_before"]
+    assert sft["validation_loss"] < 0.9 * sft["validation_loss_before"]
