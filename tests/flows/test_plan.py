@@ -88,9 +88,10 @@ def test_all_stages_of_eight_billion_fit_80_gb_and_leave_less_than_60_on_the_dis
     assert said is not None and float(said[1]) < 60
 
 
-def test_135_million_fit_24_gb(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("preset", ["smollm2", "smollm2-135m"])
+def test_135_million_fit_24_gb(monkeypatch: pytest.MonkeyPatch, preset: str) -> None:
     with pytest.raises(SystemExit) as end:
-        plan(monkeypatch, "--preset", "presets/smollm2-135m.yaml", "--config", "presets/smollm2-135m/config.json",
+        plan(monkeypatch, "--preset", f"presets/{preset}.yaml", "--config", "presets/smollm2-135m/config.json",
              "--device", "rtx4090")  # fmt: skip
     assert not end.value.code
 
