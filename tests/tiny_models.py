@@ -29,6 +29,11 @@ def write_model(path: Path, seed: int = 0) -> Any:
     return tokenizer
 
 
+def files(folder: Path) -> dict[str, bytes]:
+    """Name and content of every file of a folder."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def instruction(number: int) -> dict[str, Any]:
     words = [WORDS[number % 12], WORDS[(number * 7 + 3) % 12]]
     prompt, answer = f"Say the first word {' '.join(words[: 1 + number % 2])}", words[0]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_models import tiny_tokenizer, write_model
+from tiny_models import files, tiny_tokenizer, write_model
 
 from tasks.lib.export.gguf_file import write_gguf
 from tasks.lib.finetuning.pretraining import new_llama
@@ -22,10 +22,6 @@ from tasks.lib.stage import Problem
 def folder(tmp_path: Path) -> Path:
     write_model(tmp_path / "model")
     return tmp_path / "model"
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
-from tiny_models import tiny_llama, tiny_tokenizer, write_model
+from tiny_models import files, tiny_llama, tiny_tokenizer, write_model
 
 from tasks.lib.models import loading
 from tasks.lib.models.chat import load_tokenizer
@@ -20,10 +20,6 @@ from tasks.lib.stage import Problem
 def folder(tmp_path: Path) -> Path:
     write_model(tmp_path / "model")
     return tmp_path / "model"
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_saving_what_was_loaded_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
