@@ -15,9 +15,10 @@ from flows import memory
 from flows.memory import Arithmetic, Device, Shape
 from flows.need import Need
 from flows.plan_export import of_distill, of_evaluate, of_quantize, of_release
+from tasks.lib.sections import read_sections as validated_sections
 from tasks.lib.settings import base, distill, dpo, evaluate, ppo, quantize, release, reward, sample, sft
 from tasks.lib.settings.methods import PEFT
-from tasks.lib.stage import PRECISIONS, Problem, validated
+from tasks.lib.stage import PRECISIONS, Problem
 from tasks.lib.training.launching import PLAIN, Launch, read_launcher
 
 LENGTH = 1024  # TRL's default of `max_length`
@@ -63,14 +64,8 @@ class Sections:
 def read_sections(document: Mapping[str, Any]) -> Sections:
     """The validated sections of a params.yaml; Problem for a mistake in one of them."""
     modules = (base, sft, sample, reward, dpo, ppo, evaluate, distill, quantize, release)
-    sections: dict[str, Any] = {}
-    for module in modules:
-        stage = module.__name__.rpartition(".")[2]
-        sections[stage] = validated(stage, module.Params, document[stage])
-    return Sections(
-        **sections,
-        precision=document.get("precision", PRECISIONS[0]),
-    )
+    precision = document.get("precision", PRECISIONS[0])
+    return Sections(**validated_sections(document, modules), precision=precision)
 
 
 def needs(sections: Sections, shape: Shape, device: Device) -> dict[str, Need]:

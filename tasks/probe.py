@@ -28,9 +28,10 @@ from tasks.lib.models.model_folder import first_line
 from tasks.lib.models.probing import LONG, probes
 from tasks.lib.reward.reward_adapters import adapt
 from tasks.lib.reward.reward_model import untrained
+from tasks.lib.sections import read_sections
 from tasks.lib.settings import distill, dpo, evaluate, ppo, quantize, release, reward, sample, sft
 from tasks.lib.settings.probe import Params
-from tasks.lib.stage import PARAMS_FILE, Problem, Stage, main, read_yaml, validated
+from tasks.lib.stage import PARAMS_FILE, Problem, Stage, main, read_yaml
 
 BASE = Path("models/base")
 ALWAYS = {  # what every run needs, whatever its parameters
@@ -69,7 +70,8 @@ class Wishes:
 
 def run(params: Params, stage: Stage) -> None:
     # 1. What is asked for
-    wishes = read_wishes()
+    modules = (sft, sample, reward, dpo, ppo, evaluate, distill, quantize, release)
+    wishes = Wishes(**read_sections(read_yaml(PARAMS_FILE), modules))
     model, tokenizer = load_policy(BASE), load_tokenizer(BASE)
 
     # 2. What the model can do
@@ -88,14 +90,6 @@ def run(params: Params, stage: Stage) -> None:
         raise Problem("\n".join(mistakes))
     able = {name: not reason for name, reason in reasons.items()}
     stage.report(facts | able | {"failed": len(able) - sum(able.values())})
-
-
-def read_wishes() -> Wishes:
-    document, sections = read_yaml(PARAMS_FILE), dict[str, Any]()
-    for module in (sft, sample, reward, dpo, ppo, evaluate, distill, quantize, release):
-        name = module.__name__.rpartition(".")[2]
-        sections[name] = validated(name, module.Params, document[name])
-    return Wishes(**sections)
 
 
 def facts_of(model: Any) -> dict[str, Any]:

@@ -18,11 +18,10 @@ from tasks.lib.dpo.trained_policy import (
     TrainedPolicy,
     count_trainable,
     fingerprint,
+    load_sft,
     lora_of,
     pad_id,
 )
-from tasks.lib.finetuning.lora import refuse_modules
-from tasks.lib.models.chat import load_tokenizer
 from tasks.lib.models.loading import load_policy
 from tasks.lib.models.model_folder import weights_hash
 from tasks.lib.settings.dpo import Params
@@ -54,12 +53,9 @@ def train_dpo(params: Params, stage: Stage, sft: Path, train_file: Path, held_ou
     config = configured(DPOConfig, stage, params.trainer, eval_on_start=True, **defaults)
     lora = lora_of(params)
 
-    dtype = torch.float32 if lora is None else None  # an adapter stands on the weights as they are kept
-
     # 2. Rankings become pairs, pairs become ids. A pair that is too long is dropped, never cut.
-    tokenizer, model = load_tokenizer(sft), load_policy(sft, dtype=dtype, on=loading_place())
+    tokenizer, model = load_sft(sft, lora)
     if lora is not None:
-        refuse_modules("dpo.lora", lora, model)
         merge_in_passes(lora)
     pairs = read_pairs(tokenizer, train_file, params.pairs_per_prompt, config.max_length)
     held_out = read_pairs(tokenizer, held_out_file, params.pairs_per_prompt, config.max_length)
@@ -69,7 +65,7 @@ def train_dpo(params: Params, stage: Stage, sft: Path, train_file: Path, held_ou
     #    log-probabilities in every step; with precompute_ref_log_probs the policy does, before its first step.
     reference = None
     if lora is None and not config.precompute_ref_log_probs:
-        reference = load_policy(sft, dtype=dtype, on=loading_place())
+        reference = load_policy(sft, dtype=torch.float32, on=loading_place())
     settings: dict[str, Any] = {}
     if config.precompute_ref_log_probs:
         settings["reference"] = {"weights": weights_hash(sft), "share_prompt": params.share_prompt}

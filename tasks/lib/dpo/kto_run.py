@@ -22,11 +22,10 @@ from tasks.lib.dpo.trained_policy import (
     TrainedPolicy,
     count_trainable,
     fingerprint,
+    load_sft,
     lora_of,
     pad_id,
 )
-from tasks.lib.finetuning.lora import refuse_modules
-from tasks.lib.models.chat import load_tokenizer
 from tasks.lib.models.loading import load_policy
 from tasks.lib.settings.dpo import Params
 from tasks.lib.stage import Problem, Stage
@@ -55,12 +54,8 @@ def train_kto(params: Params, stage: Stage, sft: Path, train_file: Path, held_ou
     config = configured(KTOConfig, stage, params.trainer, eval_on_start=True, **autocast)
     lora = lora_of(params)
 
-    dtype = torch.float32 if lora is None else None  # an adapter stands on the weights as they are kept
-
     # 2. Rankings or ratings become good and bad answers, these become ids. One that is too long is dropped, never cut.
-    tokenizer, model = load_tokenizer(sft), load_policy(sft, dtype=dtype, on=loading_place())
-    if lora is not None:
-        refuse_modules("dpo.lora", lora, model)
+    tokenizer, model = load_sft(sft, lora)
     answers = read_answers(tokenizer, train_file, params.thumbs, config.max_length)
     held_out = read_answers(tokenizer, held_out_file, params.thumbs, config.max_length)
     dropped = f"{answers.too_long} dropped, longer than {config.max_length} tokens"
@@ -68,7 +63,7 @@ def train_kto(params: Params, stage: Stage, sft: Path, train_file: Path, held_ou
 
     # 3. Train. The reference is the SFT model: loaded a second time, or the policy with its adapter off.
     torch.manual_seed(stage.seed_of("adapter"))
-    reference = load_policy(sft, dtype=dtype, on=loading_place()) if lora is None else None
+    reference = load_policy(sft, dtype=torch.float32, on=loading_place()) if lora is None else None
     trainer = stage_trainer(KTOTrainer)(
         model=model,
         ref_model=reference,

@@ -8,11 +8,16 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import torch
+
 from tasks.lib.data.rows import Row
-from tasks.lib.finetuning.lora import lora_config
+from tasks.lib.finetuning.lora import lora_config, refuse_modules
+from tasks.lib.models.chat import load_tokenizer
+from tasks.lib.models.loading import load_policy
 from tasks.lib.models.model_folder import weights_hash
 from tasks.lib.settings.dpo import Params
 from tasks.lib.stage import Stage, file_hash
+from tasks.lib.training.sharded import loading_place
 
 FIGURES = {  # in TRL's log: in our curves
     "loss": "loss",
@@ -100,6 +105,15 @@ def lora_of(params: Params) -> Any:
         return None
     needs_base = "the reference is the policy with its adapter off"
     return lora_config("dpo.lora", params.lora, needs_base=needs_base, task_type="CAUSAL_LM")
+
+
+def load_sft(folder: Path, lora: Any) -> tuple[Any, Any]:
+    """Tokenizer and model that training begins with. All weights are trained in float32; an adapter stands on the
+    weights as they are kept. Problem for an adapter on modules that the model lacks or shares."""
+    model = load_policy(folder, dtype=torch.float32 if lora is None else None, on=loading_place())
+    if lora is not None:
+        refuse_modules("dpo.lora", lora, model)
+    return load_tokenizer(folder), model
 
 
 def fingerprint(params: Params, stage: Stage, model: Path, files: Sequence[Path]) -> dict[str, Any]:
