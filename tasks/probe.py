@@ -62,11 +62,6 @@ class Wishes:
         """Tokens of the longest row that is trained on, as far as it is limited."""
         return max(each.trainer.get("max_length") or 0 for each in (self.sft, self.dpo))
 
-    @property
-    def longest_answer(self) -> int:
-        stages = (self.sample, self.dpo, self.ppo, self.evaluate, self.distill, self.release)
-        return max(stage.max_new_tokens for stage in stages)
-
 
 def run(params: Params, stage: Stage) -> None:
     # 1. What is asked for
@@ -199,11 +194,13 @@ def too_long(wishes: Wishes, positions: int) -> list[str]:
                 f"params.yaml: {name}.trainer.max_length: {length} tokens exceed the model's {positions} positions; "
                 f"set it to at most {positions}"
             )
-    if wishes.longest_answer >= positions:
-        lines.append(
-            f"params.yaml: max_new_tokens of a stage: {wishes.longest_answer} tokens leave no room for a prompt in the "
-            f"model's {positions} positions; lower it"
-        )
+    for name in ("sample", "dpo", "ppo", "evaluate", "distill", "release"):
+        tokens = getattr(wishes, name).max_new_tokens
+        if tokens >= positions:
+            lines.append(
+                f"params.yaml: {name}.max_new_tokens: {tokens} tokens leave no room for a prompt in the model's "
+                f"{positions} positions; lower it"
+            )
     return lines
 
 

@@ -93,7 +93,7 @@ def test_every_method_is_tried_without_weights(workspace: Path, method: str) -> 
         ("distill.layers", [0, 2], "distill.layers: expected rising layer numbers from 0 to 1, found"),
         ("ppo.lora", {"target_modules": ["nothing"]}, "ppo.lora: .*; set target_modules, or lora to null"),
         ("dpo.lora", {"target_modules": ["nothing"]}, "dpo.lora: .*; set target_modules, or lora to null"),
-        ("release.max_new_tokens", 64, "max_new_tokens of a stage: 64 tokens leave no room for a prompt"),
+        ("release.max_new_tokens", 64, "release.max_new_tokens: 64 tokens leave no room for a prompt"),
     ],
 )
 def test_what_the_model_has_no_place_for_is_refused(workspace: Path, key: str, value: Any, line: str) -> None:
