@@ -20,8 +20,8 @@ from tasks.lib.stage import Problem
 from tasks.lib.training.distributed import is_sharded
 
 ROWS = 8  # are enough: what goes wrong changes every row
-IN_16_BITS = 0.02  # the same, of the figure too, where weights were rounded to 16 bits
 ROUNDING = 1e-3  # nats per token, or units of a raw reward: what merging in float32 may change
+IN_16_BITS = 0.02  # the same, where weights or passes are in 16 bits
 # what every stage sets, or the weights decide
 OWN = {"architectures", "dtype", "transformers_version", "_name_or_path", "bos_token_id", "eos_token_id",
        "pad_token_id", "tie_word_embeddings"}  # fmt: skip
@@ -29,7 +29,7 @@ OWN = {"architectures", "dtype", "transformers_version", "_name_or_path", "bos_t
 
 def rounding(config: Any) -> float:
     """Nats per token that rounding may change after training by this configuration: more where it is in 16 bits."""
-    return 0.02 if config.bf16 or config.fp16 else ROUNDING
+    return IN_16_BITS if config.bf16 or config.fp16 else ROUNDING
 
 
 @torch.no_grad()
