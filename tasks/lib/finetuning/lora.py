@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.lib.models.adapter_folder import adapter_of, is_whole_difference, save_adapter
+from tasks.lib.models.adapter_folder import PLAIN_STARTS, adapter_of, is_whole_difference, save_adapter
 from tasks.lib.models.loading import save_model
 from tasks.lib.models.precision import kept_dtype
 from tasks.lib.stage import Problem, known_keys
@@ -25,8 +25,9 @@ REFUSED = {  # fields of LoraConfig with which the result is no plain model, or 
     "task_type": "the stage sets it",
     "use_bdlora": "it is for serving a model in shards",
 }
-# ways to begin: those that leave the base's weights as they are, and those that move a part of them into the adapter
-KEEP_THE_BASE = (True, "gaussian", "orthogonal", "mica")
+# ways to begin: those that leave the base's weights as they are (MiCA's layers are no plain LoRA, so it is saved with
+# all weights), and those that move a part of them into the adapter
+KEEP_THE_BASE = (*PLAIN_STARTS, "mica")
 SPLIT_THE_BASE = re.compile(r"pissa|pissa_niter_\d+|olora")
 
 
